@@ -1,0 +1,24 @@
+"""Perturbation-restrained sequential model editing as a PEFT method.
+
+Importing this package registers the method ``PRUNE_EDIT`` with PEFT.
+"""
+
+from .errors import AdapterError, EditFailedError, InvalidRequestError, PeftPruneError, UnsupportedModelError
+from .requests import EditRequest, load_requests
+from .tuner import PRUNE_EDIT, PruneEditConfig, PruneEditLayer, PruneEditModel
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRUNE_EDIT",
+    "AdapterError",
+    "EditFailedError",
+    "EditRequest",
+    "InvalidRequestError",
+    "PeftPruneError",
+    "PruneEditConfig",
+    "PruneEditLayer",
+    "PruneEditModel",
+    "UnsupportedModelError",
+    "load_requests",
+]

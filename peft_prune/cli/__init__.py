@@ -1,0 +1,5 @@
+"""The command `peft-prune` (floor 5)."""
+
+from .app import main
+
+__all__ = ["main"]

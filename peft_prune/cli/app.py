@@ -1,0 +1,56 @@
+"""The commands and what they have in common: bad input gives one line and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+import typer
+from rich.console import Console
+
+from .. import __version__
+from ..errors import PeftPruneError
+from .demo import demo
+from .edit import edit
+from .evaluate import evaluate
+from .merge import merge
+from .restrain import restrain
+
+app = typer.Typer(
+    name="peft-prune",
+    help="Edit facts in a language model, keep the model whole, and measure both.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for command in (demo, edit, evaluate, restrain, merge):
+    app.command()(command)
+
+
+@app.callback(invoke_without_command=True)
+def options(version: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code (0 done, 1 failed, 2 bad input, 130 interrupted)."""
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(list(sys.argv[1:] if arguments is None else arguments), "peft-prune", standalone_mode=False)
+    except click.exceptions.Abort:
+        return _complain("interrupted", 130)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (PeftPruneError, ValueError, OSError) as error:
+        return _complain(" ".join(str(error).split()), 2)
+    return result if isinstance(result, int) else 0
+
+
+def _complain(message: str, code: int) -> int:
+    Console(stderr=True, soft_wrap=True).print(f"peft-prune: {message}", markup=False, highlight=False)
+    return code

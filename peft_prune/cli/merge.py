@@ -1,0 +1,32 @@
+"""`peft-prune merge`: write a plain checkpoint with the edits in its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .models import load_adapter, load_model, load_tokenizer, print_json, whole_folder
+
+
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="Folder of the adapter.")],
+    model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
+    dtype: Annotated[str, typer.Option(help="Dtype of the checkpoint; 'auto' keeps the base's.")] = "auto",
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Add an adapter to its base model and write a checkpoint that needs neither PEFT nor this package."""
+    tokenizer = load_tokenizer(model)
+    edited = load_adapter(load_model(model, dtype), adapter)
+    pending = edited.restraint_is_pending()
+    with whole_folder(out, overwrite=overwrite) as folder:
+        edited.merge_and_unload(safe_merge=True, progressbar=not json_output).save_pretrained(str(folder))
+        tokenizer.save_pretrained(str(folder))
+    if json_output:
+        print_json({"checkpoint": str(out), "adapter": str(adapter), "restraint_applied": pending})
+    else:
+        Console().print(f"Merged checkpoint in {out}" + (", the pending restraint applied first" if pending else ""))

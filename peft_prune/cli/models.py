@@ -1,0 +1,102 @@
+"""Load what a command works on, and write what it makes: whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import AdapterError, UnsupportedModelError
+
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+
+
+def load_model(path: str, dtype: str = "float32") -> PreTrainedModel:
+    """The causal language model at ``path`` (a folder or a Hub name), in evaluation mode.
+
+    Raises:
+        UnsupportedModelError: It cannot be loaded, or ``dtype`` is unknown.
+    """
+    if dtype not in DTYPES:
+        raise UnsupportedModelError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UnsupportedModelError(f"model: {path} cannot be loaded: {_first_line(error)}") from None
+    return model.eval()
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the model at ``path``.
+
+    Raises:
+        UnsupportedModelError: It cannot be loaded.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UnsupportedModelError(f"tokenizer: {path} cannot be loaded: {_first_line(error)}") from None
+
+
+def load_adapter(model: PreTrainedModel, path: Path, *, strict_base: bool = False) -> PeftModel:
+    """``model`` with the PRUNE_EDIT adapter of folder ``path``.
+
+    Raises:
+        AdapterError: The folder holds no whole adapter, or one that does not fit the model.
+    """
+    if not (path / "adapter_config.json").is_file():
+        raise AdapterError(f"adapter: {path} holds no adapter_config.json")
+    try:
+        peft_type = json.loads((path / "adapter_config.json").read_text()).get("peft_type")
+        if peft_type != "PRUNE_EDIT":
+            raise AdapterError(f"adapter: {path} is of type {peft_type}, PRUNE_EDIT is accepted")
+        if not (path / "adapter_model.safetensors").is_file():
+            raise AdapterError(f"adapter: {path} holds no adapter_model.safetensors")
+        return PeftModel.from_pretrained(model, str(path), strict_base=strict_base)
+    except AdapterError as error:
+        raise AdapterError(f"{error} ({path})" if str(path) not in str(error) else str(error)) from None
+    except (SafetensorError, json.JSONDecodeError, ValueError, KeyError) as error:
+        raise AdapterError(f"adapter: {path} cannot be loaded: {_first_line(error)}") from None
+
+
+@contextmanager
+def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its place when the block ends without an error.
+
+    Raises:
+        ValueError: ``path`` exists and is not an empty folder, and ``overwrite`` is not set.
+    """
+    occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    if occupied and not overwrite:
+        raise ValueError(f"out: {path} exists; give another folder, or --overwrite")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.exists():
+            path.unlink()
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """One JSON document on standard output, and nothing else there."""
+    print(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,52 @@
+"""`peft-prune restrain`: apply a restraint to a saved adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+from ..errors import AdapterError
+from ..spectral import get_restraint
+from .models import load_adapter, load_model, print_json, whole_folder
+
+
+def restrain(
+    adapter: Annotated[Path, typer.Argument(help="Folder of an adapter that has not been restrained.")],
+    model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
+    out: Annotated[Path, typer.Option(help="Folder for the restrained adapter.")],
+    restraint: Annotated[str, typer.Option(help="log, linear, clip or scale.")] = "log",
+    alpha: Annotated[float, typer.Option(help="Base of the logarithm of 'log', above 1.")] = 1.2,
+    max_rank: Annotated[Optional[int], typer.Option(help="Truncate to this rank after the restraint.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Shrink the singular values of an adapter's update that exceed the base weight's largest one."""
+    get_restraint(restraint, alpha)
+    edited = load_adapter(load_model(model), adapter)
+    config = edited.peft_config["default"]
+    if config.restrained:
+        raise AdapterError(
+            f"adapter: {adapter} is already restrained ({config.restraint}); a restraint acts on the raw update once, "
+            "so give the adapter from before"
+        )
+    config.restraint, config.alpha, config.max_rank = restraint, alpha, max_rank
+    with whole_folder(out, overwrite=overwrite) as folder:
+        edited.restrain()
+        edited.save_pretrained(str(folder))
+    layers = {
+        name: {"rank": layer.rank("default"), "sigma_max_base": layer.sigma_max_base(),
+               "delta_spectral_norm": layer.effective_update("default").spectral_norm()}
+        for name, layer in edited.edited_layers()
+    }
+    if json_output:
+        print_json({"adapter": str(out), "restraint": restraint, "alpha": alpha, "layers": layers})
+    else:
+        for name, figures in layers.items():
+            Console().print(
+                f"{name}: rank {figures['rank']}, ‖ΔW‖₂ {figures['delta_spectral_norm']:.3g} "
+                f"(σmax(W₀) {figures['sigma_max_base']:.3g})"
+            )
+        Console().print(f"Restrained adapter in {out}")

@@ -1,0 +1,23 @@
+"""The exceptions a caller may want to catch by type; each message names the thing, the value and what is accepted."""
+
+from __future__ import annotations
+
+
+class PeftPruneError(Exception):
+    """Base of every error that peft_prune raises on purpose."""
+
+
+class InvalidRequestError(PeftPruneError, ValueError):
+    """An edit request, or the file that holds it, is malformed; the message names the record and the field."""
+
+
+class EditFailedError(PeftPruneError, RuntimeError):
+    """An edit did not take: its update is not finite, or the edited model does not give the target."""
+
+
+class UnsupportedModelError(PeftPruneError, TypeError):
+    """The model, or one of its layers, cannot be edited; the message says why."""
+
+
+class AdapterError(PeftPruneError, ValueError):
+    """A saved adapter is damaged, incomplete, or made for another base."""

@@ -1,0 +1,40 @@
+"""Floor 0: the mathematics of low-rank updates and their restraint; tensors in, tensors out, torch alone."""
+
+from .condition import ConditionNumber, ConditionReport, ProjectedUpdate
+from .lowrank import LowRankUpdate, Spectrum, reorthogonalize, truncate
+from .norms import CountedNorm, counted_sigma_max, sigma_max
+from .restraint import (
+    ClipRestraint,
+    LinearRestraint,
+    LogRestraint,
+    NoRestraint,
+    Restraint,
+    ScaleRestraint,
+    get_restraint,
+    register_restraint,
+    restrain,
+    restraint_names,
+)
+
+__all__ = [
+    "ClipRestraint",
+    "ConditionNumber",
+    "ConditionReport",
+    "CountedNorm",
+    "LinearRestraint",
+    "LogRestraint",
+    "LowRankUpdate",
+    "NoRestraint",
+    "ProjectedUpdate",
+    "Restraint",
+    "ScaleRestraint",
+    "Spectrum",
+    "counted_sigma_max",
+    "get_restraint",
+    "register_restraint",
+    "reorthogonalize",
+    "restrain",
+    "restraint_names",
+    "sigma_max",
+    "truncate",
+]

@@ -1,0 +1,258 @@
+"""Restraints F on the singular values of an accumulated update: one small class each, found by name."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from .checks import require_positive, result_dtype
+from .gram import gram_spectrum, multiply_right
+from .lowrank import LowRankUpdate, Spectrum, decompose
+
+_GRAM_LIMIT = 1e-7
+_ROUNDING_LIMIT = 4e-6
+_PRUNE = "Ma et al., Perturbation-Restrained Sequential Model Editing, ICLR 2025, arXiv 2405.16821"
+
+
+@dataclass(frozen=True)
+class Restraint(ABC):
+    """A function F on singular values that never raises one: min(F(s), s) above m = σmax(W₀), s at or below m.
+
+    A new restraint is a frozen dataclass with ``name``, ``formula``, ``source`` and `above`, under
+    `register_restraint`. Applying a restraint twice is not applying it once, F(F(s)) ≠ F(s): restrain the raw
+    accumulated update only.
+    """
+
+    name: ClassVar[str]
+    formula: ClassVar[str]
+    source: ClassVar[str]
+    uniform: ClassVar[bool] = False
+    """True where one factor scales all of ΔW, so that values at or below m change too."""
+
+    @abstractmethod
+    def above(self, s: Tensor, m: float) -> Tensor:
+        """F at singular values ``s`` > ``m``, unguarded, (k,); called with values at or below m too, then unused."""
+
+    def __call__(self, s: Tensor, m: float) -> Tensor:
+        """The restrained singular values, (k,), in the dtype of ``s``.
+
+        Args:
+            s: Singular values of the accumulated update, (k,).
+            m: Largest singular value of the base weight, σmax(W₀).
+
+        Raises:
+            ValueError: ``m`` is not a finite number above 0, or ``s`` holds NaN, Inf or a negative value.
+        """
+        m = _checked(s, m)
+        # The log form raises values just above m when m < 1/ln α: it is a restraint only with this minimum.
+        return torch.where(s > m, torch.minimum(self.above(s, m), s), s)
+
+
+_REGISTRY: dict[str, type[Restraint]] = {}
+_RestraintType = TypeVar("_RestraintType", bound=type[Restraint])
+
+
+def register_restraint(restraint: _RestraintType) -> _RestraintType:
+    """Class decorator: make a `Restraint` available to `get_restraint` under its ``name``.
+
+    Raises:
+        ValueError: Another class has taken the name.
+    """
+    taken = _REGISTRY.get(restraint.name)
+    if taken is not None and taken.__qualname__ != restraint.__qualname__:
+        raise ValueError(f"name: {restraint.name!r} is already the restraint {taken.__qualname__}")
+    _REGISTRY[restraint.name] = restraint
+    return restraint
+
+
+@register_restraint
+@dataclass(frozen=True)
+class LogRestraint(Restraint):
+    """The restraint of PRUNE; published bases are e, 2, 1.5 and 1.2.
+
+    Args:
+        alpha: Base α of the logarithm, above 1; larger restrains harder.
+
+    Raises:
+        ValueError: ``alpha`` is NaN, Inf or at most 1.
+    """
+
+    alpha: float = 1.2
+
+    name: ClassVar[str] = "log"
+    formula: ClassVar[str] = "log_α(s) − log_α(m) + m"
+    source: ClassVar[str] = _PRUNE
+
+    def __post_init__(self) -> None:
+        _require_alpha(self.alpha)
+
+    def above(self, s: Tensor, m: float) -> Tensor:
+        return torch.log(s / m) / math.log(self.alpha) + m
+
+
+@register_restraint
+@dataclass(frozen=True)
+class LinearRestraint(Restraint):
+    """Halves what lies above m."""
+
+    name: ClassVar[str] = "linear"
+    formula: ClassVar[str] = "s/2 + m/2"
+    source: ClassVar[str] = _PRUNE
+
+    def above(self, s: Tensor, m: float) -> Tensor:
+        return s / 2 + m / 2
+
+
+@register_restraint
+@dataclass(frozen=True)
+class ClipRestraint(Restraint):
+    """Cuts off everything above m."""
+
+    name: ClassVar[str] = "clip"
+    formula: ClassVar[str] = "m"
+    source: ClassVar[str] = "hard limit on the singular values, for comparison"
+
+    def above(self, s: Tensor, m: float) -> Tensor:
+        return torch.full_like(s, m)
+
+
+@register_restraint
+@dataclass(frozen=True)
+class ScaleRestraint(Restraint):
+    """Scales all of ΔW so that its largest singular value becomes m: the control that leaves the shape alone."""
+
+    name: ClassVar[str] = "scale"
+    formula: ClassVar[str] = "s · m / max(s)"
+    source: ClassVar[str] = "uniform scaling of the update, for comparison"
+    uniform: ClassVar[bool] = True
+
+    def above(self, s: Tensor, m: float) -> Tensor:
+        return s * (m / s.max()) if s.numel() else s
+
+    def __call__(self, s: Tensor, m: float) -> Tensor:
+        m = _checked(s, m)
+        return self.above(s, m) if s.numel() and float(s.max()) > m else s
+
+
+@register_restraint
+@dataclass(frozen=True)
+class NoRestraint(Restraint):
+    """Leaves the update as it is."""
+
+    name: ClassVar[str] = "none"
+    formula: ClassVar[str] = "s"
+    source: ClassVar[str] = "no restraint, for comparison"
+
+    def above(self, s: Tensor, m: float) -> Tensor:
+        return s
+
+
+def restraint_names() -> list[str]:
+    """The names that `get_restraint` knows, in the order of registration."""
+    return list(_REGISTRY)
+
+
+def get_restraint(name: str, alpha: float | None = None) -> Restraint:
+    """The restraint of that name.
+
+    Args:
+        name: One of `restraint_names`.
+        alpha: Base of the logarithm for restraints that have one (default 1.2); the others check it and ignore it.
+
+    Raises:
+        ValueError: The name is unknown, or ``alpha`` is NaN, Inf or at most 1.
+    """
+    if name not in _REGISTRY:
+        raise ValueError(f"restraint: {name!r} is unknown, known are {', '.join(restraint_names())}")
+    if alpha is None:
+        return _REGISTRY[name]()
+    _require_alpha(alpha)
+    takes_alpha = any(field.name == "alpha" for field in fields(_REGISTRY[name]))
+    build: Callable[..., Restraint] = _REGISTRY[name]
+    return build(alpha=alpha) if takes_alpha else build()
+
+
+def restrain(update: LowRankUpdate, restraint: Restraint, sigma_max_base: float) -> LowRankUpdate:
+    """F(ΔW): the update with the restraint applied to its singular values (Ma et al. 2025, section 4).
+
+    Only directions with s > m change, ΔW_eff = ΔW − U_k diag(s_k − F(s_k)) V_kᵀ, so one factor is multiplied by a
+    small matrix, B on the shorter side or A, and the other is shared with ``update``. The spectrum comes from the Gram
+    matrices, accumulated in float64, unless one of these calls for a QR of the factors (about three times as slow,
+    balanced factors as in `reorthogonalize`):
+
+    * r > min(out, in);
+    * eps64 · (‖B‖ ‖A‖ / m)³ > 1e-7, with columns of equal norm: Gram matrices lose the directions near m;
+    * eps of the result's dtype · ‖B_eff‖ ‖A‖ / ‖ΔW_eff‖ > 4e-6: the columns cancel, rounding them is not harmless.
+
+    Args:
+        update: The raw accumulated update, never an already restrained one.
+        restraint: The restraint F.
+        sigma_max_base: m = σmax(W₀).
+
+    Returns:
+        The effective update, of rank at most that of ``update``, in float32 (float64 for float64 factors; float16 and
+        bfloat16 factors give float32). The same object where nothing exceeds m, and for `NoRestraint`. For float32
+        factors ‖result − F(ΔW)‖₂ ≤ 1e-5 · ‖F(ΔW)‖₂.
+
+    Raises:
+        ValueError: A factor holds NaN or Inf, or ``sigma_max_base`` is not a finite number above 0.
+    """
+    m = require_positive("sigma_max_base", sigma_max_base)
+    if isinstance(restraint, NoRestraint) or 0 in (update.rank, *update.shape):
+        return update
+    if update.rank > min(update.shape):
+        return _restrain_by_qr(update, restraint, m)
+    spectrum = gram_spectrum(update)
+    if torch.finfo(torch.float64).eps * (spectrum.norm_left * spectrum.norm_right / m) ** 3 > _GRAM_LIMIT:
+        return _restrain_by_qr(update, restraint, m)
+    s_new = restraint(spectrum.s, m)
+    if restraint.uniform:
+        return update if s_new is spectrum.s else _scaled(update, float(s_new[0] / spectrum.s[0]))
+    count = int((spectrum.s > m).sum())
+    if count == 0:
+        return update
+    mixing = spectrum.mixing(s_new, count)
+    left_is_shorter = update.shape[0] <= update.shape[1]
+    product = (
+        spectrum.norm_left_after(mixing) * spectrum.norm_right
+        if left_is_shorter
+        else spectrum.norm_left * spectrum.norm_right_after(mixing)
+    )
+    dtype = result_dtype(update.dtype)
+    if torch.finfo(dtype).eps * product > _ROUNDING_LIMIT * float(s_new.max()):
+        return _restrain_by_qr(update, restraint, m)
+    small = spectrum.unscaled(mixing)
+    if left_is_shorter:
+        return LowRankUpdate(multiply_right(update.B, small, dtype), update.A.to(dtype))
+    return LowRankUpdate(update.B.to(dtype), multiply_right(update.A.T, small.T, dtype).T)
+
+
+def _restrain_by_qr(update: LowRankUpdate, restraint: Restraint, m: float) -> LowRankUpdate:
+    spectrum = decompose(update)
+    if not bool((spectrum.s > m).any()):
+        return update
+    return Spectrum(spectrum.U, restraint(spectrum.s, m), spectrum.Vh).update().to(result_dtype(update.dtype))
+
+
+def _scaled(update: LowRankUpdate, factor: float) -> LowRankUpdate:
+    update = update.to(result_dtype(update.dtype))
+    if update.shape[0] <= update.shape[1]:
+        return update.scaled(factor)
+    return LowRankUpdate(update.B, update.A * factor)
+
+
+def _require_alpha(alpha: float) -> None:
+    if not (math.isfinite(alpha) and alpha > 1):
+        raise ValueError(f"alpha: {alpha} must be a finite number above 1")
+
+
+def _checked(s: Tensor, m: float) -> float:
+    if not bool(((s >= 0) & torch.isfinite(s)).all()):
+        raise ValueError("s: holds NaN, Inf or a negative value, singular values are finite and at least 0")
+    return require_positive("m", m)

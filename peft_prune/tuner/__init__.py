@@ -1,0 +1,10 @@
+"""What PEFT sees of the method: configuration, layer, model (floor 1)."""
+
+from .config import PruneEditConfig
+from .layer import PruneEditLayer, PruneEditLinear
+from .model import PruneEditModel
+from .registration import PRUNE_EDIT, register
+
+__all__ = ["PRUNE_EDIT", "PruneEditConfig", "PruneEditLayer", "PruneEditLinear", "PruneEditModel"]
+
+register(PruneEditConfig, PruneEditModel)

@@ -1,0 +1,123 @@
+"""What stands in a saved adapter, and how a saved one comes back: restrained factors, facts, ranks from the file."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from ..errors import AdapterError
+from ..fingerprint import base_fingerprint
+from ..spectral import LowRankUpdate
+from .config import PruneEditConfig
+from .layer import AccumulatedUpdate, PruneEditLayer, checksum
+from .registration import PREFIX
+
+NamedLayers: TypeAlias = Iterable[tuple[str, PruneEditLayer]]
+
+FACTORS = (PREFIX + "B", PREFIX + "A")
+WRAPPERS = re.compile(r"(base_model\.model\.|_fsdp_wrapped_module\.|_orig_mod\.)")
+
+
+def saved_factors(layers: NamedLayers, adapter_name: str, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of a state dict that change because a restraint was pending or a factor is offloaded.
+
+    Applies the pending restraint, so that the model in memory and the file agree. Where the entries are gathered from
+    shards, and the base weight is not at hand, the restraint stays pending and a warning says so.
+    """
+    changed: dict[str, Tensor] = {}
+    for name, layer in layers:
+        keys = [f"{name.replace('_fsdp_wrapped_module.', '')}.{factor}.{adapter_name}.weight" for factor in FACTORS]
+        present = all(key in entries for key in keys)
+        if not present or entries[keys[0]].shape != layer.prune_edit_B[adapter_name].weight.shape:
+            if layer.restraint_is_pending(adapter_name):
+                warnings.warn(
+                    f"{name}: its factors are sharded, so the pending restraint cannot be applied here; the saved "
+                    "adapter is marked as not restrained"
+                )
+            continue
+        if layer.apply_pending_restraint(adapter_name) or any(entries[key].is_meta for key in keys):
+            update = layer.effective_update(adapter_name)
+            changed.update(zip(keys, (update.B, update.A)))
+    return changed
+
+
+def record_facts(config: PruneEditConfig, layers: NamedLayers, adapter_name: str) -> None:
+    """Note in the configuration what the saved factors are: restrained or not, of which ranks, how many edits."""
+    named = [(WRAPPERS.sub("", name), layer) for name, layer in layers]
+    config.record(
+        restrained=any(layer.is_restrained(adapter_name) for _, layer in named)
+        and not any(layer.restraint_is_pending(adapter_name) for _, layer in named),
+        edits=max((layer.prune_edit_update[adapter_name].edits for _, layer in named), default=0),
+        ranks={name: layer.rank(adapter_name) for name, layer in named},
+    )
+
+
+def load_factors(
+    layers: NamedLayers, config: PruneEditConfig, adapter_name: str, state_dict: dict[str, Tensor]
+) -> None:
+    """Give every layer the rank that the file has for it; PEFT copies the values afterwards.
+
+    Raises:
+        AdapterError: The file lacks a factor, has one of the wrong shape, or has factors that no layer takes.
+    """
+    left = {key for key in state_dict if f".{PREFIX}" in key}
+    for name, layer in layers:
+        name = WRAPPERS.sub("", name)
+        keys = [_key_in_file(f"{name}.{factor}.weight", state_dict) for factor in FACTORS]
+        up, down = (state_dict[key] for key in keys)
+        expected = f"({layer.out_features}, r) and (r, {layer.in_features})"
+        if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0] or (
+            up.shape[0],
+            down.shape[1],
+        ) != (layer.out_features, layer.in_features):
+            raise AdapterError(
+                f"{name}: the adapter's factors are {tuple(up.shape)} and {tuple(down.shape)}, this base needs "
+                f"{expected}; the adapter was made for another base"
+            )
+        layer.set_rank(adapter_name, up.shape[1])
+        pending = 0 if config.restrained or up.shape[1] == 0 else max(config.edits, 1)
+        layer.prune_edit_update[adapter_name] = AccumulatedUpdate(
+            raw_lost=config.restrained,
+            edits=config.edits,
+            pending=pending,
+            checksum=checksum(LowRankUpdate(B=up, A=down)) if config.restrained else None,
+        )
+        left -= set(keys)
+    if left:
+        raise AdapterError(
+            f"{sorted(left)[0]}: the adapter holds factors for a layer that this base does not adapt "
+            f"({len(left)} such factors)"
+        )
+
+
+def check_base(model: nn.Module, config: PruneEditConfig) -> None:
+    """Compare the base weights with those that the adapter was made for, and remember them for saving.
+
+    Raises:
+        AdapterError: They differ, and the configuration asks to be strict.
+    """
+    if any(isinstance(module, PruneEditLayer) and module.merged for module in model.modules()):
+        return
+    fingerprint = base_fingerprint(model)
+    made_for = config.base_fingerprint
+    if made_for is not None and fingerprint is not None and made_for != fingerprint:
+        message = (
+            f"The adapter was made for {config.base_model_name_or_path or 'another base'!s} (weights {made_for}), but "
+            f"the base is {getattr(model, 'name_or_path', '') or type(model).__name__} (weights {fingerprint}). "
+            "Its edits need not hold here."
+        )
+        if config.strict_base:
+            raise AdapterError(message)
+        warnings.warn(message)
+    config.record(base_fingerprint=fingerprint)
+
+
+def _key_in_file(key: str, state_dict: dict[str, Tensor]) -> str:
+    for candidate in ("base_model.model." + key, key):
+        if candidate in state_dict:
+            return candidate
+    raise AdapterError(f"{key}: is missing in the adapter's file; the file is incomplete or made for another base")

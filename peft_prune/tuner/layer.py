@@ -1,0 +1,448 @@
+"""What one adapted linear layer does: factors, restraint, merge, forward."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Optional
+
+import torch
+from accelerate.hooks import AlignDevicesHook
+from accelerate.utils import align_module_device
+from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
+from peft.utils import quantization_extra_repr, resolve_quantization_backend
+from peft.utils.other import transpose
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import AdapterError
+from ..spectral import ConditionNumber, LowRankUpdate, restrain, sigma_max, truncate
+from .config import PruneEditConfig
+from .quantization import is_packed_for_cpu, packed_weight
+from .snapshot import BaseLayerSnapshot
+
+
+@dataclass
+class AccumulatedUpdate:
+    """What a layer knows of one adapter beyond its effective factors.
+
+    Args:
+        raw: The accumulated update as the edits made it; None while the effective factors are the raw ones.
+        raw_lost: The factors were loaded already restrained, so the raw ones are known to the history alone.
+        edits: Number of edits in the update.
+        pending: Number of edits (or, after training, 1) that the restraint has not seen yet.
+        checksum: Of the effective factors when the restraint last acted, by which later training is noticed.
+    """
+
+    raw: LowRankUpdate | None = None
+    raw_lost: bool = False
+    edits: int = 0
+    pending: int = 0
+    checksum: tuple[torch.dtype, float, float] | None = None
+
+
+class PruneEditLayer(BaseTunerLayer):
+    """The adapters of one base layer: effective factors as modules, raw factors beside them."""
+
+    adapter_layer_names = ("prune_edit_A", "prune_edit_B")
+    other_param_names = ("prune_edit_config", "prune_edit_update")
+
+    def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
+        self.base_layer = base_layer
+        self.quantization_backend = resolve_quantization_backend(
+            self.get_base_layer(), get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
+        )
+        self.prune_edit_A = nn.ModuleDict({})
+        self.prune_edit_B = nn.ModuleDict({})
+        self.prune_edit_config: dict[str, PruneEditConfig] = {}
+        self.prune_edit_update: dict[str, AccumulatedUpdate] = {}
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self.cast_input_dtype_enabled = True
+        self._unmerged_base: BaseLayerSnapshot | None = None
+        self._sigma_max_base: float | None = None
+        self._condition: ConditionNumber | None = None
+        base = self.get_base_layer()
+        # PEFT's own rule for what is stored as (in, out)
+        self.fan_in_fan_out = isinstance(base, Conv1D)
+        in_features, out_features = _get_in_out_features(base)
+        if in_features is None or out_features is None:
+            raise TypeError(f"Unsupported layer type {type(base)}; linear layers are accepted")
+        self.in_features: int = in_features
+        self.out_features: int = out_features
+
+    def update_layer(
+        self, adapter_name: str, r: int, config: PruneEditConfig, inference_mode: bool = False, **kwargs: Any
+    ) -> None:
+        """Add an adapter of rank ``r``, or replace the one of that name."""
+        self.prune_edit_config[adapter_name] = config
+        # a restrained file must not be restrained again: F(F(s)) differs from F(s)
+        self.prune_edit_update[adapter_name] = AccumulatedUpdate(raw_lost=config.restrained, edits=config.edits)
+        down, up = torch.zeros(r, self.in_features), torch.zeros(self.out_features, r)
+        if r > 0:
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+            if not config.init_weights:
+                # small enough that no restraint acts on it for a base of ordinary scale
+                nn.init.normal_(up, std=0.1 / math.sqrt(r))
+        self.prune_edit_A[adapter_name] = _factor(down)
+        self.prune_edit_B[adapter_name] = _factor(up)
+        if r > 0 and not config.restrained:
+            self.prune_edit_update[adapter_name].pending = 1
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def rank(self, adapter_name: str) -> int:
+        """Rank of the effective factors of this adapter."""
+        return self.prune_edit_A[adapter_name].weight.shape[0]
+
+    def effective_update(self, adapter_name: str) -> LowRankUpdate:
+        """The update that forward applies: B (out, r) and A (r, in), detached."""
+        return LowRankUpdate(
+            B=self._factor_weight("prune_edit_B", adapter_name), A=self._factor_weight("prune_edit_A", adapter_name)
+        )
+
+    def raw_update(self, adapter_name: str) -> LowRankUpdate:
+        """The accumulated update before any restraint: B (out, r') and A (r', in).
+
+        Raises:
+            AdapterError: The factors were loaded already restrained.
+        """
+        update = self._current_update(adapter_name)
+        if update.raw_lost:
+            raise AdapterError(
+                f"adapter {adapter_name!r}: its factors were loaded already restrained, the raw ones are not in the "
+                "file; resume from the history of edits instead"
+            )
+        return self.effective_update(adapter_name) if update.raw is None else update.raw
+
+    def append_update(self, adapter_name: str, update: LowRankUpdate, edits: int = 1) -> None:
+        """Add an update to the raw and the effective factors, then restrain if the schedule says so.
+
+        Args:
+            update: B (out, k) and A (k, in); k may be 0, for a batch of edits that leaves this layer alone.
+            edits: How many edits the update holds.
+
+        Raises:
+            ValueError: The shape is not this layer's, or a value is not finite.
+            RuntimeError: An adapter is merged into this layer.
+        """
+        self.check_update(update)
+        state = self._current_update(adapter_name)
+        if state.raw_lost:
+            warnings.warn(
+                f"adapter {adapter_name!r} was loaded already restrained; the next restraint acts on the sum of its "
+                "factors and the new edits. Resume from the history of edits to restrain the raw sum."
+            )
+            state.raw_lost = False
+        effective = self.effective_update(adapter_name).to(dtype=torch.float32)
+        update = update.to(device=effective.device, dtype=torch.float32)
+        if state.raw is not None:
+            state.raw = _without_excess_rank(state.raw.to(device=effective.device).append(update))
+        self._set_effective(adapter_name, _without_excess_rank(effective.append(update)))
+        state.edits += edits
+        state.pending += edits
+        if self._restraint_is_due(adapter_name):
+            self.apply_restraint(adapter_name)
+
+    def check_update(self, update: LowRankUpdate) -> None:
+        """Raise what ``append_update`` would raise, and change nothing."""
+        if self.merged:
+            raise RuntimeError(
+                f"adapters {self.merged_adapters} are merged into this layer; call unmerge_adapter() before editing"
+            )
+        if tuple(update.shape) != (self.out_features, self.in_features):
+            raise ValueError(
+                f"update: shape {tuple(update.shape)} does not fit this layer, "
+                f"{(self.out_features, self.in_features)} is accepted"
+            )
+        if not (torch.isfinite(update.A).all() and torch.isfinite(update.B).all()):
+            raise ValueError("update: its factors hold NaN or Inf; finite values are accepted")
+
+    def set_raw_update(self, adapter_name: str, update: LowRankUpdate, edits: int) -> None:
+        """Replace the accumulated update, as undoing an edit does; the restraint is pending afterwards."""
+        self.check_update(update)
+        self.prune_edit_update[adapter_name] = AccumulatedUpdate(edits=edits, pending=edits)
+        self._set_effective(adapter_name, update)
+
+    def state(self, adapter_name: str) -> tuple[LowRankUpdate, AccumulatedUpdate]:
+        """What ``restore_state`` needs to come back here; references, no copies, since edits write new tensors."""
+        return self.effective_update(adapter_name), replace(self.prune_edit_update[adapter_name])
+
+    def restore_state(self, adapter_name: str, state: tuple[LowRankUpdate, AccumulatedUpdate]) -> None:
+        """Go back to an earlier ``state`` of this layer."""
+        effective, update = state
+        self.prune_edit_update[adapter_name] = replace(update)
+        self._set_effective(adapter_name, effective)
+
+    def set_rank(self, adapter_name: str, rank: int) -> None:
+        """Make room for factors of this rank, which are about to be loaded."""
+        for factors, shape in (
+            (self.prune_edit_A, (rank, self.in_features)),
+            (self.prune_edit_B, (self.out_features, rank)),
+        ):
+            old = factors[adapter_name].weight
+            if old.shape != shape:
+                factors[adapter_name] = _factor(old.new_zeros(shape), requires_grad=old.requires_grad)
+
+    def cast_to_base_dtype(self, adapter_name: str) -> None:
+        """Give up float32 factors for the base's floating-point dtype, where it has one."""
+        dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())[1]
+        if dtype is not None and dtype.is_floating_point:
+            self.prune_edit_A[adapter_name].to(dtype)
+            self.prune_edit_B[adapter_name].to(dtype)
+
+    def restraint_is_pending(self, adapter_name: str) -> bool:
+        """Whether the factors hold something that the restraint (or ``max_rank``) has not seen."""
+        config, state = self.prune_edit_config[adapter_name], self._current_update(adapter_name)
+        too_wide = config.max_rank is not None and self.rank(adapter_name) > config.max_rank
+        return self.rank(adapter_name) > 0 and (too_wide or (config.restraint != "none" and state.pending > 0))
+
+    def is_restrained(self, adapter_name: str) -> bool:
+        """Whether the effective factors are F(raw) and not the raw sum."""
+        config, state = self.prune_edit_config[adapter_name], self._current_update(adapter_name)
+        if state.raw_lost:
+            return True
+        return config.restraint != "none" and state.pending == 0 and (state.edits > 0 or state.raw is not None)
+
+    def apply_restraint(self, adapter_name: str) -> None:
+        """Make the effective factors F(raw), then truncate them to ``max_rank``.
+
+        Raises:
+            AdapterError: The factors were loaded already restrained.
+            TypeError: The base weight is quantized by a library that cannot give it back.
+        """
+        config, state = self.prune_edit_config[adapter_name], self.prune_edit_update[adapter_name]
+        raw = self.raw_update(adapter_name)
+        effective = raw
+        if config.restraint != "none" and raw.rank > 0:
+            effective = restrain(raw, config.restraint_function, self.sigma_max_base())
+        if config.max_rank is not None and effective.rank > config.max_rank:
+            effective, _ = truncate(effective, rank=config.max_rank)
+        state.pending = 0
+        if effective is not raw:
+            state.raw = None if config.restrain_on == "compounding" else raw
+        self._set_effective(adapter_name, effective)
+        state.checksum = checksum(self.effective_update(adapter_name))
+
+    def apply_pending_restraint(self, adapter_name: str) -> bool:
+        """Apply the restraint if it is pending, for every road out of the adapter; whether it was."""
+        if not self.restraint_is_pending(adapter_name):
+            return False
+        # what training does to loaded factors cannot be told apart from them: restrain the sum
+        self.prune_edit_update[adapter_name].raw_lost = False
+        self.apply_restraint(adapter_name)
+        return True
+
+    def sigma_max_base(self) -> float:
+        """Largest singular value of the base weight; computed once."""
+        if self._sigma_max_base is None:
+            with self.base_weight() as weight:
+                self._sigma_max_base = sigma_max(weight)
+        return self._sigma_max_base
+
+    def condition(self) -> ConditionNumber:
+        """Condition numbers of W0 and of W0 + ΔW; sets up a (n, n) float64 factor once, n the smaller side."""
+        if self._condition is None:
+            with self.base_weight() as weight:
+                self._condition = ConditionNumber(weight)
+        return self._condition
+
+    @contextmanager
+    def base_weight(self) -> Iterator[Tensor]:
+        """The base weight as it was before any merge, (out, in), dequantized and brought in where it is offloaded."""
+        base = self.get_base_layer()
+        with align_module_device(base):
+            merged = None
+            if self._unmerged_base is not None:
+                merged = BaseLayerSnapshot(base)
+                self._unmerged_base.restore(base)
+            try:
+                yield transpose(self.get_base_weight(), self.fan_in_fan_out)
+            finally:
+                if merged is not None:
+                    merged.restore(base)
+
+    def get_base_weight(self) -> Tensor:
+        """The base layer's weight in its own orientation, dequantized."""
+        base = self.get_base_layer()
+        if self.quantization_backend is not None and is_packed_for_cpu(base):
+            return packed_weight(base, self.quantization_backend)
+        return super().get_base_weight()
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """ΔW in the base layer's own orientation; a pending restraint is applied first."""
+        self.apply_pending_restraint(adapter_name)
+        return transpose(self.effective_update(adapter_name).dense(), self.fan_in_fan_out)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return True
+
+    def scale_layer(self, scale: float) -> None:
+        if scale != 1:
+            warnings.warn("PRUNE_EDIT adapters cannot be scaled: edits hold at strength 1 only; the scale stays 1.")
+
+    def unscale_layer(self, scale: Optional[float] = None) -> None:
+        return None
+
+    def _restraint_is_due(self, adapter_name: str) -> bool:
+        config, state = self.prune_edit_config[adapter_name], self.prune_edit_update[adapter_name]
+        if config.restraint == "none" or config.restrain_on == "merge":
+            return False
+        if config.restrain_on == "threshold":
+            condition = self.condition()
+            grown = condition.of(self.effective_update(adapter_name)).condition_number
+            return grown > config.max_condition_growth * condition.condition_number
+        return state.pending >= config.restrain_every
+
+    def _set_effective(self, adapter_name: str, update: LowRankUpdate) -> None:
+        for name, value in (("prune_edit_A", update.A), ("prune_edit_B", update.B)):
+            factor = getattr(self, name)[adapter_name]
+            old = factor.weight
+            value = value.detach().to(dtype=old.dtype).contiguous()
+            if value.data_ptr() != old.data_ptr() or value.shape != old.shape:
+                getattr(self, name)[adapter_name] = _factor(value, requires_grad=old.requires_grad)
+
+    def _factor_weight(self, name: str, adapter_name: str) -> Tensor:
+        factor = getattr(self, name)[adapter_name]
+        with align_module_device(factor):
+            return factor.weight.detach()
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: Optional[torch.device] = None
+    ) -> None:
+        # PEFT's method also casts to the base's dtype, which would round float32 factors when they are loaded with
+        # low_cpu_mem_usage. Here the dtype changes only where the user asks for it (PruneEditModel).
+        device = self._execution_device() if device is None else device
+        if device is None or device.type == "meta":
+            return
+        for factors in (self.prune_edit_A, self.prune_edit_B):
+            if adapter_name in factors and factors[adapter_name].weight.device.type != "meta":
+                factors[adapter_name].to(device)
+
+    def _execution_device(self) -> torch.device | None:
+        base = self.get_base_layer()
+        hook = getattr(base, "_hf_hook", None)
+        if isinstance(hook, AlignDevicesHook) and hook.execution_device is not None:
+            return torch.device(hook.execution_device)
+        return self._get_base_layer_device_and_dtype(base)[0]
+
+    def _current_update(self, adapter_name: str) -> AccumulatedUpdate:
+        """The adapter's state, after a look whether an optimizer has changed the effective factors meanwhile."""
+        state = self.prune_edit_update[adapter_name]
+        if state.pending == 0 and state.checksum is not None:
+            current = checksum(self.effective_update(adapter_name))
+            trained = current is not None and current[0] == state.checksum[0] and not _close(current, state.checksum)
+            if trained:
+                # what was trained are the effective factors, so they are the raw ones from here on
+                state.raw, state.raw_lost, state.pending, state.checksum = None, False, 1, None
+        return state
+
+
+class PruneEditLinear(nn.Module, PruneEditLayer):
+    """PRUNE_EDIT in a linear layer: nn.Linear, transformers' Conv1D, or a quantized one that PEFT has a backend for."""
+
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, config: PruneEditConfig, r: int = 0, **kwargs: Any
+    ) -> None:
+        super().__init__()
+        PruneEditLayer.__init__(self, base_layer, **kwargs)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, r, config=config, **kwargs)
+        self.train(base_layer.training)
+
+    def merge(self, safe_merge: bool = False, adapter_names: Optional[list[str]] = None) -> None:
+        """Add the updates of these adapters (the active ones if not given) to the base weight.
+
+        Args:
+            safe_merge: Check the merged weight for NaN and Inf, and leave the base weight as it was if it has any.
+
+        Raises:
+            ValueError: With ``safe_merge``, the merged weight is not finite.
+        """
+        for adapter_name in check_adapters_to_merge(self, adapter_names):
+            if adapter_name not in self.prune_edit_A:
+                continue
+            delta = self.get_delta_weight(adapter_name)
+            weight = self.get_base_weight()
+            # summed in the wider dtype, rounded to the base's once
+            merged = (weight.to(delta.dtype) + delta.to(weight.device)).to(weight.dtype)
+            if safe_merge and not torch.isfinite(merged).all():
+                raise ValueError(f"NaN or Inf in the merged weights. The adapter {adapter_name!r} seems to be broken")
+            if self._unmerged_base is None:
+                self._unmerged_base = BaseLayerSnapshot(self.get_base_layer())
+            self.set_base_weight(merged)
+            self.merged_adapters.append(adapter_name)
+
+    def unmerge(self) -> None:
+        """Give the base layer back as it was before the first merge, bit for bit."""
+        if not self.merged or self._unmerged_base is None:
+            warnings.warn("Already unmerged. Nothing to do.")
+            return
+        self._unmerged_base.restore(self.get_base_layer())
+        self._unmerged_base = None
+        self.merged_adapters.clear()
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            return self.base_layer(x, *args, **kwargs)
+        result = self.base_layer(x, *args, **kwargs)
+        adapters = [name for name in self.active_adapters if name in self.prune_edit_A and self.rank(name) > 0]
+        if self.merged or not adapters:
+            return result
+        if self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
+        dtype = result.dtype
+        for name in adapters:
+            down, up = self.prune_edit_A[name], self.prune_edit_B[name]
+            result = result + up(down(_input_of(down, self._cast_input_dtype(x, down.weight.dtype)))).to(result.device)
+        return result.to(dtype)
+
+    def __repr__(self) -> str:
+        return "prune_edit." + super().__repr__()
+
+    def extra_repr(self) -> str:
+        return quantization_extra_repr(self)
+
+
+def _factor(weight: Tensor, requires_grad: bool = True) -> nn.Linear:
+    """A bias-free linear map with this weight, (out, in)."""
+    # made small and widened, because nn.Linear warns when it initialises a weight of rank 0
+    factor = nn.Linear(1, 1, bias=False, device="meta")
+    factor.out_features, factor.in_features = weight.shape
+    factor.weight = nn.Parameter(weight, requires_grad=requires_grad)
+    return factor
+
+
+def _input_of(module: nn.Linear, x: Tensor) -> Tensor:
+    # an offloaded module stands on meta until its hook has moved it and the input
+    return x if hasattr(module, "_hf_hook") else x.to(module.weight.device)
+
+
+def checksum(update: LowRankUpdate) -> tuple[torch.dtype, float, float] | None:
+    """Dtype and sums of both factors, by which a change is noticed; None where the factors are not at hand."""
+    if update.B.is_meta or update.A.is_meta:
+        return None
+    return update.dtype, float(update.B.double().sum()), float(update.A.double().sum())
+
+
+def _close(one: tuple[torch.dtype, float, float], other: tuple[torch.dtype, float, float]) -> bool:
+    # the order of summation may differ between devices; an optimizer's step is larger than its rounding
+    return all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) for a, b in zip(one[1:], other[1:]))
+
+
+def _without_excess_rank(update: LowRankUpdate) -> LowRankUpdate:
+    """The same update with no more rank than its shape allows: many more edits than dimensions add nothing."""
+    limit = min(update.shape)
+    return update if update.rank <= limit else truncate(update, rank=limit)[0]
+
+
+def layers_of(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, PruneEditLayer]]:
+    """Name and layer of everything in ``model`` that this adapter adapts."""
+    for name, module in model.named_modules():
+        if isinstance(module, PruneEditLayer) and adapter_name in module.prune_edit_A:
+            yield name, module

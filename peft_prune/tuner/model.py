@@ -1,0 +1,200 @@
+"""The tuner: which modules are adapted, how edits are added, what a saved adapter holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..architecture import mlp_output_modules
+from ..errors import UnsupportedModelError
+from ..spectral import LowRankUpdate
+from .config import PruneEditConfig
+from .files import check_base, load_factors, record_facts, saved_factors
+from .layer import AccumulatedUpdate, PruneEditLayer, PruneEditLinear, layers_of
+from .registration import PREFIX
+
+
+@dataclass(frozen=True)
+class EditState:
+    """The factors of one adapter at one moment, by layer."""
+
+    adapter_name: str
+    layers: dict[str, tuple[LowRankUpdate, AccumulatedUpdate]]
+
+
+class PruneEditModel(BaseTuner):
+    """Adapts the linear layers that facts are edited in; one adapter holds any number of edits.
+
+    Args:
+        model: The base model.
+        config: A ``PruneEditConfig``.
+        adapter_name: Name of the adapter.
+        low_cpu_mem_usage: Create the factors on the meta device, to be replaced by loaded ones.
+    """
+
+    prefix: str = PREFIX
+    tuner_layer_cls = PruneEditLayer
+    target_module_mapping: dict[str, list[str]] = {}
+
+    def edited_layers(self, adapter_name: str | None = None) -> Iterator[tuple[str, PruneEditLayer]]:
+        """Name (as in the base model) and layer of everything this adapter (the active one if not given) adapts."""
+        adapter_name = self.one_adapter(adapter_name)
+        return layers_of(self.model, adapter_name)
+
+    def add_edits(
+        self, updates: Mapping[str, LowRankUpdate], *, edits: int = 1, adapter_name: str | None = None
+    ) -> None:
+        """Add one edit, or a batch computed together, to the accumulated update.
+
+        Args:
+            updates: Update of each module, keyed by the module's name in the base model; B (out, k), A (k, in).
+            edits: How many edits the updates hold.
+            adapter_name: The adapter to edit; the active one if not given.
+
+        Raises:
+            ValueError: A module is not adapted, a shape does not fit, or a value is not finite. Nothing has changed.
+            RuntimeError: An adapter is merged. Nothing has changed.
+        """
+        adapter_name = self.one_adapter(adapter_name)
+        layers = dict(self.edited_layers(adapter_name))
+        unknown = sorted(set(updates) - set(layers))
+        if unknown:
+            raise ValueError(f"updates: {unknown[0]!r} is not adapted; adapted are {', '.join(layers)}")
+        for name, update in updates.items():
+            layers[name].check_update(update)
+        for name, layer in layers.items():
+            if name in updates:
+                layer.append_update(adapter_name, updates[name], edits)
+
+    def restrain(self, adapter_name: str | None = None) -> None:
+        """Make the effective factors F(raw) in every layer now, whatever the schedule.
+
+        Raises:
+            AdapterError: The adapter was loaded already restrained.
+        """
+        adapter_name = self.one_adapter(adapter_name)
+        for _, layer in self.edited_layers(adapter_name):
+            layer.apply_restraint(adapter_name)
+
+    def restraint_is_pending(self, adapter_name: str | None = None) -> bool:
+        """Whether merging or saving this adapter would restrain it first."""
+        adapter_name = self.one_adapter(adapter_name)
+        return any(layer.restraint_is_pending(adapter_name) for _, layer in self.edited_layers(adapter_name))
+
+    def edit_state(self, adapter_name: str | None = None) -> EditState:
+        """A point that ``restore_edit_state`` can come back to; holds references and costs no copies."""
+        adapter_name = self.one_adapter(adapter_name)
+        return EditState(adapter_name, {n: layer.state(adapter_name) for n, layer in self.edited_layers(adapter_name)})
+
+    def restore_edit_state(self, state: EditState) -> None:
+        """Go back to ``state``: the factors, raw and effective, are those of that moment, bit for bit."""
+        for name, layer in self.edited_layers(state.adapter_name):
+            layer.restore_state(state.adapter_name, state.layers[name])
+
+    def one_adapter(self, adapter_name: str | None) -> str:
+        """``adapter_name``, or the active adapter's name if None.
+
+        Raises:
+            ValueError: There is no such adapter, or none is given and several are active.
+        """
+        names = self.active_adapters if adapter_name is None else [adapter_name]
+        if len(names) != 1 or names[0] not in self.peft_config:
+            raise ValueError(f"adapter_name: {names!r} must name one of {', '.join(self.peft_config)}")
+        return names[0]
+
+    def _prepare_adapter_config(self, peft_config: PruneEditConfig, model_config: dict) -> PruneEditConfig:
+        return peft_config  # the default targets come from the structure of the model, in _prepare_model
+
+    def _prepare_model(self, peft_config: PruneEditConfig, model: nn.Module) -> None:
+        if peft_config.target_modules is None:
+            peft_config.target_modules = _default_targets(model)  # type: ignore[assignment]
+        check_base(model, peft_config)
+
+    def _create_and_replace(
+        self,
+        peft_config: PruneEditConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **optional_kwargs: Any,
+    ) -> None:
+        rank = (peft_config.ranks or {}).get(current_key, peft_config.r)
+        if isinstance(target, PruneEditLayer):
+            target.update_layer(adapter_name, rank, config=peft_config)
+            return
+        kwargs = get_quantization_kwargs(self)
+        new_module = self._create_new_module(peft_config, adapter_name, target, r=rank, **kwargs)
+        if adapter_name not in self.active_adapters:
+            new_module.requires_grad_(False)
+        self._replace_module(parent, target_name, new_module, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT's method moves the factors to where the base weight is; over an offloaded base that is the meta device.
+        # The layer has put them where the base computes.
+        setattr(parent, child_name, new_module)
+
+    @staticmethod
+    def _create_new_module(
+        config: PruneEditConfig, adapter_name: str, target: nn.Module, **kwargs: Any
+    ) -> PruneEditLinear:
+        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        if not isinstance(base, (nn.Linear, Conv1D)) and not _has_linear_backend(base, **kwargs):
+            raise TypeError(
+                f"Target module {target} is not supported: only torch.nn.Linear, transformers.pytorch_utils.Conv1D "
+                "and quantized linear layers can be edited."
+            )
+        return PruneEditLinear(target, adapter_name, config=config, **kwargs)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if not autocast_adapter_dtype:
+            for _, layer in layers_of(self.model, adapter_name):
+                layer.cast_to_base_dtype(adapter_name)
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: PruneEditConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        entries = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        entries.update(saved_factors(layers_of(model, adapter_name), adapter_name, entries))
+        record_facts(config, layers_of(model, adapter_name), adapter_name)
+        return entries
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PruneEditConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        load_factors(layers_of(model, adapter_name), config, adapter_name, state_dict)
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+
+
+def _default_targets(model: nn.Module) -> set[str]:
+    """Names of the MLP output projections: by their ending where that tells them apart, so that
+    ``layers_to_transform`` applies to them; in full otherwise."""
+    try:
+        names = mlp_output_modules(model)
+    except UnsupportedModelError as error:
+        raise ValueError(f"Please specify `target_modules` in the config: {error}") from None
+    endings = {re.sub(r"^.*?\.\d+\.", "", name) for name in names}
+    matched = [name for name, _ in model.named_modules() if any(name.endswith("." + ending) for ending in endings)]
+    return endings if sorted(matched) == sorted(names) else set(names)
+
+
+def _has_linear_backend(base: nn.Module, **kwargs: Any) -> bool:
+    kwargs.pop("r", None)
+    backend = resolve_quantization_backend(base, **kwargs)
+    return backend is not None and backend.layer_type == "linear"

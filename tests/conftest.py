@@ -1,0 +1,26 @@
+"""What every test may use: tiny models, and the shared data where it is at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedModel
+
+from .tiny import tiny_gpt2, tiny_llama
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with the public development data; tests that need it are skipped without it."""
+    default = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("PEFT_PRUNE_SHARED", default))
+    if not (folder / "models").is_dir():
+        pytest.skip(f"no shared data at {folder}")
+    return folder
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def tiny_model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return {"gpt2": tiny_gpt2, "llama": tiny_llama}[request.param]()

@@ -1,0 +1,49 @@
+"""Tiny models and updates that need no file."""
+
+from __future__ import annotations
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from peft_prune.spectral import LowRankUpdate
+
+
+def tiny_gpt2(seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """GPT-2 (Conv1D) of 3 layers, width 16."""
+    torch.manual_seed(seed)
+    config = GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=3, n_head=2, bos_token_id=0, eos_token_id=0)
+    return _of_ordinary_scale(GPT2LMHeadModel(config)).to(dtype).eval()
+
+
+def tiny_llama(seed: int = 0, dtype: torch.dtype = torch.float32, width: int = 16) -> PreTrainedModel:
+    """Llama (nn.Linear) of 3 layers."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+    )
+    return _of_ordinary_scale(LlamaForCausalLM(config)).to(dtype).eval()
+
+
+def _of_ordinary_scale(model: PreTrainedModel, sigma_max: float = 8.0) -> PreTrainedModel:
+    """Scale the MLP output projections to this spectral norm: below 1/ln(1.2) = 5.5 the log restraint hardly acts."""
+    for name, module in model.named_modules():
+        if name.endswith(("mlp.c_proj", "mlp.down_proj")):
+            with torch.no_grad():
+                module.weight.mul_(sigma_max / torch.linalg.matrix_norm(module.weight, 2))
+    return model
+
+
+def random_update(shape: tuple[int, int], rank: int = 1, scale: float = 1.0, seed: int = 0) -> LowRankUpdate:
+    """An update of this rank whose factors are normal with standard deviation ``scale``."""
+    generator = torch.Generator().manual_seed(seed)
+    out_features, in_features = shape
+    return LowRankUpdate(
+        B=scale * torch.randn(out_features, rank, generator=generator),
+        A=torch.randn(rank, in_features, generator=generator),
+    )
