@@ -1,8 +1,10 @@
 """(being written)"""
 from __future__ import annotations
+
 import hashlib
-import torch
+
 from torch import nn
+
 
 def base_fingerprint(model: nn.Module) -> str | None:
     h = hashlib.sha256()

@@ -40,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code (0 done, 1 failed, 2 bad input, 130 interrupted)."""
     command = typer.main.get_command(app)
     try:
-        result = command.main(list(sys.argv[1:] if arguments is None else arguments), "peft-prune", standalone_mode=False)
+        result = command.main(
+            list(sys.argv[1:] if arguments is None else arguments), "peft-prune", standalone_mode=False
+        )
     except click.exceptions.Abort:
         return _complain("interrupted", 130)
     except click.ClickException as error:

@@ -37,8 +37,11 @@ def restrain(
         edited.restrain()
         edited.save_pretrained(str(folder))
     layers = {
-        name: {"rank": layer.rank("default"), "sigma_max_base": layer.sigma_max_base(),
-               "delta_spectral_norm": layer.effective_update("default").spectral_norm()}
+        name: {
+            "rank": layer.rank("default"),
+            "sigma_max_base": layer.sigma_max_base(),
+            "delta_spectral_norm": layer.effective_update("default").spectral_norm(),
+        }
         for name, layer in edited.edited_layers()
     }
     if json_output:

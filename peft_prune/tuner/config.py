@@ -96,9 +96,7 @@ class PruneEditConfig(PeftConfig):
     )
     init_weights: bool = field(
         default=True,
-        metadata={
-            "help": "With r > 0: start as the identity (True) or with small random factors, for tests (False)."
-        },
+        metadata={"help": "With r > 0: start as the identity (True) or with small random factors, for tests (False)."},
     )
     bias: str = field(
         default="none",

@@ -41,7 +41,7 @@ def saved_factors(layers: NamedLayers, adapter_name: str, entries: dict[str, Ten
             continue
         if layer.apply_pending_restraint(adapter_name) or any(entries[key].is_meta for key in keys):
             update = layer.effective_update(adapter_name)
-            changed.update(zip(keys, (update.B, update.A)))
+            changed.update(zip(keys, (update.B, update.A), strict=True))
     return changed
 
 
@@ -70,10 +70,16 @@ def load_factors(
         keys = [_key_in_file(f"{name}.{factor}.weight", state_dict) for factor in FACTORS]
         up, down = (state_dict[key] for key in keys)
         expected = f"({layer.out_features}, r) and (r, {layer.in_features})"
-        if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0] or (
-            up.shape[0],
-            down.shape[1],
-        ) != (layer.out_features, layer.in_features):
+        if (
+            up.ndim != 2
+            or down.ndim != 2
+            or up.shape[1] != down.shape[0]
+            or (
+                up.shape[0],
+                down.shape[1],
+            )
+            != (layer.out_features, layer.in_features)
+        ):
             raise AdapterError(
                 f"{name}: the adapter's factors are {tuple(up.shape)} and {tuple(down.shape)}, this base needs "
                 f"{expected}; the adapter was made for another base"

@@ -310,9 +310,7 @@ class PruneEditLayer(BaseTunerLayer):
         with align_module_device(factor):
             return factor.weight.detach()
 
-    def _move_adapter_to_device_of_base_layer(
-        self, adapter_name: str, device: Optional[torch.device] = None
-    ) -> None:
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Optional[torch.device] = None) -> None:
         # PEFT's method also casts to the base's dtype, which would round float32 factors when they are loaded with
         # low_cpu_mem_usage. Here the dtype changes only where the user asks for it (PruneEditModel).
         device = self._execution_device() if device is None else device
@@ -347,7 +345,7 @@ class PruneEditLinear(nn.Module, PruneEditLayer):
     def __init__(
         self, base_layer: nn.Module, adapter_name: str, config: PruneEditConfig, r: int = 0, **kwargs: Any
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[call-arg]
         PruneEditLayer.__init__(self, base_layer, **kwargs)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, r, config=config, **kwargs)
@@ -432,7 +430,7 @@ def checksum(update: LowRankUpdate) -> tuple[torch.dtype, float, float] | None:
 
 def _close(one: tuple[torch.dtype, float, float], other: tuple[torch.dtype, float, float]) -> bool:
     # the order of summation may differ between devices; an optimizer's step is larger than its rounding
-    return all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) for a, b in zip(one[1:], other[1:]))
+    return all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) for a, b in zip(one[1:], other[1:], strict=True))
 
 
 def _without_excess_rank(update: LowRankUpdate) -> LowRankUpdate:

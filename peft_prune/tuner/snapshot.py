@@ -22,8 +22,7 @@ class BaseLayerSnapshot:
     def __init__(self, layer: nn.Module) -> None:
         self._attributes = {name: copy.copy(value) for name, value in vars(layer).items() if _belongs_to_weight(name)}
         self._tensors: list[tuple[nn.Parameter, Tensor, dict[str, Any]]] = [
-            (parameter, parameter.data, dict(vars(parameter)))
-            for parameter in layer.parameters(recurse=False)
+            (parameter, parameter.data, dict(vars(parameter))) for parameter in layer.parameters(recurse=False)
         ]
 
     def restore(self, layer: nn.Module) -> None:

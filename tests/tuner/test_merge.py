@@ -52,9 +52,9 @@ def test_unmerging_gives_the_base_weight_back_bit_for_bit(build, dtype: torch.dt
     layers = [layer for _, layer in model.edited_layers()]
     before = [layer.get_base_layer().weight.clone() for layer in layers]
     model.merge_adapter()
-    assert not any(torch.equal(b, layer.get_base_layer().weight) for b, layer in zip(before, layers))
+    assert not any(torch.equal(b, layer.get_base_layer().weight) for b, layer in zip(before, layers, strict=True))
     model.unmerge_adapter()
-    assert all(torch.equal(b, layer.get_base_layer().weight) for b, layer in zip(before, layers))
+    assert all(torch.equal(b, layer.get_base_layer().weight) for b, layer in zip(before, layers, strict=True))
 
 
 def test_merging_applies_a_pending_restraint() -> None:

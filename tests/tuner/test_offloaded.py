@@ -22,14 +22,14 @@ def test_a_base_dispatched_over_cpu_and_disk_gives_the_same_factors_and_merged_w
     dispatched = dispatch_model(base, device_map, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
     offloaded = get_peft_model(dispatched, PruneEditConfig(restrain_every=3)).eval()
     assert dict(offloaded.edited_layers())["model.layers.1.mlp.down_proj"].get_base_layer().weight.is_meta
-    for (name, layer), (_, reference) in zip(offloaded.edited_layers(), plain.edited_layers()):
+    for (name, layer), (_, reference) in zip(offloaded.edited_layers(), plain.edited_layers(), strict=True):
         for seed in range(3):
             offloaded.add_edits({name: strong(reference, seed)})
         assert torch.equal(layer.effective_update("default").dense(), reference.effective_update("default").dense())
     assert torch.equal(offloaded(INPUTS).logits, plain(INPUTS).logits)
     plain.merge_adapter()
     offloaded.merge_adapter()
-    for (_, layer), (_, reference) in zip(offloaded.edited_layers(), plain.edited_layers()):
+    for (_, layer), (_, reference) in zip(offloaded.edited_layers(), plain.edited_layers(), strict=True):
         with align_module_device(layer.get_base_layer()):
             assert torch.equal(layer.get_base_layer().weight, reference.get_base_layer().weight)
     assert torch.allclose(offloaded(INPUTS).logits, plain(INPUTS).logits)

@@ -60,7 +60,9 @@ def test_training_after_a_restraint_makes_it_pending_again_and_evaluating_does_n
     trained = layer.effective_update("default").dense().double()
     model.restrain()
     expected = dense_log(trained, base_weight(layer), 1.2)
-    assert torch.allclose(layer.effective_update("default").dense().double(), expected, atol=1e-4 * float(trained.norm()))
+    assert torch.allclose(
+        layer.effective_update("default").dense().double(), expected, atol=1e-4 * float(trained.norm())
+    )
 
 
 def test_gradient_checkpointing_gives_the_same_gradients() -> None:
@@ -73,7 +75,7 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
             model.gradient_checkpointing_enable()
         model(INPUTS, labels=INPUTS).loss.backward()
         gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
-    assert gradients[0] and all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients))
+    assert gradients[0] and all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
 
 
 def test_biases_can_be_trained_along_and_come_back(tmp_path) -> None:
