@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -94,8 +95,16 @@ def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def print_json(content: dict[str, Any]) -> None:
-    """One JSON document on standard output, and nothing else there."""
-    print(json.dumps(content, indent=2, ensure_ascii=False))
+    """One JSON document on standard output, and nothing else there; NaN and infinity, unknown to JSON, become null."""
+    print(json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from ..editors import Editor
 from ..errors import EditFailedError, InvalidRequestError
 from ..generation import answers_with, greedy_answers
 from ..requests import EditRequest
+from ..tokenization import continuation_ids
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _outcomes(
         except (InvalidRequestError, EditFailedError) as error:
             yield EditOutcome(index, request, applied=False, reason=str(error))
             continue
-        answer = greedy_answers(model, tokenizer, [request.text], max_new_tokens=_length(tokenizer, request))[0]
+        answer = _greedy_answer(model, tokenizer, request)
         if answers_with(answer, request.target_new):
             yield EditOutcome(index, request, applied=True, answer=answer)
             continue
@@ -81,5 +82,6 @@ def _outcomes(
         yield EditOutcome(index, request, applied=False, reason=reason, answer=answer)
 
 
-def _length(tokenizer: PreTrainedTokenizerBase, request: EditRequest) -> int:
-    return len(tokenizer(" " + request.target_new.strip(), add_special_tokens=False)["input_ids"])
+def _greedy_answer(model: Any, tokenizer: PreTrainedTokenizerBase, request: EditRequest) -> str:
+    (continuation,) = continuation_ids(tokenizer, [request.text], [request.target_new])
+    return greedy_answers(model, tokenizer, [request.text], max_new_tokens=len(continuation.target))[0]

@@ -1,0 +1,63 @@
+"""`peft-prune evaluate`: before and after, on the same requests, from the base model's own outputs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..evaluation import comparison_table, load_facts, load_texts
+from ..evaluation import evaluate as evaluate_model
+from ..monitoring import layer_conditions
+from ..requests import load_requests
+from .models import load_adapter, load_model, load_tokenizer, print_json
+from .progress import progress_bar
+
+
+def evaluate(
+    model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
+    adapter: Annotated[Path, typer.Option(help="Folder of the adapter.")],
+    requests: Annotated[Path, typer.Option(help="The edit requests that were made.")],
+    limit: Annotated[Optional[int], typer.Option(help="Use the first so many requests only.")] = None,
+    facts: Annotated[
+        Optional[Path],
+        typer.Option(help="Facts the base model knows, a JSON list of {prompt, object}, for recall; those that name an "
+                     "edited subject are left out."),
+    ] = None,
+    text: Annotated[Optional[Path], typer.Option(help="Texts for perplexity: a JSON list of strings, or .txt.")] = None,
+    dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
+    strict_base: Annotated[bool, typer.Option(help="Refuse an adapter that was made for other weights.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Measure efficacy, generalization, locality, recall and perplexity before and after the edits."""
+    records = load_requests(requests, limit=limit)
+    known = None if facts is None else load_facts(facts)
+    texts = None if text is None else load_texts(text)
+    tokenizer = load_tokenizer(model)
+    edited = load_adapter(load_model(model, dtype), adapter, strict_base=strict_base)
+    with progress_bar(quiet=json_output) as progress:
+        figures: dict[str, Any] = evaluate_model(
+            edited, tokenizer, records, facts=known, texts=texts, progress=progress
+        )
+    conditions = layer_conditions(edited)
+    figures["layers"] = {name: asdict(condition) for name, condition in conditions.items()}
+    figures["restrained"] = edited.peft_config["default"].restrained
+    if json_output:
+        print_json(figures)
+        return
+    Console().print(comparison_table({"before": figures["before"], "after": figures["after"]}))
+    Console().print(_layer_table(figures["layers"]))
+    Console().print("The adapter has been restrained." if figures["restrained"] else "The adapter is not restrained.")
+
+
+def _layer_table(layers: dict[str, dict[str, float]]) -> Table:
+    table = Table(title="Edited layers")
+    for column in ("layer", "rank", "σmax(W₀)", "‖ΔW‖₂", "κ(W₀)", "κ(W₀+ΔW)"):
+        table.add_column(column, justify="left" if column == "layer" else "right")
+    for name, figures in layers.items():
+        table.add_row(name, *(f"{value:.4g}" for value in figures.values()))
+    return table

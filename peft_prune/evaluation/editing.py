@@ -1,0 +1,181 @@
+"""Efficacy, generalization and locality: by probability, and by what the model says when it is let free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..generation import answers_with, greedy_answers, normalized
+from ..inference import Progress
+from ..requests import EditRequest
+from ..tokenization import continuation_ids
+from .likelihood import token_log_probabilities
+from .metric import Proportion
+
+SPELLING_TOKENS = 3
+"""Tokens generated beyond a target's own count: another spelling may take more, and a word's end must be seen."""
+
+
+@dataclass(frozen=True)
+class RequestAnswers:
+    """One model's greedy answers to the prompts of some requests, each a tuple with one entry for each request.
+
+    Args:
+        prompts: The answer to the bare prompt.
+        paraphrases: The answers to the paraphrase prompts.
+        neighborhood: The answers to the neighborhood prompts, each as many tokens long as the request's longer target.
+    """
+
+    prompts: tuple[str, ...]
+    paraphrases: tuple[tuple[str, ...], ...]
+    neighborhood: tuple[tuple[str, ...], ...]
+
+
+def request_answers(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[EditRequest],
+    *,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> RequestAnswers:
+    """Let ``model`` answer every prompt of ``requests`` by free greedy generation, without teacher forcing.
+
+    Raises:
+        InvalidRequestError: A prompt or a target gives no token, or does not fit the model.
+    """
+    prompts, limits = [], []
+    for request, (new, longest) in zip(requests, _target_lengths(tokenizer, requests), strict=True):
+        rewritten = [request.text, *request.paraphrase_prompts]
+        prompts += [*rewritten, *request.neighborhood_prompts]
+        limits += [new + SPELLING_TOKENS] * len(rewritten) + [longest] * len(request.neighborhood_prompts)
+    answers = iter(
+        greedy_answers(model, tokenizer, prompts, max_new_tokens=limits, batch_size=batch_size, progress=progress)
+    )
+    bare, paraphrases, neighborhood = [], [], []
+    for request in requests:
+        bare.append(next(answers))
+        paraphrases.append(tuple(next(answers) for _ in request.paraphrase_prompts))
+        neighborhood.append(tuple(next(answers) for _ in request.neighborhood_prompts))
+    return RequestAnswers(tuple(bare), tuple(paraphrases), tuple(neighborhood))
+
+
+def score_requests(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[EditRequest],
+    *,
+    base_answers: RequestAnswers | None,
+    answers: RequestAnswers | None = None,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> dict[str, Proportion]:
+    """Score ``model`` on ``requests``, once over all prompts of a kind.
+
+    By probability (Meng et al. 2022, section 3.4). The published code compares the mean negative log-likelihood of a
+    target's tokens, not the sum (``test_batch_prediction`` in ``eval_utils_counterfact.py`` of kmeng01/rome), and so
+    do we:
+
+    * ``efficacy``: share of bare prompts after which ``target_new`` is more probable than ``target_true``;
+    * ``generalization``: the same over all paraphrase prompts;
+    * ``locality``: share of neighborhood prompts after which ``target_true`` is more probable than ``target_new``.
+
+    A request without ``target_true`` is left out of these three, and n says so. By free greedy generation:
+
+    * ``efficacy_greedy``, ``generalization_greedy``: share of answers that begin with ``target_new``
+      (:func:`~peft_prune.generation.answers_with`);
+    * ``locality_greedy``: share of neighborhood prompts whose answer is the *base model's own* answer, over as many
+      tokens as the longer of the request's targets has. For the base itself it is 1 by definition.
+
+    Args:
+        model: The model to score.
+        tokenizer: Its tokenizer.
+        requests: What was, or is to be, edited.
+        base_answers: The unedited model's answers to these requests; None leaves ``locality_greedy`` without a value,
+            because an edited model cannot tell it.
+        answers: ``model``'s own answers, where they are at hand already.
+        batch_size: Most prompts in one batch.
+        progress: Called with the number of prompts done and their total, for the probabilities and again for the
+            answers.
+
+    Raises:
+        InvalidRequestError: A prompt or a target gives no token, or does not fit the model.
+        ValueError: ``base_answers`` or ``answers`` belong to other requests.
+    """
+    if answers is None:
+        answers = request_answers(model, tokenizer, requests, batch_size=batch_size, progress=progress)
+    for name, given in (("answers", answers), ("base_answers", base_answers)):
+        if given is not None:
+            _require_match(name, given, requests)
+    prefers_new = partial(_preferences, model, tokenizer, batch_size=batch_size, progress=progress)
+    return _by_probability(requests, prefers_new) | _by_answer(requests, answers, base_answers)
+
+
+def _by_probability(requests: Sequence[EditRequest], prefers_new: Any) -> dict[str, Proportion]:
+    known = [request for request in requests if request.target_true is not None]
+    kinds = {
+        "efficacy": [(request, request.text) for request in known],
+        "generalization": [(request, prompt) for request in known for prompt in request.paraphrase_prompts],
+        "locality": [(request, prompt) for request in known for prompt in request.neighborhood_prompts],
+    }
+    margins = iter(prefers_new([question for questions in kinds.values() for question in questions]))
+    wanted = {"efficacy": 1, "generalization": 1, "locality": -1}
+    return {
+        kind: Proportion.of([wanted[kind] * next(margins) > 0 for _ in questions]) for kind, questions in kinds.items()
+    }
+
+
+def _preferences(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[tuple[EditRequest, str]],
+    *,
+    batch_size: int,
+    progress: Progress | None,
+) -> list[float]:
+    """Mean log-probability of ``target_new`` minus that of ``target_true``, for each prompt."""
+    prompts = [prompt for _, prompt in questions]
+    new = continuation_ids(tokenizer, prompts, [request.target_new for request, _ in questions])
+    true = continuation_ids(tokenizer, prompts, [str(request.target_true) for request, _ in questions])
+    scores = token_log_probabilities(model, [*new, *true], batch_size=batch_size, progress=progress)
+    means = [score.double().mean().item() for score in scores]
+    return [of_new - of_true for of_new, of_true in zip(means[: len(new)], means[len(new) :], strict=True)]
+
+
+def _by_answer(
+    requests: Sequence[EditRequest], answers: RequestAnswers, base_answers: RequestAnswers | None
+) -> dict[str, Proportion]:
+    paraphrases = zip(requests, answers.paraphrases, strict=True)
+    return {
+        "efficacy_greedy": Proportion.of(
+            answers_with(answer, request.target_new) for request, answer in zip(requests, answers.prompts, strict=True)
+        ),
+        "generalization_greedy": Proportion.of(
+            answers_with(answer, request.target_new) for request, given in paraphrases for answer in given
+        ),
+        "locality_greedy": Proportion.of(() if base_answers is None else _unchanged(answers, base_answers)),
+    }
+
+
+def _unchanged(answers: RequestAnswers, base_answers: RequestAnswers) -> Iterable[bool]:
+    for own, base in zip(answers.neighborhood, base_answers.neighborhood, strict=True):
+        yield from (normalized(a) == normalized(b) for a, b in zip(own, base, strict=True))
+
+
+def _target_lengths(tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest]) -> list[tuple[int, int]]:
+    """Tokens of ``target_new``, and of the longer of both targets, after each request's bare prompt."""
+    prompts = [request.text for request in requests]
+    new = continuation_ids(tokenizer, prompts, [request.target_new for request in requests])
+    true = continuation_ids(tokenizer, prompts, [request.target_true or request.target_new for request in requests])
+    return [(len(a.target), max(len(a.target), len(b.target))) for a, b in zip(new, true, strict=True)]
+
+
+def _require_match(name: str, answers: RequestAnswers, requests: Sequence[EditRequest]) -> None:
+    expected = [(len(request.paraphrase_prompts), len(request.neighborhood_prompts)) for request in requests]
+    given = [(len(p), len(n)) for p, n in zip(answers.paraphrases, answers.neighborhood, strict=True)]
+    if given != expected or len(answers.prompts) != len(requests):
+        raise ValueError(f"{name}: hold answers to {len(given)} other requests than the {len(requests)} given")

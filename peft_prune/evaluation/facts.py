@@ -1,0 +1,91 @@
+"""Recall of facts that no edit is about."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import InvalidRequestError
+from ..inference import Progress
+from ..requests import EditRequest, read_records
+from ..tokenization import continuation_ids
+from .likelihood import next_tokens
+from .metric import Proportion
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A prompt and the object that completes it, both non-empty; the object without a leading space.
+
+    Raises:
+        InvalidRequestError: A field is not a string, or is empty.
+    """
+
+    prompt: str
+    object: str
+
+    def __post_init__(self) -> None:
+        for field in ("prompt", "object"):
+            value = getattr(self, field)
+            if not isinstance(value, str) or not value.strip():
+                raise InvalidRequestError(f"{field}: {value!r} must be a non-empty string")
+
+
+def load_facts(path: str | Path) -> list[Fact]:
+    """Read facts from a JSON list, or a JSONL file, of objects with ``prompt`` and ``object``.
+
+    Raises:
+        InvalidRequestError: The file is missing, unreadable, empty, or a record is malformed (which, and which field).
+    """
+    facts = []
+    for index, record in enumerate(read_records(path)):
+        try:
+            facts.append(_fact(record))
+        except InvalidRequestError as error:
+            raise InvalidRequestError(f"{path}: record {index}: {error}") from None
+    return facts
+
+
+def exclude_subjects(facts: Sequence[Fact], requests: Sequence[EditRequest]) -> list[Fact]:
+    """The facts whose prompt names no edited subject, as whole words and with the same capitals."""
+    subjects = {request.subject.strip() for request in requests}
+    return [fact for fact in facts if not any(_names(fact.prompt, subject) for subject in subjects)]
+
+
+def recall(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    *,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> Proportion:
+    """The share of facts whose object's first token is the model's most probable token after the prompt.
+
+    The first token alone counts: "South Korea" passes for "South Africa", and a longer object is not spelled out.
+
+    Raises:
+        InvalidRequestError: A prompt or an object gives no token, or a prompt does not fit the model.
+    """
+    pairs = continuation_ids(tokenizer, [fact.prompt for fact in facts], [fact.object for fact in facts])
+    tokens = next_tokens(model, [pair.prompt for pair in pairs], batch_size=batch_size, progress=progress)
+    return Proportion.of(token == pair.target[0] for token, pair in zip(tokens, pairs, strict=True))
+
+
+def _fact(record: Any) -> Fact:
+    if not isinstance(record, dict):
+        raise InvalidRequestError(f"must be a JSON object, is {type(record).__name__}")
+    for field in ("prompt", "object"):
+        if field not in record:
+            raise InvalidRequestError(f"{field}: is missing")
+    return Fact(record["prompt"], record["object"])
+
+
+def _names(prompt: str, subject: str) -> bool:
+    # the plain search first: it is fast, and nearly always says no
+    return subject in prompt and re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt) is not None

@@ -1,0 +1,59 @@
+"""Figures side by side, for a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+_LOWER_IS_BETTER = frozenset({"perplexity"})
+
+
+def comparison_table(columns: Mapping[str, Mapping[str, Any]], *, title: str | None = None) -> Table:
+    """One row for each figure, one column for each model or moment.
+
+    A proportion shows its 95 % interval; its n, where it is the same in all columns, stands beside the name. A figure
+    that has nothing to count in any column is left out.
+
+    Args:
+        columns: By heading, what :func:`~peft_prune.evaluation.evaluate` returns as "before" or "after".
+        title: Shown above the table.
+    """
+    rows = {heading: _flat(figures) for heading, figures in columns.items()}
+    names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
+    table = Table(title=title)
+    table.add_column("figure")
+    for heading in rows:
+        table.add_column(heading, justify="right")
+    for name in names:
+        figures = [row.get(name) for row in rows.values()]
+        if any(_value(figure) is not None for figure in figures):
+            table.add_row(_label(name, figures), *(_cell(figure) for figure in figures))
+    return table
+
+
+def _flat(figures: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {name: value for name, value in figures.items() if name != "abilities"}
+    return plain | dict(figures.get("abilities", {}))
+
+
+def _value(figure: Any) -> float | None:
+    return figure.get("value") if isinstance(figure, Mapping) else figure
+
+
+def _label(name: str, figures: list[Any]) -> str:
+    counts = {figure["n"] for figure in figures if isinstance(figure, Mapping)}
+    arrow = "↓" if name in _LOWER_IS_BETTER else "↑"
+    count = f" (n = {counts.pop()})" if len(counts) == 1 else ""
+    return f"{name.replace('_', ' ')} {arrow}{count}"
+
+
+def _cell(figure: Any) -> str:
+    value = _value(figure)
+    if value is None:
+        return "–"
+    if not isinstance(figure, Mapping):
+        return f"{value:.4g}" if math.isfinite(value) else str(value)
+    return f"{value:.3f} [{figure['low']:.2f}, {figure['high']:.2f}]"

@@ -1,0 +1,163 @@
+"""Free greedy generation, and what counts as an answer that gives a target."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+
+from .inference import (
+    PADDING_ID,
+    Progress,
+    input_device,
+    length_batches,
+    padded,
+    require_fit,
+    underlying_model,
+    undisturbed,
+)
+from .tokenization import prompt_ids
+
+
+def greedy_answers(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int | Sequence[int],
+    stop: str | None = None,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> list[str]:
+    """The model's greedy continuation of each prompt, decoded, without special tokens.
+
+    Prompts are sorted by length and padded on the left, with masked padding and positions that count from the first
+    real token; keys and values are cached. The model's own generation settings (sampling, penalties) are not used. The
+    tokenizer and the model are left as they were.
+
+    Args:
+        model: A causal language model of transformers, or a PEFT model of one.
+        tokenizer: Its tokenizer; a pad token is not needed.
+        prompts: Texts to continue; spaces at their end are dropped.
+        max_new_tokens: Most tokens generated, for all prompts or for each.
+        stop: Text that ends an answer and is not part of it; the EOS token ends it in any case.
+        batch_size: Most prompts in one batch; the answers do not depend on it, up to ties in the last float digit.
+        progress: Called with the number of prompts done and their total.
+
+    Raises:
+        InvalidRequestError: A prompt gives no token, or does not fit the model together with its answer.
+        ValueError: ``max_new_tokens`` is below 1, has another length than ``prompts``, or ``stop`` is empty.
+    """
+    limits = _limits(max_new_tokens, len(prompts))
+    if stop == "":
+        raise ValueError("stop: '' is empty; give a text, or None for no stop text")
+    sequences = prompt_ids(tokenizer, prompts)
+    require_fit(model, [len(ids) + limit for ids, limit in zip(sequences, limits, strict=True)])
+    answers = [""] * len(prompts)
+    done = 0
+    with undisturbed(model), _plain_greedy(model, _end_ids(model, tokenizer)) as end_ids:
+        for batch in length_batches([len(ids) for ids in sequences], batch_size):
+            new_ids = _generate(
+                model, tokenizer, [sequences[i] for i in batch], max(limits[i] for i in batch), stop
+            ).tolist()
+            for index, ids in zip(batch, new_ids, strict=True):
+                answers[index] = _decoded(tokenizer, ids[: limits[index]], end_ids, stop)
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(prompts))
+    return answers
+
+
+def normalized(text: str) -> str:
+    """``text`` in the form in which answers are compared: outer space off, inner space single, case folded."""
+    return " ".join(text.split()).casefold()
+
+
+def answers_with(answer: str, target: str) -> bool:
+    """Whether ``answer`` begins with ``target`` after normalisation, and the target's last word ends there.
+
+    "Indiana" does not answer with "India". In scripts written without spaces a word's end cannot be seen, so there
+    the beginning alone counts.
+    """
+    answer, target = normalized(answer), normalized(target)
+    if not target or not answer.startswith(target):
+        return False
+    following = answer[len(target) : len(target) + 1]
+    return not (following.isalnum() and _spaced_letter(following) and _spaced_letter(target[-1]))
+
+
+def _spaced_letter(character: str) -> bool:
+    return character.isalnum() and unicodedata.east_asian_width(character) not in ("W", "F")
+
+
+def _limits(max_new_tokens: int | Sequence[int], count: int) -> list[int]:
+    limits = [max_new_tokens] * count if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    if len(limits) != count:
+        raise ValueError(f"max_new_tokens: {len(limits)} numbers for {count} prompts; give one, or one for each")
+    for limit in limits:
+        if limit < 1:
+            raise ValueError(f"max_new_tokens: {limit} must be at least 1")
+    return limits
+
+
+def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids = {tokenizer.eos_token_id}
+    own = getattr(underlying_model(model).generation_config, "eos_token_id", None)
+    ids.update(own if isinstance(own, (list, tuple)) else [own])
+    return sorted(token for token in ids if token is not None)
+
+
+@contextmanager
+def _plain_greedy(model: Any, end_ids: list[int]) -> Iterator[list[int]]:
+    # generate() fills what a call leaves open from the model's own settings, such as a repetition penalty
+    inner = underlying_model(model)
+    own = inner.generation_config
+    inner.generation_config = GenerationConfig(
+        do_sample=False, num_beams=1, use_cache=True, eos_token_id=end_ids or None, pad_token_id=PADDING_ID
+    )
+    try:
+        yield end_ids
+    finally:
+        inner.generation_config = own
+
+
+def _generate(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    sequences: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stop: str | None,
+) -> Tensor:
+    ids, mask = padded(sequences, left=True, device=input_device(model))
+    criteria = None if stop is None else StoppingCriteriaList([_StopText(tokenizer, stop, ids.shape[1])])
+    output = model.generate(
+        input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, stopping_criteria=criteria
+    )
+    return output[:, ids.shape[1] :]
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int], end_ids: list[int], stop: str | None) -> str:
+    end = next((index for index, token in enumerate(ids) if token in end_ids), len(ids))
+    text = tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text if stop is None else text.split(stop, 1)[0]
+
+
+class _StopText(StoppingCriteria):
+    """Ends a row once the text that it generated holds ``stop``."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: str, prompt_width: int) -> None:
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._prompt_width = prompt_width
+        # a stop text of n bytes, completed by the newest token, lies within the last n tokens
+        self._window = len(stop.encode()) + 4
+
+    def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
+        start = max(self._prompt_width, input_ids.shape[1] - self._window)
+        texts = self._tokenizer.batch_decode(input_ids[:, start:], clean_up_tokenization_spaces=False)
+        return torch.tensor([self._stop in text for text in texts], device=input_ids.device)
