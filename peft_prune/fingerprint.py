@@ -13,3 +13,7 @@ def base_fingerprint(model: nn.Module) -> str | None:
         if p.is_meta or not p.is_floating_point(): return None
         h.update(n.replace("base_layer.","").encode()); h.update(p.detach().flatten()[:16].float().numpy().tobytes())
     return h.hexdigest()[:16]
+
+
+def same_base(one: str, other: str) -> bool:
+    return one == other

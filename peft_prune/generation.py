@@ -159,5 +159,7 @@ class _StopText(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
         start = max(self._prompt_width, input_ids.shape[1] - self._window)
-        texts = self._tokenizer.batch_decode(input_ids[:, start:], clean_up_tokenization_spaces=False)
+        texts = self._tokenizer.batch_decode(
+            input_ids[:, start:], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         return torch.tensor([self._stop in text for text in texts], device=input_ids.device)

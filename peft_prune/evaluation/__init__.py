@@ -7,6 +7,7 @@ from .facts import Fact, exclude_subjects, load_facts, recall
 from .intervals import bootstrap_interval, wilson_interval
 from .likelihood import next_tokens, token_log_probabilities
 from .metric import Proportion
+from .subjects import without_subjects
 from .table import comparison_table
 from .text import load_texts, perplexity
 
@@ -31,4 +32,5 @@ __all__ = [
     "token_log_probabilities",
     "whole_answer",
     "wilson_interval",
+    "without_subjects",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from ..requests import EditRequest, read_records
 from ..tokenization import continuation_ids
 from .likelihood import next_tokens
 from .metric import Proportion
+from .subjects import edited_subjects, names_any
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def load_facts(path: str | Path) -> list[Fact]:
 
 def exclude_subjects(facts: Sequence[Fact], requests: Sequence[EditRequest]) -> list[Fact]:
     """The facts whose prompt names no edited subject, as whole words and with the same capitals."""
-    subjects = {request.subject.strip() for request in requests}
-    return [fact for fact in facts if not any(_names(fact.prompt, subject) for subject in subjects)]
+    subjects = edited_subjects(requests)
+    return [fact for fact in facts if not names_any(fact.prompt, subjects)]
 
 
 def recall(
@@ -84,8 +84,3 @@ def _fact(record: Any) -> Fact:
         if field not in record:
             raise InvalidRequestError(f"{field}: is missing")
     return Fact(record["prompt"], record["object"])
-
-
-def _names(prompt: str, subject: str) -> bool:
-    # the plain search first: it is fast, and nearly always says no
-    return subject in prompt and re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt) is not None

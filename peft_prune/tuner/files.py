@@ -7,18 +7,20 @@ import warnings
 from collections.abc import Iterable
 from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterError
 from ..fingerprint import base_fingerprint
 from ..spectral import LowRankUpdate
 from .config import PruneEditConfig
-from .layer import AccumulatedUpdate, PruneEditLayer, checksum
+from .layer import AccumulatedUpdate, PruneEditLayer, checksum, trained_pending
 from .registration import PREFIX
 
 NamedLayers: TypeAlias = Iterable[tuple[str, PruneEditLayer]]
 
 FACTORS = (PREFIX + "B", PREFIX + "A")
+FACTOR_KEY = re.compile(rf"\.{PREFIX}[AB]\.weight$")
 WRAPPERS = re.compile(r"(base_model\.model\.|_fsdp_wrapped_module\.|_orig_mod\.)")
 
 
@@ -64,40 +66,52 @@ def load_factors(
     Raises:
         AdapterError: The file lacks a factor, has one of the wrong shape, or has factors that no layer takes.
     """
-    left = {key for key in state_dict if f".{PREFIX}" in key}
+    left = {key for key in state_dict if FACTOR_KEY.search(key)}
     for name, layer in layers:
         name = WRAPPERS.sub("", name)
         keys = [_key_in_file(f"{name}.{factor}.weight", state_dict) for factor in FACTORS]
         up, down = (state_dict[key] for key in keys)
-        expected = f"({layer.out_features}, r) and (r, {layer.in_features})"
-        if (
-            up.ndim != 2
-            or down.ndim != 2
-            or up.shape[1] != down.shape[0]
-            or (
-                up.shape[0],
-                down.shape[1],
-            )
-            != (layer.out_features, layer.in_features)
-        ):
+        if not _fit(layer, up, down):
             raise AdapterError(
                 f"{name}: the adapter's factors are {tuple(up.shape)} and {tuple(down.shape)}, this base needs "
-                f"{expected}; the adapter was made for another base"
+                f"({layer.out_features}, r) and (r, {layer.in_features}); the adapter was made for another base"
             )
-        layer.set_rank(adapter_name, up.shape[1])
-        pending = 0 if config.restrained or up.shape[1] == 0 else max(config.edits, 1)
-        layer.prune_edit_update[adapter_name] = AccumulatedUpdate(
-            raw_lost=config.restrained,
-            edits=config.edits,
-            pending=pending,
-            checksum=checksum(LowRankUpdate(B=up, A=down)) if config.restrained else None,
-        )
+        _prepare(layer, config, adapter_name, LowRankUpdate(B=up, A=down))
         left -= set(keys)
     if left:
         raise AdapterError(
             f"{sorted(left)[0]}: the adapter holds factors for a layer that this base does not adapt "
             f"({len(left)} such factors)"
         )
+
+
+def _fit(layer: PruneEditLayer, up: Tensor, down: Tensor) -> bool:
+    are_factors = up.ndim == down.ndim == 2 and up.shape[1] == down.shape[0]
+    return are_factors and (up.shape[0], down.shape[1]) == (layer.out_features, layer.in_features)
+
+
+def _prepare(layer: PruneEditLayer, config: PruneEditConfig, adapter_name: str, update: LowRankUpdate) -> None:
+    """Give the layer the rank and the state that belong to these factors."""
+    current = layer.effective_update(adapter_name)
+    if _same(current, update):
+        return  # an optimizer's or a trainer's own copy comes back: the raw factors still belong to it
+    layer.set_rank(adapter_name, update.rank)
+    # Only a saved configuration has ranks. Without one, the factors come as a bare state dict, and collecting that
+    # has applied what was pending.
+    pending = update.rank > 0 and config.ranks is not None and not config.restrained
+    noticed = config.restrained or config.restrain_on == "merge"
+    layer.prune_edit_update[adapter_name] = AccumulatedUpdate(
+        raw_lost=config.restrained,
+        edits=config.edits,
+        pending=max(config.edits, trained_pending(config)) if pending else 0,
+        checksum=checksum(update) if noticed else None,
+    )
+
+
+def _same(one: LowRankUpdate, other: LowRankUpdate) -> bool:
+    if one.B.is_meta or one.rank == 0 or one.dtype != other.dtype or one.B.device != other.B.device:
+        return False
+    return torch.equal(one.B, other.B) and torch.equal(one.A, other.A)
 
 
 def check_base(model: nn.Module, config: PruneEditConfig) -> None:

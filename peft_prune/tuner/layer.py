@@ -90,7 +90,7 @@ class PruneEditLayer(BaseTunerLayer):
         self.prune_edit_A[adapter_name] = _factor(down)
         self.prune_edit_B[adapter_name] = _factor(up)
         if r > 0 and not config.restrained:
-            self.prune_edit_update[adapter_name].pending = 1
+            self.prune_edit_update[adapter_name].pending = trained_pending(config)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
@@ -158,7 +158,7 @@ class PruneEditLayer(BaseTunerLayer):
                 f"update: shape {tuple(update.shape)} does not fit this layer, "
                 f"{(self.out_features, self.in_features)} is accepted"
             )
-        if not (torch.isfinite(update.A).all() and torch.isfinite(update.B).all()):
+        if not _is_finite(update):
             raise ValueError("update: its factors hold NaN or Inf; finite values are accepted")
 
     def set_raw_update(self, adapter_name: str, update: LowRankUpdate, edits: int) -> None:
@@ -302,8 +302,12 @@ class PruneEditLayer(BaseTunerLayer):
             factor = getattr(self, name)[adapter_name]
             old = factor.weight
             value = value.detach().to(dtype=old.dtype).contiguous()
-            if value.data_ptr() != old.data_ptr() or value.shape != old.shape:
+            if value.shape != old.shape or value.device != old.device:
                 getattr(self, name)[adapter_name] = _factor(value, requires_grad=old.requires_grad)
+            elif value.data_ptr() != old.data_ptr():
+                # the same parameter, so that an optimizer keeps training it; its old tensor is left alone, since
+                # states and snapshots refer to it
+                old.data = value
 
     def _factor_weight(self, name: str, adapter_name: str) -> Tensor:
         factor = getattr(self, name)[adapter_name]
@@ -363,16 +367,28 @@ class PruneEditLinear(nn.Module, PruneEditLayer):
         for adapter_name in check_adapters_to_merge(self, adapter_names):
             if adapter_name not in self.prune_edit_A:
                 continue
-            delta = self.get_delta_weight(adapter_name)
-            weight = self.get_base_weight()
-            # summed in the wider dtype, rounded to the base's once
-            merged = (weight.to(delta.dtype) + delta.to(weight.device)).to(weight.dtype)
-            if safe_merge and not torch.isfinite(merged).all():
-                raise ValueError(f"NaN or Inf in the merged weights. The adapter {adapter_name!r} seems to be broken")
+            merged = self._merged_weight(adapter_name, safe_merge)
             if self._unmerged_base is None:
                 self._unmerged_base = BaseLayerSnapshot(self.get_base_layer())
             self.set_base_weight(merged)
             self.merged_adapters.append(adapter_name)
+
+    def _merged_weight(self, adapter_name: str, safe_merge: bool) -> Tensor:
+        # before the restraint, which has an error of its own for factors that are not finite
+        broken = safe_merge and not _is_finite(self.effective_update(adapter_name))
+        if not broken:
+            delta, weight = self.get_delta_weight(adapter_name), self.get_base_weight()
+            # summed in the wider dtype, rounded to the base's once
+            wide = torch.promote_types(weight.dtype, delta.dtype)
+            merged = (weight.to(wide) + delta.to(weight.device, wide)).to(weight.dtype)
+            broken = safe_merge and not bool(torch.isfinite(merged).all())
+        if broken:
+            # begins with PEFT's own words, by which scripts recognise the case
+            raise ValueError(
+                f"NaNs detected in the merged weights. The adapter {adapter_name} seems to be broken: it would leave "
+                f"NaN or Inf in the merged weights of a layer with weight {(self.out_features, self.in_features)}"
+            )
+        return merged
 
     def unmerge(self) -> None:
         """Give the base layer back as it was before the first merge, bit for bit."""
@@ -421,11 +437,20 @@ def _input_of(module: nn.Linear, x: Tensor) -> Tensor:
     return x if hasattr(module, "_hf_hook") else x.to(module.weight.device)
 
 
+def _is_finite(update: LowRankUpdate) -> bool:
+    return bool(torch.isfinite(update.A).all() and torch.isfinite(update.B).all())
+
+
 def checksum(update: LowRankUpdate) -> tuple[torch.dtype, float, float] | None:
     """Dtype and sums of both factors, by which a change is noticed; None where the factors are not at hand."""
     if update.B.is_meta or update.A.is_meta:
         return None
     return update.dtype, float(update.B.double().sum()), float(update.A.double().sum())
+
+
+def trained_pending(config: PruneEditConfig) -> int:
+    """What is pending for factors that hold no edit, only training: the other schedules count edits."""
+    return 1 if config.restrain_on == "merge" else 0
 
 
 def _close(one: tuple[torch.dtype, float, float], other: tuple[torch.dtype, float, float]) -> bool:

@@ -28,12 +28,19 @@ class BaseLayerSnapshot:
     def restore(self, layer: nn.Module) -> None:
         """Give ``layer`` the remembered state back."""
         for parameter, data, attributes in self._tensors:
-            parameter.data = data
+            parameter.data = _as_moved(data, parameter)
             vars(parameter).clear()
             vars(parameter).update(attributes)
         for name, value in self._attributes.items():
             # copied once more, so that this snapshot can be restored again after the layer has changed its attribute
             object.__setattr__(layer, name, copy.copy(value))
+
+
+def _as_moved(data: Tensor, parameter: Tensor) -> Tensor:
+    """``data`` on the device and in the floating dtype that ``parameter`` was given meanwhile."""
+    if data.is_meta or parameter.is_meta or not (data.is_floating_point() and parameter.is_floating_point()):
+        return data
+    return data.to(device=parameter.device, dtype=parameter.dtype)
 
 
 def _belongs_to_weight(name: str) -> bool:

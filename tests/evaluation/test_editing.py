@@ -67,7 +67,7 @@ def test_greedy_metrics_equal_free_generation(pair) -> None:
     model, tokenizer = pair
     # half of the requests ask for what the model says by itself, so that the shares are not all 0
     requests = [
-        replace(request, target_new=dense_answer(model, tokenizer, request.text, 4).strip() or "oak")
+        replace(request, target_new=dense_answer(model, tokenizer, request.text, 4).strip() or "east")
         if index % 2
         else request
         for index, request in enumerate(make_requests())
@@ -127,7 +127,7 @@ def test_a_request_without_a_true_target_is_left_out_where_it_is_needed(pair) ->
 
 def test_metrics_without_prompts_have_no_value(pair) -> None:
     model, tokenizer = pair
-    request = EditRequest(prompt="{} oak", subject="ada", target_new="king")
+    request = EditRequest(prompt="{} east", subject="sea", target_new="stone")
     measured = score_requests(model, tokenizer, [request], base_answers=None)
     empty = {name for name, figure in measured.items() if figure.value is None}
     assert empty == {"efficacy", "generalization", "locality", "generalization_greedy", "locality_greedy"}

@@ -15,7 +15,7 @@ from peft_prune.tokenization import continuation_ids
 from .test_editing import make_requests
 from .tiny import outspoken, sentences, spaced_tokenizer
 
-FACTS = [Fact(prompt, "oak") for prompt in sentences(15, seed=12)]
+FACTS = [Fact(prompt, "east") for prompt in sentences(15, seed=12)]
 TEXTS = sentences(10, seed=13)
 ITEMS = {"inference": [{"prompt": prompt, "answer": "yes"} for prompt in sentences(4, seed=14)]}
 
@@ -42,7 +42,7 @@ def test_before_is_the_base_models_own_outcome_bit_for_bit(kind: str) -> None:
 
 def test_log_probabilities_with_the_adapter_disabled_are_the_bases_bit_for_bit() -> None:
     edited, base, tokenizer = with_adapter(), outspoken("gpt2"), spaced_tokenizer()
-    pairs = continuation_ids(tokenizer, sentences(9), ["oak"] * 9)
+    pairs = continuation_ids(tokenizer, sentences(9), ["east"] * 9)
     with edited.disable_adapter():
         disabled = token_log_probabilities(edited, pairs)
     assert all(map(torch.equal, disabled, token_log_probabilities(base, pairs)))
@@ -77,7 +77,7 @@ def test_what_was_not_asked_for_is_null() -> None:
 
 def test_facts_on_edited_subjects_are_left_out_of_recall() -> None:
     requests = make_requests(2)
-    facts = [*FACTS, Fact(f"{requests[0].subject} hill", "oak")]
+    facts = [*FACTS, Fact(f"{requests[0].subject} tone", "east")]
     kept = [fact for fact in facts if not {r.subject for r in requests} & set(fact.prompt.split())]
     result = evaluate(with_adapter(), spaced_tokenizer(), requests, facts=facts)
     assert result["before"]["recall"]["n"] == result["after"]["recall"]["n"] == len(kept) < len(facts)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from peft_prune.errors import InvalidRequestError
-from peft_prune.evaluation import Fact, Proportion, exclude_subjects, load_facts, recall
+from peft_prune.evaluation import Fact, Proportion, exclude_subjects, load_facts, recall, without_subjects
 from peft_prune.requests import EditRequest
 from peft_prune.tokenization import continuation_ids, prompt_ids
 
@@ -35,12 +35,12 @@ def test_recall_counts_the_objects_first_token_as_the_dense_maximum(pair) -> Non
         assert recall(model, tokenizer, facts, batch_size=batch_size) == Proportion.of(hits)
 
 
-def test_facts_that_name_an_edited_subject_are_excluded() -> None:
-    facts = [
-        Fact(prompt, "x") for prompt in ("Paris lies in", "It is in Paris's", "Parisian art", "paris, Texas", "It")
-    ]
+def test_facts_and_texts_that_name_an_edited_subject_are_left_out() -> None:
+    prompts = ["Paris lies in", "It is in Paris's", "Parisian art", "paris, Texas", "It"]
     requests = [EditRequest(prompt="{} is in", subject="Paris", target_new="Italy")]
-    assert [fact.prompt for fact in exclude_subjects(facts, requests)] == ["Parisian art", "paris, Texas", "It"]
+    facts = [Fact(prompt, "x") for prompt in prompts]
+    assert exclude_subjects(facts, requests) == facts[2:]
+    assert without_subjects(prompts, requests) == prompts[2:]
 
 
 def test_facts_are_read_from_json_and_jsonl(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_progress_counts_up_to_the_total(pair) -> None:
 def test_a_prompt_that_does_not_fit_is_named(pair) -> None:
     model, tokenizer = pair
     with pytest.raises(InvalidRequestError, match=r"prompt 1: \d+ tokens do not fit the model's 32 positions"):
-        greedy_answers(model, tokenizer, ["ada", "ada " * 40], max_new_tokens=1)
+        greedy_answers(model, tokenizer, ["sea", "sea " * 40], max_new_tokens=1)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_prompt_that_does_not_fit_is_named(pair) -> None:
 def test_options_without_sense_are_named(pair, options: dict, message: str) -> None:
     model, tokenizer = pair
     with pytest.raises(ValueError, match=message):
-        greedy_answers(model, tokenizer, ["ada"], **options)
+        greedy_answers(model, tokenizer, ["sea"], **options)
 
 
 @pytest.mark.parametrize(
