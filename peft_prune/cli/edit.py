@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -9,9 +12,11 @@ import typer
 from peft import get_peft_model
 from rich.console import Console
 
+from ..architecture import mlp_output_module
 from ..editors import Editor, SecondMoments, collect_second_moments, get_editor
 from ..errors import EditFailedError
 from ..evaluation import load_texts, without_subjects
+from ..fingerprint import base_fingerprint
 from ..requests import EditRequest, load_requests
 from ..session import EditOutcome, edit_in_sequence
 from ..tuner import PruneEditConfig
@@ -47,12 +52,99 @@ def edit(
     """Edit facts one after another, verify each, and save the adapter that holds them."""
     records = load_requests(requests, limit=limit)
     config = PruneEditConfig(
-        restraint=restraint, alpha=alpha, restrain_on=restrain_on, restrain_every=restrain_every,  # type: ignore[arg-type]
-        max_rank=max_rank, task_type="CAUSAL_LM", base_model_name_or_path=model,
+        restraint=restraint,
+        alpha=alpha,
+        restrain_on=restrain_on,  # type: ignore[arg-type]
+        restrain_every=restrain_every,
+        max_rank=max_rank,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=model,
     )
     method = get_editor(editor, **_hyperparameters(layers, set_ or []))
+    source = _Statistics(stats, stats_text)
+    tokenizer = load_tokenizer(model)
     with whole_folder(out, overwrite=overwrite) as folder:
-        outcomes = _edit_and_save(model, dtype, config, method, records, stats_text, stats, folder)
+        edited, outcomes = _edit(load_model(model, dtype), tokenizer, method, config, records, source, json_output)
+        if not any(outcome.applied for outcome in outcomes):
+            raise EditFailedError(f"none of {len(outcomes)} edits took; the first: {outcomes[0].reason}")
+        edited.save_pretrained(str(folder))
     _report(outcomes, out, json_output)
-    if not any(outcome.applied for outcome in outcomes):
-        raise EditFailedError(f"none of {len(outcomes)} edits took")
+
+
+@dataclass(frozen=True)
+class _Statistics:
+    """Where the second moments come from: a file of them, or texts to take them over."""
+
+    file: Path | None
+    texts: Path | None
+
+    def __post_init__(self) -> None:
+        if self.file is not None and self.texts is not None:
+            raise ValueError("stats: give --stats or --stats-text, not both")
+
+    def moments(
+        self, model: Any, tokenizer: Any, modules: Sequence[str], requests: Sequence[EditRequest], quiet: bool
+    ) -> SecondMoments | None:
+        if self.file is not None:
+            return SecondMoments.load(self.file, base=base_fingerprint(model))
+        if self.texts is None:
+            return None
+        texts = without_subjects(load_texts(self.texts), requests)
+        return collect_second_moments(model, tokenizer, texts, modules, progress=not quiet)
+
+
+def _edit(
+    model: Any,
+    tokenizer: Any,
+    editor: Editor,
+    config: PruneEditConfig,
+    requests: Sequence[EditRequest],
+    source: _Statistics,
+    quiet: bool,
+) -> tuple[Any, list[EditOutcome]]:
+    config.layers_to_transform = list(editor.layers(model))
+    modules = [mlp_output_module(model, layer)[0] for layer in editor.layers(model)]
+    statistics = source.moments(model, tokenizer, modules, requests, quiet)
+    prepared = editor.prepare(model, tokenizer, statistics)
+    edited = get_peft_model(model, config)
+    with progress_bar(quiet=quiet) as progress:
+        outcomes = edit_in_sequence(
+            edited,
+            tokenizer,
+            editor,
+            prepared,
+            requests,
+            after_edit=lambda outcome: progress("Editing", outcome.index + 1, len(requests)),
+        )
+    return edited, outcomes
+
+
+def _hyperparameters(layers: str | None, settings: Sequence[str]) -> dict[str, Any]:
+    """Values of the editor's dataclass from text, read as JSON where they are JSON and as a word where not."""
+    found: dict[str, Any] = {}
+    if layers is not None:
+        try:
+            found["layers"] = tuple(int(layer) for layer in layers.split(","))
+        except ValueError:
+            raise ValueError(f"layers: {layers!r} must be numbers with commas between them") from None
+    for setting in settings:
+        name, separator, value = setting.partition("=")
+        if not separator:
+            raise ValueError(f"set: {setting!r} must have the form name=value")
+        try:
+            found[name.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name.strip()] = value.strip()
+    return found
+
+
+def _report(outcomes: Sequence[EditOutcome], out: Path, json_output: bool) -> None:
+    failed = [{"index": o.index, "reason": o.reason} for o in outcomes if not o.applied]
+    if json_output:
+        applied = len(outcomes) - len(failed)
+        print_json({"requested": len(outcomes), "applied": applied, "failed": failed, "adapter": str(out)})
+        return
+    console = Console()
+    console.print(f"{len(outcomes) - len(failed)} of {len(outcomes)} edits took; adapter in {out}", highlight=False)
+    for failure in failed:
+        console.print(f"  request {failure['index']}: {failure['reason']}", highlight=False, markup=False)

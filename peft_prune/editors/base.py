@@ -66,6 +66,14 @@ class Editor(ABC):
         self.hyperparameters = self.hyperparameters_class() if hyperparameters is None else hyperparameters
 
     @abstractmethod
+    def layers(self, model: Any) -> tuple[int, ...]:
+        """The layers that this editor changes in ``model``.
+
+        Raises:
+            UnsupportedModelError: The model has no such layer.
+        """
+
+    @abstractmethod
     def prepare(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, statistics: SecondMoments | None = None
     ) -> Prepared:

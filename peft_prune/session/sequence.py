@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..editors import Editor
+from ..editors import Editor, Prepared
 from ..errors import EditFailedError, InvalidRequestError
 from ..generation import answers_with, greedy_answers
 from ..requests import EditRequest
@@ -38,6 +38,7 @@ def edit_in_sequence(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     editor: Editor,
+    prepared: Prepared,
     requests: Sequence[EditRequest],
     *,
     after_edit: Callable[[EditOutcome], None] | None = None,
@@ -51,11 +52,12 @@ def edit_in_sequence(
         model: A PEFT model with one active PRUNE_EDIT adapter.
         tokenizer: The model's tokenizer.
         editor: Computes the update of an edit.
+        prepared: What ``editor.prepare`` gave for the unedited model.
         requests: The edits, in order.
         after_edit: Called with every outcome, for progress and monitoring.
     """
     outcomes = []
-    for outcome in _outcomes(model, tokenizer, editor, requests):
+    for outcome in _outcomes(model, tokenizer, editor, prepared, requests):
         outcomes.append(outcome)
         if after_edit is not None:
             after_edit(outcome)
@@ -63,12 +65,16 @@ def edit_in_sequence(
 
 
 def _outcomes(
-    model: Any, tokenizer: PreTrainedTokenizerBase, editor: Editor, requests: Sequence[EditRequest]
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    editor: Editor,
+    prepared: Prepared,
+    requests: Sequence[EditRequest],
 ) -> Iterator[EditOutcome]:
     for index, request in enumerate(requests):
         before = model.edit_state()
         try:
-            (edit,) = editor.compute(model, tokenizer, [request])
+            edit = editor.compute(model, tokenizer, [request], prepared)
             model.add_edits(edit.updates)
         except (InvalidRequestError, EditFailedError) as error:
             yield EditOutcome(index, request, applied=False, reason=str(error))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterError
-from ..fingerprint import base_fingerprint
+from ..fingerprint import base_fingerprint, same_base, short_form
 from ..spectral import LowRankUpdate
 from .config import PruneEditConfig
 from .layer import AccumulatedUpdate, PruneEditLayer, checksum, trained_pending
@@ -124,10 +124,10 @@ def check_base(model: nn.Module, config: PruneEditConfig) -> None:
         return
     fingerprint = base_fingerprint(model)
     made_for = config.base_fingerprint
-    if made_for is not None and fingerprint is not None and made_for != fingerprint:
+    if made_for is not None and fingerprint is not None and not same_base(made_for, fingerprint):
         message = (
-            f"The adapter was made for {config.base_model_name_or_path or 'another base'!s} (weights {made_for}), but "
-            f"the base is {getattr(model, 'name_or_path', '') or type(model).__name__} (weights {fingerprint}). "
+            f"The adapter was made for {config.base_model_name_or_path or 'another base'!s} (weights {short_form(made_for)}), but "
+            f"the base is {getattr(model, 'name_or_path', '') or type(model).__name__} (weights {short_form(fingerprint)}). "
             "Its edits need not hold here."
         )
         if config.strict_base:
