@@ -29,14 +29,20 @@ def edit(
     requests: Annotated[Path, typer.Option(help="Edit requests: CounterFact records or flat objects, JSON or JSONL.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
     editor: Annotated[str, typer.Option(help="Editing method.")] = "rome",
-    layers: Annotated[Optional[str], typer.Option(help="Layers to edit, such as 2 or 13,14,15; found by a rule if not given.")] = None,
+    layers: Annotated[
+        Optional[str], typer.Option(help="Layers to edit, such as 2 or 13,14,15; found by a rule if not given.")
+    ] = None,
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many requests only.")] = None,
     stats_text: Annotated[
         Optional[Path],
-        typer.Option(help="Texts for the second moment: a JSON list of strings or of {prompt, object}, or a .txt file. "
-                     "Texts that name an edited subject are left out."),
+        typer.Option(
+            help="Texts for the second moment: a JSON list of strings or of {prompt, object}, or a .txt file. "
+            "Texts that name an edited subject are left out."
+        ),
     ] = None,
-    stats: Annotated[Optional[Path], typer.Option(help="A second moment saved earlier, in place of --stats-text.")] = None,
+    stats: Annotated[
+        Optional[Path], typer.Option(help="A second moment saved earlier, in place of --stats-text.")
+    ] = None,
     restraint: Annotated[str, typer.Option(help="log, linear, clip, scale or none.")] = "log",
     alpha: Annotated[float, typer.Option(help="Base of the logarithm of 'log', above 1.")] = 1.2,
     restrain_on: Annotated[str, typer.Option(help="When it acts: every, merge, threshold or compounding.")] = "every",

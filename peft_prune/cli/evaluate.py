@@ -25,8 +25,10 @@ def evaluate(
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many requests only.")] = None,
     facts: Annotated[
         Optional[Path],
-        typer.Option(help="Facts the base model knows, a JSON list of {prompt, object}, for recall; those that name an "
-                     "edited subject are left out."),
+        typer.Option(
+            help="Facts the base model knows, a JSON list of {prompt, object}, for recall; those that name an "
+            "edited subject are left out."
+        ),
     ] = None,
     text: Annotated[Optional[Path], typer.Option(help="Texts for perplexity: a JSON list of strings, or .txt.")] = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",

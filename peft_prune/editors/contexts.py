@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..inference import input_device, padded, undisturbed, underlying_model
+from ..inference import input_device, padded, underlying_model, undisturbed
 from ..tokenization import opening_ids
 
 STARTS = ("The", "Therefore", "Because", "I", "You")

@@ -26,6 +26,7 @@ from ..inference import input_device, max_positions, padded, undisturbed
 from ..tokenization import prompt_ids
 
 DEFAULT_LENGTH = 512
+SMALLEST_SHRINKAGE = 1e-8
 
 
 @dataclass(frozen=True)
@@ -121,30 +122,28 @@ def collect_second_moments(
     return SecondMoments({name: total / tokens for name, total in sums.items()}, tokens, base_fingerprint(inner))
 
 
-def inverse_applied(moment: Tensor, key: Tensor, ridge: float = 1e-6) -> Tensor:
+def inverse_applied(moment: Tensor, key: Tensor, shrinkage: float = 0.0) -> Tensor:
     """C⁻¹ k in float64 by a Cholesky factor, (in,) float32.
 
-    Where C is numerically singular, as it is over fewer tokens than dimensions, ``ridge`` times its mean diagonal is
-    added to the diagonal, and a warning says how much.
+    Where C is numerically singular, as it is over fewer tokens than dimensions, a small multiple of its mean diagonal
+    is added to the diagonal until the factorization succeeds, and a warning says how much.
 
     Args:
         moment: C, (in, in).
         key: k, (in,).
-        ridge: Relative size of the first ridge; ten times more until the factorization succeeds.
+        shrinkage: Multiple of C's mean diagonal that is added to its diagonal in any case.
     """
     matrix = moment.double()
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    scale = float(matrix.diagonal().mean())
-    added = 0.0
-    smallest = float(factor.diagonal().min()) ** 2 if not int(info) else 0.0
-    if smallest < 1e-10 * scale:
-        added = ridge * scale
-        while True:
-            factor, info = torch.linalg.cholesky_ex(matrix + added * torch.eye(len(matrix), dtype=matrix.dtype))
-            if not int(info):
-                break
-            added *= 10
-        warnings.warn(f"the second moment is singular; {added / scale:.0e} of its mean diagonal was added to it")
+    scale = matrix.diagonal().mean()
+    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    added = shrinkage
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(matrix + added * scale * identity)
+        if not int(failed) and float(factor.diagonal().min()) ** 2 > 1e-10 * float(scale):
+            break
+        added = max(10 * added, SMALLEST_SHRINKAGE)
+    if added > shrinkage:
+        warnings.warn(f"the second moment is singular; {added:.0e} of its mean diagonal was added to its diagonal")
     return torch.cholesky_solve(key.double()[:, None], factor)[:, 0].float()
 
 

@@ -1,8 +1,8 @@
 """v*: the output that makes the edited layer's later layers give the target, found by gradient descent on one vector.
 
-The model's weights are never touched and get no gradients; what is skipped against the published loop does not change
-the result: blocks up to the edited one run once, logits are computed only where the loss reads them, and all requests of
-a batch run together until each has converged.
+The model's weights are never touched and get no gradients. What is skipped against the published loop does not change
+the result: blocks up to the edited one run once, logits are computed only where the loss reads them, and all requests
+of a batch run together until each has converged.
 """
 
 from __future__ import annotations
@@ -111,7 +111,10 @@ class _Batch:
 
     @staticmethod
     def build(
-        tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], contexts: Sequence[str], device: torch.device
+        tokenizer: PreTrainedTokenizerBase,
+        requests: Sequence[EditRequest],
+        contexts: Sequence[str],
+        device: torch.device,
     ) -> _Batch:
         rows: list[tuple[tuple[int, ...], int, list[int], list[int], int, bool]] = []
         for index, request in enumerate(requests):
@@ -169,7 +172,9 @@ def _descend(
             last[index] = (float(losses[position].detach()), float(least[position]), step)
         if not torch.isfinite(losses).all():
             bad = active.nonzero().flatten()[~torch.isfinite(losses)][0]
-            raise EditFailedError(f"subject {requests[int(bad)].subject!r}: the optimisation of its value gives NaN or Inf")
+            raise EditFailedError(
+                f"subject {requests[int(bad)].subject!r}: the optimisation of its value gives NaN or Inf"
+            )
         done = least >= settings.stop_probability if settings.stop == "probability" else losses < settings.stop_loss
         active = active.clone()
         active[active.nonzero().flatten()[done]] = False
@@ -192,7 +197,13 @@ def _descend(
 
 
 def _losses(
-    log_probs: Tensor, rows: _Batch, base_kl: Tensor, delta: Tensor, norms: Tensor, settings: ValueSettings, active: Tensor
+    log_probs: Tensor,
+    rows: _Batch,
+    base_kl: Tensor,
+    delta: Tensor,
+    norms: Tensor,
+    settings: ValueSettings,
+    active: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Total loss and least target probability of every active request, (active,) each."""
     indices = active.nonzero().flatten()

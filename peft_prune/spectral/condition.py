@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .checks import require_finite, require_matrix
-from .gram import STRIP, gram, in_float64
+from .gram import gram, in_float64
 from .lanczos import largest_eigenvalue
 from .lowrank import LowRankUpdate
 
@@ -67,6 +67,7 @@ class ConditionNumber:
         ValueError: ``weight`` is not a matrix, is empty, or holds NaN or Inf.
     """
 
+    @torch.no_grad()
     def __init__(self, weight: Tensor) -> None:
         require_matrix("weight", weight)
         require_finite("weight", weight)
@@ -97,6 +98,7 @@ class ConditionNumber:
         """κ(W₀) = σmax/σmin, inf where W₀ is numerically singular."""
         return self._base.condition_number
 
+    @torch.no_grad()
     def of(self, update: LowRankUpdate | ProjectedUpdate) -> ConditionReport:
         """Extreme singular values and κ of W₀ + B A.
 
@@ -118,6 +120,7 @@ class ConditionNumber:
             bottom = changed.bottom(largest)
         return _report(math.sqrt(max(largest, 0.0)), self._stretch(bottom, projected.update))
 
+    @torch.no_grad()
     def project(self, update: LowRankUpdate, previous: ProjectedUpdate | None = None) -> ProjectedUpdate:
         """The products of an update with W₀, taken over from ``previous`` for leading columns that are the same.
 
@@ -162,9 +165,8 @@ class ConditionNumber:
         vector = self._basis @ vector
         small = near.double().T @ vector
         squares = 0.0
-        for start in range(0, self._wide.shape[1], STRIP):
-            part = self._wide[:, start:start + STRIP].T.double() @ vector + far[start:start + STRIP].double() @ small
-            squares += float(part.square().sum())
+        for weight_strip, far_strip in zip(in_float64(self._wide.T), in_float64(far), strict=True):
+            squares += float((weight_strip @ vector + far_strip @ small).square().sum())
         return math.sqrt(squares)
 
     def _weight_times(self, columns: Tensor) -> Tensor:

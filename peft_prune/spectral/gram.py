@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from .lowrank import LowRankUpdate
 
-STRIP = 1024
+_STRIP = 2048
 _BLOCK = 256
 _POWER_STEPS = 12
 
@@ -49,6 +50,10 @@ class GramSpectrum:
         weights = (s - s_new[:count]) / s.pow(3)
         identity = torch.eye(self.scale.numel(), dtype=z.dtype, device=z.device)
         return torch.addmm(identity, (self.right @ z) * weights, z.T, alpha=-1)
+
+    def uniform(self, s_new: Tensor) -> Tensor:
+        """M', (r, r), such that B' M' A' is ΔW scaled so that its largest singular value becomes ``s_new[0]``."""
+        return torch.eye(self.s.numel(), dtype=self.s.dtype, device=self.s.device) * (s_new[0] / self.s[0])
 
     def unscaled(self, mixing: Tensor) -> Tensor:
         """M of the factors as given, so that B M A = B' M' A'."""
@@ -101,11 +106,11 @@ def gram(columns: Tensor) -> Tensor:
     return total.tril() + total.tril(-1).T
 
 
-def in_float64(columns: Tensor):
+def in_float64(columns: Tensor) -> Iterator[Tensor]:
     """The strips of X, (n, r), in float64, one after the other in the same buffer."""
-    buffer = torch.empty_like(columns[:STRIP], dtype=torch.float64)
-    for start in range(0, columns.shape[0], STRIP):
-        strip = columns[start : start + STRIP]
+    buffer = torch.empty_like(columns[:_STRIP], dtype=torch.float64)
+    for start in range(0, columns.shape[0], _STRIP):
+        strip = columns[start : start + _STRIP]
         yield buffer[: strip.shape[0]].copy_(strip)
 
 
@@ -119,7 +124,7 @@ def multiply_right(columns: Tensor, matrix: Tensor, dtype: torch.dtype) -> Tenso
     return result
 
 
-def spectral_norm_estimate(apply, like: Tensor) -> float:
+def spectral_norm_estimate(apply: Callable[[Tensor], Tensor], like: Tensor) -> float:
     """A lower estimate, by a few power steps, of the largest eigenvalue of a positive semidefinite operator."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(like.shape[0], generator=generator, dtype=torch.float64).to(like.device)

@@ -166,6 +166,7 @@ def reorthogonalize(update: LowRankUpdate) -> Spectrum:
     return decompose(update).to(result_dtype(update.dtype))
 
 
+@torch.no_grad()
 def decompose(update: LowRankUpdate) -> Spectrum:
     """As `reorthogonalize`, but the result stays in float64 for further computation."""
     require_finite("B", update.B)
@@ -211,6 +212,7 @@ def truncate(
     return kept.update().to(result_dtype(update.dtype)), error
 
 
+@torch.no_grad()
 def _core(update: LowRankUpdate) -> Tensor:
     """The small matrix in float64 with the singular values of ΔW: the triangle of B times the triangle of Aᵀ."""
     require_finite("B", update.B)

@@ -33,6 +33,7 @@ def sigma_max(weight: Tensor, *, tolerance: float = 1e-5) -> float:
     return counted_sigma_max(weight, tolerance=tolerance).value
 
 
+@torch.no_grad()
 def counted_sigma_max(weight: Tensor, *, tolerance: float = 1e-5) -> CountedNorm:
     """As `sigma_max`, with the number of products with W or Wᵀ."""
     require_matrix("weight", weight)

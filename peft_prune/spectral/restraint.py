@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .checks import require_positive, result_dtype
-from .gram import gram_spectrum, multiply_right
+from .gram import GramSpectrum, gram_spectrum, multiply_right
 from .lowrank import LowRankUpdate, Spectrum, decompose
 
 _GRAM_LIMIT = 1e-7
@@ -178,6 +178,7 @@ def get_restraint(name: str, alpha: float | None = None) -> Restraint:
     return build(alpha=alpha) if takes_alpha else build()
 
 
+@torch.no_grad()
 def restrain(update: LowRankUpdate, restraint: Restraint, sigma_max_base: float) -> LowRankUpdate:
     """F(ΔW): the update with the restraint applied to its singular values (Ma et al. 2025, section 4).
 
@@ -197,8 +198,8 @@ def restrain(update: LowRankUpdate, restraint: Restraint, sigma_max_base: float)
 
     Returns:
         The effective update, of rank at most that of ``update``, in float32 (float64 for float64 factors; float16 and
-        bfloat16 factors give float32). The same object where nothing exceeds m, and for `NoRestraint`. For float32
-        factors ‖result − F(ΔW)‖₂ ≤ 1e-5 · ‖F(ΔW)‖₂.
+        bfloat16 factors give float32), without a gradient. The same object where nothing exceeds m, and for
+        `NoRestraint`. For float32 factors ‖result − F(ΔW)‖₂ ≤ 1e-5 · ‖F(ΔW)‖₂.
 
     Raises:
         ValueError: A factor holds NaN or Inf, or ``sigma_max_base`` is not a finite number above 0.
@@ -211,26 +212,13 @@ def restrain(update: LowRankUpdate, restraint: Restraint, sigma_max_base: float)
     spectrum = gram_spectrum(update)
     if torch.finfo(torch.float64).eps * (spectrum.norm_left * spectrum.norm_right / m) ** 3 > _GRAM_LIMIT:
         return _restrain_by_qr(update, restraint, m)
-    s_new = restraint(spectrum.s, m)
-    if restraint.uniform:
-        return update if s_new is spectrum.s else _scaled(update, float(s_new[0] / spectrum.s[0]))
-    count = int((spectrum.s > m).sum())
-    if count == 0:
+    if not bool((spectrum.s > m).any()):
         return update
-    mixing = spectrum.mixing(s_new, count)
-    left_is_shorter = update.shape[0] <= update.shape[1]
-    product = (
-        spectrum.norm_left_after(mixing) * spectrum.norm_right
-        if left_is_shorter
-        else spectrum.norm_left * spectrum.norm_right_after(mixing)
-    )
-    dtype = result_dtype(update.dtype)
-    if torch.finfo(dtype).eps * product > _ROUNDING_LIMIT * float(s_new.max()):
+    s_new = restraint(spectrum.s, m)
+    mixing = spectrum.uniform(s_new) if restraint.uniform else spectrum.mixing(s_new, int((spectrum.s > m).sum()))
+    if _rounding(update, spectrum, mixing) > _ROUNDING_LIMIT * float(s_new.max()):
         return _restrain_by_qr(update, restraint, m)
-    small = spectrum.unscaled(mixing)
-    if left_is_shorter:
-        return LowRankUpdate(multiply_right(update.B, small, dtype), update.A.to(dtype))
-    return LowRankUpdate(update.B.to(dtype), multiply_right(update.A.T, small.T, dtype).T)
+    return _mixed(update, spectrum.unscaled(mixing))
 
 
 def _restrain_by_qr(update: LowRankUpdate, restraint: Restraint, m: float) -> LowRankUpdate:
@@ -240,11 +228,25 @@ def _restrain_by_qr(update: LowRankUpdate, restraint: Restraint, m: float) -> Lo
     return Spectrum(spectrum.U, restraint(spectrum.s, m), spectrum.Vh).update().to(result_dtype(update.dtype))
 
 
-def _scaled(update: LowRankUpdate, factor: float) -> LowRankUpdate:
-    update = update.to(result_dtype(update.dtype))
-    if update.shape[0] <= update.shape[1]:
-        return update.scaled(factor)
-    return LowRankUpdate(update.B, update.A * factor)
+def _rounding(update: LowRankUpdate, spectrum: GramSpectrum, mixing: Tensor) -> float:
+    """About the largest spectral norm by which storing the new factors in the result's dtype changes their product."""
+    if _left_is_shorter(update):
+        product = spectrum.norm_left_after(mixing) * spectrum.norm_right
+    else:
+        product = spectrum.norm_left * spectrum.norm_right_after(mixing)
+    return torch.finfo(result_dtype(update.dtype)).eps * product
+
+
+def _mixed(update: LowRankUpdate, matrix: Tensor) -> LowRankUpdate:
+    """B M A with M, (r, r), taken into the factor on the shorter side."""
+    dtype = result_dtype(update.dtype)
+    if _left_is_shorter(update):
+        return LowRankUpdate(multiply_right(update.B, matrix, dtype), update.A.to(dtype))
+    return LowRankUpdate(update.B.to(dtype), multiply_right(update.A.T, matrix.T, dtype).T)
+
+
+def _left_is_shorter(update: LowRankUpdate) -> bool:
+    return update.shape[0] <= update.shape[1]
 
 
 def _require_alpha(alpha: float) -> None:

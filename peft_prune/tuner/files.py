@@ -125,10 +125,11 @@ def check_base(model: nn.Module, config: PruneEditConfig) -> None:
     fingerprint = base_fingerprint(model)
     made_for = config.base_fingerprint
     if made_for is not None and fingerprint is not None and not same_base(made_for, fingerprint):
+        made_for_name = config.base_model_name_or_path or "another base"
+        name = getattr(model, "name_or_path", "") or type(model).__name__
         message = (
-            f"The adapter was made for {config.base_model_name_or_path or 'another base'!s} (weights {short_form(made_for)}), but "
-            f"the base is {getattr(model, 'name_or_path', '') or type(model).__name__} (weights {short_form(fingerprint)}). "
-            "Its edits need not hold here."
+            f"The adapter was made for {made_for_name} (weights {short_form(made_for)}), but the base is {name} "
+            f"(weights {short_form(fingerprint)}). Its edits need not hold here."
         )
         if config.strict_base:
             raise AdapterError(message)

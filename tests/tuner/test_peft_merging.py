@@ -103,7 +103,9 @@ def test_one_of_several_adapters_merges_into_a_plain_model(case: Case, kind: str
 @pytest.mark.parametrize("restrain_on", ["every", "merge"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("factor", ["prune_edit_A", "prune_edit_B"])
-def test_a_safe_merge_refuses_factors_that_are_not_finite(kind: str, restrain_on: str, value: float, factor: str) -> None:
+def test_a_safe_merge_refuses_factors_that_are_not_finite(
+    kind: str, restrain_on: str, value: float, factor: str
+) -> None:
     case = CASES[0]
     model = adapted(case, kind, restrain_on=restrain_on)
     before = base_weights(model)

@@ -1,0 +1,55 @@
+"""Plain text about the world and the abilities: what the built-in model is trained and measured on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from .abilities import ability_names, training_items
+from .facts import WorldFact, build_world
+
+SENTENCES = 6
+
+
+def training_texts(seed: int) -> Iterator[str]:
+    """An endless, deterministic stream of training texts: statements, short lives, and items of the abilities."""
+    rng = random.Random(f"training {seed}")
+    items = {name: training_items(name, rng) for name in ability_names()}
+    weights = {"reasoning": 4, "summarization": 2, "question_answering": 3, "inference": 4}
+    kinds = ["statements", "biography", *items]
+    shares = [8, 4, *(weights[name] for name in items)]
+    while True:
+        kind = rng.choices(kinds, shares)[0]
+        if kind == "statements":
+            yield _statements(rng, build_world().facts)
+        elif kind == "biography":
+            yield _biography(rng)
+        else:
+            item = next(items[kind])
+            yield f"{item['prompt']} {item['answer']}\n"
+
+
+def plain_texts(count: int, seed: int = 1) -> list[str]:
+    """Statements about the world in running text, for second moments."""
+    rng = random.Random(f"plain {seed}")
+    return [_biography(rng) if rng.random() < 0.5 else _statements(rng, build_world().facts) for _ in range(count)]
+
+
+def held_out_texts(count: int = 100) -> list[str]:
+    """Texts for perplexity: new orders and wordings of what is true, in no training text."""
+    return plain_texts(count, seed=-1)
+
+
+def _statements(rng: random.Random, facts: tuple[WorldFact, ...]) -> str:
+    return " ".join(_sentence(rng, fact) for fact in rng.sample(facts, SENTENCES)) + "\n"
+
+
+def _biography(rng: random.Random) -> str:
+    subject = rng.choice(build_world().facts).subject
+    facts = [fact for fact in build_world().facts if fact.subject == subject]
+    rng.shuffle(facts)
+    return " ".join(_sentence(rng, fact) for fact in facts) + "\n"
+
+
+def _sentence(rng: random.Random, fact: WorldFact) -> str:
+    return fact.sentence(rng.choice((fact.relation.prompt, *fact.relation.paraphrases)))

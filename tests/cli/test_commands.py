@@ -1,0 +1,226 @@
+"""The commands, end to end, on a tiny model with a tokenizer of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from peft_prune.cli import main
+from tests.evaluation.tiny import outspoken, spaced_tokenizer
+
+SUBJECTS = ("sane ant", "tone seat", "oats tea", "nest son")
+FIGURES = ("efficacy", "generalization", "locality")
+
+
+def record(subject: str, target: str = "ten") -> dict[str, object]:
+    return {
+        "case_id": 1,
+        "requested_rewrite": {
+            "prompt": "note {} sea",
+            "relation_id": "P1",
+            "target_new": {"str": target},
+            "target_true": {"str": "net"},
+            "subject": subject,
+        },
+        "paraphrase_prompts": [f"tan {subject} eat"],
+        "neighborhood_prompts": ["note stone eat sea", "note toast sea"],
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model, requests, facts and texts as a user would have them."""
+    folder = tmp_path_factory.mktemp("work")
+    outspoken("gpt2").save_pretrained(folder / "model")
+    spaced_tokenizer().save_pretrained(folder / "model")
+    (folder / "requests.json").write_text(json.dumps([record(subject) for subject in SUBJECTS]))
+    words = "ant eat tan nest oats sea note tone seat east soot toast stone tea net ten son too nose sane".split()
+    texts = [" ".join(words[(7 * i + 3 * j) % 20] for j in range(12)) for i in range(40)]
+    (folder / "texts.json").write_text(json.dumps(texts))
+    facts = [{"prompt": " ".join(text.split()[:5]), "object": text.split()[5]} for text in texts]
+    (folder / "facts.json").write_text(json.dumps(facts))
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def edit(capsys: pytest.CaptureFixture[str], folder: Path, out: Path, *more: object) -> dict[str, object]:
+    code, output, errors = run(
+        capsys, "edit", "--model", folder / "model", "--requests", folder / "requests.json", "--layers", 1,
+        "--stats-text", folder / "texts.json", "--set", "v_num_grad_steps=60", "--out", out, "--json", *more,
+    )  # fmt: skip
+    assert code == 0, errors
+    return json.loads(output)
+
+
+@pytest.fixture
+def adapter(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> Path:
+    edit(capsys, folder, tmp_path / "adapter", "--restraint", "none")
+    return tmp_path / "adapter"
+
+
+def test_edit_prints_its_contract_and_writes_an_adapter(capsys, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "adapter"
+    result = edit(capsys, folder, out)
+    assert set(result) == {"requested", "applied", "failed", "adapter"}
+    assert result["requested"] == 4 and result["adapter"] == str(out)
+    assert result["applied"] + len(result["failed"]) == 4 and result["applied"] >= 3
+    settings = json.loads((out / "adapter_config.json").read_text())
+    assert settings["restrained"] is True and settings["edits"] == result["applied"]
+    assert settings["base_model_name_or_path"] == str(folder / "model")
+    factors = load_file(out / "adapter_model.safetensors")
+    assert {tensor.shape for name, tensor in factors.items() if ".prune_edit_A." in name} == {(result["applied"], 64)}
+
+
+def test_evaluate_prints_its_contract(capsys, folder: Path, adapter: Path) -> None:
+    code, output, errors = run(
+        capsys, "evaluate", "--model", folder / "model", "--adapter", adapter, "--requests", folder / "requests.json",
+        "--facts", folder / "facts.json", "--text", folder / "texts.json", "--json",
+    )  # fmt: skip
+    assert code == 0, errors
+    figures = json.loads(output)
+    assert set(figures) == {"n_requests", "before", "after", "layers", "restrained"}
+    assert figures["n_requests"] == 4 and figures["restrained"] is False
+    for moment in ("before", "after"):
+        names = [name + form for name in FIGURES for form in ("", "_greedy")] + ["recall"]
+        assert set(figures[moment]) == {*names, "perplexity"}
+        assert all(set(figures[moment][name]) == {"value", "n", "low", "high"} for name in names)
+        assert figures[moment]["perplexity"] > 1
+    assert figures["after"]["efficacy_greedy"]["value"] >= 0.75 > figures["before"]["efficacy_greedy"]["value"]
+    assert figures["before"]["locality_greedy"]["value"] == 1.0
+    (layer,) = figures["layers"].values()
+    assert list(figures["layers"]) == ["transformer.h.1.mlp.c_proj"]
+    weight = AutoModelForCausalLM.from_pretrained(folder / "model").transformer.h[1].mlp.c_proj.weight.T.double()
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    up, down = (next(t for n, t in tensors.items() if f".prune_edit_{f}." in n).double() for f in "BA")
+    spectrum, edited = torch.linalg.svdvals(weight), torch.linalg.svdvals(weight + up @ down)
+    assert layer["rank"] == up.shape[1]
+    assert layer["sigma_max_base"] == pytest.approx(float(spectrum[0]), rel=1e-4)
+    assert layer["delta_spectral_norm"] == pytest.approx(float(torch.linalg.matrix_norm(up @ down, 2)), rel=1e-4)
+    assert layer["condition_number_base"] == pytest.approx(float(spectrum[0] / spectrum[-1]), rel=1e-3)
+    assert layer["condition_number"] == pytest.approx(float(edited[0] / edited[-1]), rel=1e-3)
+
+
+def test_restrain_shrinks_a_saved_update_and_refuses_to_do_it_twice(capsys, folder, adapter, tmp_path) -> None:
+    out = tmp_path / "restrained"
+    arguments = ("--model", folder / "model", "--restraint", "clip", "--out")
+    code, output, errors = run(capsys, "restrain", adapter, *arguments, out, "--json")
+    assert code == 0, errors
+    (layer,) = json.loads(output)["layers"].values()
+    assert layer["delta_spectral_norm"] == pytest.approx(layer["sigma_max_base"], rel=1e-4)
+    assert json.loads((out / "adapter_config.json").read_text())["restrained"] is True
+    code, _, errors = run(capsys, "restrain", out, *arguments, tmp_path / "twice")
+    assert code == 2 and "already restrained" in errors and not (tmp_path / "twice").exists()
+
+
+def test_merge_writes_a_plain_checkpoint_that_answers_like_the_adapter(capsys, folder, adapter, tmp_path) -> None:
+    from peft import PeftModel
+
+    out = tmp_path / "checkpoint"
+    code, _, errors = run(capsys, "merge", adapter, "--model", folder / "model", "--out", out)
+    assert code == 0, errors
+    merged = AutoModelForCausalLM.from_pretrained(out).eval()
+    edited = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "model"), adapter).eval()
+    ids = torch.arange(10)[None]
+    assert not any("prune_edit" in name for name, _ in merged.named_parameters())
+    assert torch.allclose(merged(ids).logits, edited(ids).logits, rtol=1e-3, atol=1e-3)
+    assert (out / "tokenizer.json").is_file()
+
+
+def test_the_tables_show_the_same_figures_to_a_person(capsys, folder: Path, adapter: Path) -> None:
+    code, output, _ = run(
+        capsys, "evaluate", "--model", folder / "model", "--adapter", adapter, "--requests", folder / "requests.json"
+    )
+    assert code == 0
+    assert "efficacy" in output and "κ" in output and "The adapter is not restrained." in output
+
+
+def bad_requests(tmp_path: Path, content: str) -> Path:
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "holds no records"),
+        ("{", "is not valid JSON"),
+        (
+            json.dumps([record("sane ant"), {"prompt": "note {} sea", "subject": "ant"}]),
+            "record 1: target_new: is missing",
+        ),
+        (json.dumps([record("sane ant", target=" ")]), "record 0: target_new: ' ' is empty"),
+        (
+            json.dumps([{"prompt": "note sea", "subject": "ant", "target_new": "ten"}]),
+            "record 0: prompt: 'note sea' must",
+        ),
+    ],
+)
+def test_bad_requests_give_one_line_code_two_and_no_folder(capsys, folder, tmp_path, content, message) -> None:
+    code, output, errors = run(
+        capsys, "edit", "--model", folder / "model", "--requests", bad_requests(tmp_path, content), "--layers", 1,
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 2 and output == "" and message in errors and errors.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.json"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--layers", 9), "layer: 9 does not exist, the model has layers 0 to 2"),
+        (("--layers", "one"), "layers: 'one' must be numbers"),
+        (("--layers", 1, "--editor", "magic"), "editor: 'magic' is not one of rome"),
+        (("--layers", 1, "--set", "speed=3"), "speed: is no hyperparameter of rome"),
+        (("--layers", 1, "--alpha", 1), "alpha: 1.0 must be a finite number above 1"),
+        (("--layers", 1, "--restraint", "cube"), "restraint: 'cube' is not one of"),
+        (("--layers", 1, "--limit", 0), "limit: 0 must be at least 1"),
+        (("--layers", 1, "--stats-text", "nowhere.json"), "nowhere.json: cannot be read"),
+        (("--layers", 1, "--dtype", "int8"), "dtype: 'int8' is not one of"),
+    ],
+)
+def test_bad_options_name_the_thing_and_what_is_accepted(capsys, folder, tmp_path, options, message) -> None:
+    arguments = ("--model", folder / "model", "--requests", folder / "requests.json", "--out", tmp_path / "out")
+    code, _, errors = run(capsys, "edit", *arguments, *options)
+    assert code == 2 and message in errors and errors.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_does_not_exist_and_a_damaged_adapter_are_named(capsys, folder, adapter, tmp_path) -> None:
+    requests = ("--requests", folder / "requests.json")
+    code, _, errors = run(capsys, "evaluate", "--model", tmp_path / "none", "--adapter", adapter, *requests)
+    assert code == 2 and "none cannot be loaded" in errors and errors.count("\n") == 1
+    code, _, errors = run(capsys, "evaluate", "--model", folder / "model", "--adapter", tmp_path / "no", *requests)
+    assert code == 2 and "holds no adapter_config.json" in errors
+    weights = adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    code, _, errors = run(capsys, "merge", adapter, "--model", folder / "model", "--out", tmp_path / "out")
+    assert code == 2 and str(adapter) in errors and "cannot be loaded" in errors and errors.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_existing_folder_is_kept_unless_overwriting_is_asked_for(capsys, folder, adapter, tmp_path) -> None:
+    arguments = ("merge", adapter, "--model", folder / "model", "--out", tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    code, _, errors = run(capsys, *arguments)
+    assert code == 2 and "--overwrite" in errors and (tmp_path / "out" / "mine.txt").read_text() == "mine"
+    code, _, _ = run(capsys, *arguments, "--overwrite")
+    assert code == 0 and not (tmp_path / "out" / "mine.txt").exists()
+
+
+def test_nothing_is_written_when_no_edit_took(capsys, folder, tmp_path) -> None:
+    arguments = ("--model", folder / "model", "--requests", folder / "requests.json", "--out", tmp_path / "out")
+    weak = ("--set", "clamp_norm_factor=0.0001", "--set", "mom2_adjustment=false")
+    code, _, errors = run(capsys, "edit", *arguments, "--layers", 1, *weak)
+    assert code == 2 and "none of 4 edits took" in errors and not list(tmp_path.iterdir())
