@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -82,7 +83,8 @@ def _condition_rows() -> Iterator[Row]:
 
 def _memory_row() -> Row:
     factors = 4 * 1000 * (OUT + IN)
-    output = subprocess.run([sys.executable, __file__, "peak"], capture_output=True, text=True, check=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    output = subprocess.run([sys.executable, __file__], env=environment, stdout=subprocess.PIPE, text=True, check=True)
     extra = float(output.stdout)
     return Row(
         "memory of a restraint of a rank-1,000 update, result included",
@@ -104,7 +106,7 @@ def _print_peak() -> None:
     small = LowRankUpdate(torch.randn(512, 300), torch.randn(300, 600))
     restrain(small, RESTRAINT, small.spectral_norm() / 4)
     update = random_update(1000)
-    m = 50.0
+    m = 4000.0
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     restrain(update, RESTRAINT, m)
     print(unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))

@@ -34,6 +34,8 @@ from peft_prune.evaluation import EXTRACTORS, Proportion, perplexity, score_abil
 from peft_prune.generation import answers_with, greedy_answers
 
 END = "<|endoftext|>"
+STAGES = (("world", 1500, 3e-3), ("abilities", 900, 1.5e-3))
+"""Kind of texts, steps and peak learning rate: first the world, then more of what is learned more slowly."""
 
 
 def main() -> None:
@@ -46,8 +48,11 @@ def main() -> None:
     model = LlamaForCausalLM(configuration(arguments, tokenizer))
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens")
     started = time.perf_counter()
-    train(model, batches(tokenizer, arguments), arguments)
-    how = {"seed": arguments.seed, "steps": arguments.steps, "threads": arguments.threads}
+    for stage, steps, rate in STAGES:
+        train(model, batches(tokenizer, stage, arguments), stage, steps, rate)
+        # the file is in half precision, so each stage ends with what the file can hold
+        model.half().float()
+    how = {"seed": arguments.seed, "steps": sum(steps for _, steps, _ in STAGES), "threads": arguments.threads}
     how["seconds"] = round(time.perf_counter() - started)
     arguments.out.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(arguments.out)
@@ -64,7 +69,7 @@ def report(folder: Path, training: dict[str, int]) -> None:
     facts = known_facts()
     quality["facts"] = spelled_out(model, tokenizer, facts).to_json()
     for name in ability_names():
-        items = ability_items(name, 200, held_out=True)
+        items = ability_items(name, 100, held_out=True)
         quality[name] = score_ability(model, tokenizer, items, extract=EXTRACTORS[name]).to_json()
     quality["held_out_perplexity"] = round(perplexity(model, tokenizer, held_out_texts()), 3)
     (folder / "quality.json").write_text(json.dumps(quality, indent=2) + "\n")
@@ -81,10 +86,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--batch", type=int, default=32, help="sequences in a step")
     parser.add_argument("--length", type=int, default=128, help="tokens in a sequence")
-    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--vocabulary", type=int, default=1024)
     parser.add_argument("--width", type=int, default=160)
     parser.add_argument("--inner", type=int, default=448)
@@ -125,11 +128,11 @@ def configuration(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerF
     )
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, arguments: argparse.Namespace) -> Iterator[Tensor]:
+def batches(tokenizer: PreTrainedTokenizerFast, stage: str, arguments: argparse.Namespace) -> Iterator[Tensor]:
     """Packed sequences, (batch, length + 1), each text ended by the end token."""
     needed = arguments.batch * (arguments.length + 1)
     buffer: list[int] = []
-    stream = training_texts(arguments.seed)
+    stream = training_texts(arguments.seed, stage)
     while True:
         while len(buffer) < needed:
             texts = [text + END for text in islice(stream, 500)]
@@ -139,20 +142,17 @@ def batches(tokenizer: PreTrainedTokenizerFast, arguments: argparse.Namespace) -
         del buffer[:needed]
 
 
-def train(model: LlamaForCausalLM, data: Iterator[Tensor], arguments: argparse.Namespace) -> None:
+def train(model: LlamaForCausalLM, data: Iterator[Tensor], stage: str, steps: int, rate: float) -> None:
+    """One stage with an optimizer of its own."""
     decayed = [p for p in model.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p.ndim != 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
-        lr=arguments.rate,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
-    bar = tqdm(range(arguments.steps), desc="Training")
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
+    bar = tqdm(range(steps), desc=f"Training: {stage}", mininterval=5)
     model.train()
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = arguments.rate * schedule(step, arguments.steps)
+            group["lr"] = rate * schedule(step, steps)
         batch = next(data)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model(input_ids=batch[:, :-1]).logits
@@ -163,8 +163,6 @@ def train(model: LlamaForCausalLM, data: Iterator[Tensor], arguments: argparse.N
         optimizer.zero_grad()
         if step % 50 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}")
-            if step % 250 == 0:
-                print(f" step {step} loss {loss.item():.3f}", flush=True)
     model.eval()
 
 

@@ -44,8 +44,9 @@ def mlp_output_modules(model: Any) -> list[str]:
         UnsupportedModelError: A block has no such map, or several experts of one.
     """
     model = unwrapped(model)
+    blocks = decoder_blocks(model)
     hidden = model.config.get_text_config().hidden_size
-    return [_mlp_output(name, block, hidden) for name, block in decoder_blocks(model)]
+    return [_mlp_output(name, block, hidden) for name, block in blocks]
 
 
 def mlp_output_module(model: Any, layer: int) -> tuple[str, nn.Module]:

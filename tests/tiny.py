@@ -47,3 +47,13 @@ def random_update(shape: tuple[int, int], rank: int = 1, scale: float = 1.0, see
         B=scale * torch.randn(out_features, rank, generator=generator),
         A=torch.randn(rank, in_features, generator=generator),
     )
+
+
+def willing(kind: str, seed: int = 0) -> PreTrainedModel:
+    """A tiny model with opinions of its own that one edit can still change: its other weights are larger as well."""
+    model = {"gpt2": tiny_gpt2, "llama": tiny_llama}[kind](seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and not name.endswith(("mlp.c_proj.weight", "mlp.down_proj.weight")):
+                parameter.mul_(6.0)
+    return model

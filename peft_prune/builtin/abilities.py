@@ -111,18 +111,18 @@ def question_about(fact: WorldFact) -> Item:
 
 
 def _inference(rng: random.Random) -> Item:
-    one, two = rng.sample(words.SHORT_NAMES, 2)
-    colour, thing = rng.choice(words.COLOURS), rng.choice(words.POSSESSIONS)
-    colour_two, thing_two = rng.choice(words.COLOURS), rng.choice([t for t in words.POSSESSIONS if t != thing])
-    premise = f"{one} has a {colour} {thing} and {two} has a {colour_two} {thing_two}."
-    first = rng.random() < 0.5
-    who, what, right = (one, thing, colour) if first else (two, thing_two, colour_two)
-    entailed = rng.random() < 0.5
-    claimed = right if entailed else rng.choice([c for c in words.COLOURS if c != right])
+    owners = rng.sample(words.SHORT_NAMES, 2)
+    things, colours = rng.sample(words.POSSESSIONS, 2), rng.choices(words.COLOURS, k=2)
+    told = [
+        f"The {thing} of {owner} is {colour}." for thing, owner, colour in zip(things, owners, colours, strict=True)
+    ]
+    index, entailed = rng.randrange(2), rng.random() < 0.5
+    claimed = colours[index] if entailed else rng.choice([c for c in words.COLOURS if c != colours[index]])
+    premise = " ".join(told)
     return {
-        "prompt": f"Premise: {premise}\nHypothesis: The {what} of {who} is {claimed}.\nLabel:",
+        "prompt": f"Premise: {premise}\nHypothesis: The {things[index]} of {owners[index]} is {claimed}.\nLabel:",
         "answer": "entailment" if entailed else "not_entailment",
-        "key": f"{premise} {who} {claimed}",
+        "key": f"{premise} {index} {claimed}",
     }
 
 

@@ -11,13 +11,32 @@ from .facts import WorldFact, build_world
 SENTENCES = 6
 
 
-def training_texts(seed: int) -> Iterator[str]:
+SHARES = {
+    "world": {
+        "statements": 8,
+        "biography": 4,
+        "reasoning": 4,
+        "summarization": 3,
+        "question_answering": 3,
+        "inference": 4,
+    },
+    "abilities": {
+        "statements": 4,
+        "biography": 2,
+        "reasoning": 2,
+        "summarization": 4,
+        "question_answering": 1,
+        "inference": 8,
+    },
+}
+"""How often each kind of text comes in the two stages of training."""
+
+
+def training_texts(seed: int, stage: str = "world") -> Iterator[str]:
     """An endless, deterministic stream of training texts: statements, short lives, and items of the abilities."""
-    rng = random.Random(f"training {seed}")
+    rng = random.Random(f"training {stage} {seed}")
     items = {name: training_items(name, rng) for name in ability_names()}
-    weights = {"reasoning": 4, "summarization": 2, "question_answering": 3, "inference": 4}
-    kinds = ["statements", "biography", *items]
-    shares = [8, 4, *(weights[name] for name in items)]
+    kinds, shares = list(SHARES[stage]), list(SHARES[stage].values())
     while True:
         kind = rng.choices(kinds, shares)[0]
         if kind == "statements":

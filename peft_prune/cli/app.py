@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import click
 import typer
 from rich.console import Console
+from transformers.utils import logging as transformers_logging
 
 from .. import __version__
 from ..errors import PeftPruneError
@@ -39,6 +40,7 @@ def options(version: bool = typer.Option(False, "--version", help="Print the ver
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code (0 done, 1 failed, 2 bad input, 130 interrupted)."""
     command = typer.main.get_command(app)
+    transformers_logging.disable_progress_bar()
     try:
         result = command.main(
             list(sys.argv[1:] if arguments is None else arguments), "peft-prune", standalone_mode=False

@@ -24,6 +24,11 @@ FACTOR_KEY = re.compile(rf"\.{PREFIX}[AB]\.weight$")
 WRAPPERS = re.compile(r"(base_model\.model\.|_fsdp_wrapped_module\.|_orig_mod\.)")
 
 
+def name_in_base(name: str) -> str:
+    """A module's name without what PEFT, FSDP and torch.compile put before and into it."""
+    return WRAPPERS.sub("", name)
+
+
 def saved_factors(layers: NamedLayers, adapter_name: str, entries: dict[str, Tensor]) -> dict[str, Tensor]:
     """The entries of a state dict that change because a restraint was pending or a factor is offloaded.
 
@@ -49,7 +54,7 @@ def saved_factors(layers: NamedLayers, adapter_name: str, entries: dict[str, Ten
 
 def record_facts(config: PruneEditConfig, layers: NamedLayers, adapter_name: str) -> None:
     """Note in the configuration what the saved factors are: restrained or not, of which ranks, how many edits."""
-    named = [(WRAPPERS.sub("", name), layer) for name, layer in layers]
+    named = [(name_in_base(name), layer) for name, layer in layers]
     config.record(
         restrained=any(layer.is_restrained(adapter_name) for _, layer in named)
         and not any(layer.restraint_is_pending(adapter_name) for _, layer in named),
@@ -68,7 +73,7 @@ def load_factors(
     """
     left = {key for key in state_dict if FACTOR_KEY.search(key)}
     for name, layer in layers:
-        name = WRAPPERS.sub("", name)
+        name = name_in_base(name)
         keys = [_key_in_file(f"{name}.{factor}.weight", state_dict) for factor in FACTORS]
         up, down = (state_dict[key] for key in keys)
         if not _fit(layer, up, down):
@@ -92,8 +97,8 @@ def _fit(layer: PruneEditLayer, up: Tensor, down: Tensor) -> bool:
 
 def _prepare(layer: PruneEditLayer, config: PruneEditConfig, adapter_name: str, update: LowRankUpdate) -> None:
     """Give the layer the rank and the state that belong to these factors."""
-    current = layer.effective_update(adapter_name)
-    if _same(current, update):
+    own = (layer.prune_edit_B[adapter_name].weight, layer.prune_edit_A[adapter_name].weight)
+    if update.rank > 0 and _same(own[0], update.B) and _same(own[1], update.A):
         return  # an optimizer's or a trainer's own copy comes back: the raw factors still belong to it
     layer.set_rank(adapter_name, update.rank)
     # Only a saved configuration has ranks. Without one, the factors come as a bare state dict, and collecting that
@@ -108,10 +113,9 @@ def _prepare(layer: PruneEditLayer, config: PruneEditConfig, adapter_name: str, 
     )
 
 
-def _same(one: LowRankUpdate, other: LowRankUpdate) -> bool:
-    if one.B.is_meta or one.rank == 0 or one.dtype != other.dtype or one.B.device != other.B.device:
-        return False
-    return torch.equal(one.B, other.B) and torch.equal(one.A, other.A)
+def _same(one: Tensor, other: Tensor) -> bool:
+    comparable = (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+    return comparable and not one.is_meta and torch.equal(one, other)
 
 
 def check_base(model: nn.Module, config: PruneEditConfig) -> None:

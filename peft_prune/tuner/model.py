@@ -16,7 +16,7 @@ from ..architecture import mlp_output_modules
 from ..errors import UnsupportedModelError
 from ..spectral import LowRankUpdate
 from .config import PruneEditConfig
-from .files import check_base, load_factors, record_facts, saved_factors
+from .files import check_base, load_factors, name_in_base, record_facts, saved_factors
 from .layer import AccumulatedUpdate, PruneEditLayer, PruneEditLinear, layers_of
 from .registration import PREFIX
 
@@ -127,7 +127,7 @@ class PruneEditModel(BaseTuner):
         current_key: str,
         **optional_kwargs: Any,
     ) -> None:
-        rank = (peft_config.ranks or {}).get(current_key, peft_config.r)
+        rank = (peft_config.ranks or {}).get(name_in_base(current_key), peft_config.r)
         if isinstance(target, PruneEditLayer):
             target.update_layer(adapter_name, rank, config=peft_config)
             return
@@ -173,6 +173,11 @@ class PruneEditModel(BaseTuner):
         entries.update(saved_factors(layers_of(model, adapter_name), adapter_name, entries))
         record_facts(config, layers_of(model, adapter_name), adapter_name)
         return entries
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        # PEFT calls this for saving and for loading, so a compiled base and a plain one share files
+        return super()._remove_adapter_name_from_key(key, adapter_name).replace("_orig_mod.", "")
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

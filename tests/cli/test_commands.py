@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from peft_prune.cli import main
-from tests.evaluation.tiny import outspoken, spaced_tokenizer
+from tests.evaluation.tiny import spaced_tokenizer
+from tests.tiny import willing
 
 SUBJECTS = ("sane ant", "tone seat", "oats tea", "nest son")
 FIGURES = ("efficacy", "generalization", "locality")
@@ -21,7 +22,7 @@ def record(subject: str, target: str = "ten") -> dict[str, object]:
     return {
         "case_id": 1,
         "requested_rewrite": {
-            "prompt": "note {} sea",
+            "prompt": "note sea {}",
             "relation_id": "P1",
             "target_new": {"str": target},
             "target_true": {"str": "net"},
@@ -36,7 +37,7 @@ def record(subject: str, target: str = "ten") -> dict[str, object]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Model, requests, facts and texts as a user would have them."""
     folder = tmp_path_factory.mktemp("work")
-    outspoken("gpt2").save_pretrained(folder / "model")
+    willing("gpt2").save_pretrained(folder / "model")
     spaced_tokenizer().save_pretrained(folder / "model")
     (folder / "requests.json").write_text(json.dumps([record(subject) for subject in SUBJECTS]))
     words = "ant eat tan nest oats sea note tone seat east soot toast stone tea net ten son too nose sane".split()
@@ -56,7 +57,8 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 def edit(capsys: pytest.CaptureFixture[str], folder: Path, out: Path, *more: object) -> dict[str, object]:
     code, output, errors = run(
         capsys, "edit", "--model", folder / "model", "--requests", folder / "requests.json", "--layers", 1,
-        "--stats-text", folder / "texts.json", "--set", "v_num_grad_steps=60", "--out", out, "--json", *more,
+        "--stats-text", folder / "texts.json", "--set", "v_num_grad_steps=40", "--set", "clamp_norm_factor=20",
+        "--set", "context_lengths=[[4, 3]]", "--out", out, "--json", *more,
     )  # fmt: skip
     assert code == 0, errors
     return json.loads(output)
@@ -156,7 +158,7 @@ def bad_requests(tmp_path: Path, content: str) -> Path:
         ("[]", "holds no records"),
         ("{", "is not valid JSON"),
         (
-            json.dumps([record("sane ant"), {"prompt": "note {} sea", "subject": "ant"}]),
+            json.dumps([record("sane ant"), {"prompt": "note sea {}", "subject": "ant"}]),
             "record 1: target_new: is missing",
         ),
         (json.dumps([record("sane ant", target=" ")]), "record 0: target_new: ' ' is empty"),

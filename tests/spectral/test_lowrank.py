@@ -148,7 +148,7 @@ def test_factors_that_make_no_update_are_refused(B: torch.Tensor, A: torch.Tenso
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("name", ["B", "A"])
 @pytest.mark.parametrize("call", [reorthogonalize, LowRankUpdate.spectral_norm, LowRankUpdate.frobenius_norm])
-def test_factors_that_are_not_finite_are_refused_by_name(call, name: str, bad: float) -> None:
+def test_factors_that_are_not_finite_are_refused_by_name(call: Callable, name: str, bad: float) -> None:
     update = random_update(20, 30, 3)
     getattr(update, name)[1, 2] = bad
     with pytest.raises(ValueError, match=f"^{name}: 1 of "):
