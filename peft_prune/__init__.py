@@ -3,7 +3,14 @@
 Importing this package registers the method ``PRUNE_EDIT`` with PEFT.
 """
 
-from .errors import AdapterError, EditFailedError, InvalidRequestError, PeftPruneError, UnsupportedModelError
+from .errors import (
+    AdapterError,
+    EditFailedError,
+    InvalidRequestError,
+    NonFiniteUpdateError,
+    PeftPruneError,
+    UnsupportedModelError,
+)
 from .requests import EditRequest, load_requests
 from .tuner import PRUNE_EDIT, PruneEditConfig, PruneEditLayer, PruneEditModel
 
@@ -15,6 +22,7 @@ __all__ = [
     "EditFailedError",
     "EditRequest",
     "InvalidRequestError",
+    "NonFiniteUpdateError",
     "PeftPruneError",
     "PruneEditConfig",
     "PruneEditLayer",

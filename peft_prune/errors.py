@@ -15,6 +15,10 @@ class EditFailedError(PeftPruneError, RuntimeError):
     """An edit did not take: its update is not finite, or the edited model does not give the target."""
 
 
+class NonFiniteUpdateError(EditFailedError, ValueError):
+    """An update holds NaN or Inf, as an overflow in half precision makes it."""
+
+
 class UnsupportedModelError(PeftPruneError, TypeError):
     """The model, or one of its layers, cannot be edited; the message says why."""
 

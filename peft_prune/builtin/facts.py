@@ -166,7 +166,7 @@ def edit_requests(count: int, seed: int = 0) -> list[dict[str, Any]]:
     for fact in facts:
         if len(records) == count:
             break
-        if fact.subject not in seen:
+        if fact.subject not in seen and _neighbors(world, fact):
             seen.add(fact.subject)
             records.append(_record(world, fact, len(records), rng))
     if len(records) < count:
@@ -178,7 +178,6 @@ def _record(world: World, fact: WorldFact, index: int, rng: random.Random) -> di
     relation = fact.relation
     others = [o for o in world.objects[relation.identifier] if o != fact.object]
     target = rng.choice(others)
-    same = [f for f in world.of_relation(relation.identifier) if f.object == fact.object and f.subject != fact.subject]
     attribute = [f for f in world.of_relation(relation.identifier) if f.object == target]
     return {
         "case_id": index,
@@ -190,10 +189,16 @@ def _record(world: World, fact: WorldFact, index: int, rng: random.Random) -> di
             "subject": fact.subject,
         },
         "paraphrase_prompts": [t.replace("{}", fact.subject) for t in rng.sample(relation.paraphrases, 2)],
-        "neighborhood_prompts": _prompts(same, rng),
+        "neighborhood_prompts": _prompts(_neighbors(world, fact), rng),
         "attribute_prompts": _prompts(attribute, rng),
         "generation_prompts": [t.replace("{}", fact.subject) for t in relation.paraphrases],
     }
+
+
+def _neighbors(world: World, fact: WorldFact) -> list[WorldFact]:
+    """Facts of other subjects with the same relation and the same object."""
+    relation = world.of_relation(fact.relation.identifier)
+    return [other for other in relation if other.object == fact.object and other.subject != fact.subject]
 
 
 def _prompts(facts: list[WorldFact], rng: random.Random, most: int = 10) -> list[str]:

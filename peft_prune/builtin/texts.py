@@ -55,8 +55,9 @@ def plain_texts(count: int, seed: int = 1) -> list[str]:
 
 
 def held_out_texts(count: int = 100) -> list[str]:
-    """Texts for perplexity: new orders and wordings of what is true, in no training text."""
-    return plain_texts(count, seed=-1)
+    """Texts for perplexity: statements in combinations and wordings that no training text holds."""
+    rng = random.Random("held out")
+    return [_statements(rng, build_world().facts) for _ in range(count)]
 
 
 def _statements(rng: random.Random, facts: tuple[WorldFact, ...]) -> str:

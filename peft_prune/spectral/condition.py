@@ -185,19 +185,13 @@ class _DiagonalPlusLowRank:
     """diag(λ) + N Fᵀ + F Nᵀ + N G Nᵀ, (n, n), with its extreme eigenvalues; N, F (n, r), G (r, r), float64."""
 
     def __init__(self, values: Tensor, projected: ProjectedUpdate) -> None:
-        norms = projected.gram.diagonal().sqrt()
-        norms = torch.where(norms > 0, norms, 1.0)
-        rank = norms.numel()
+        identity = torch.eye(projected.gram.shape[0], dtype=values.dtype, device=values.device)
+        zeros = torch.zeros_like(identity)
         self.values = values
-        # A's rows are brought to norm 1, so that no column of the small system dwarfs another.
-        self.columns = torch.cat([projected.near * norms, projected.far / norms], dim=1)
-        self.gram = projected.gram / norms[:, None] / norms
-        identity = torch.eye(rank, dtype=values.dtype, device=values.device)
-        self.core = torch.cat(
-            [torch.cat([self.gram, identity], dim=1), torch.cat([identity, torch.zeros_like(identity)], dim=1)]
-        )
+        self.columns = torch.cat([projected.near, projected.far], dim=1)
+        self.core = torch.cat([torch.cat([projected.gram, identity], dim=1), torch.cat([identity, zeros], dim=1)])
         self.core_inverse = torch.cat(
-            [torch.cat([torch.zeros_like(identity), identity], dim=1), torch.cat([identity, -self.gram], dim=1)]
+            [torch.cat([zeros, identity], dim=1), torch.cat([identity, -projected.gram], dim=1)]
         )
 
     def times(self, x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class GramSpectrum:
         scale: The powers of two d, (r,).
         left: Gram matrix of B', (r, r).
         right: Gram matrix of A', (r, r).
-        root: Lower triangle L, (r, r).
+        root: L, (r, r), a Cholesky factor where there is one.
         s: Singular values, (r,), descending.
         vectors: Eigenvectors y as columns, (r, r).
         norm_left: Estimate of ‖B'‖₂.
@@ -78,9 +78,7 @@ def gram_spectrum(update: LowRankUpdate) -> GramSpectrum:
     _require_finite_gram("B", left)
     _require_finite_gram("A", right)
     left, right, scale = _equal_norms(left, right)
-    # Duplicated or zero columns make a Gram matrix singular; a shift of its own rounding error keeps L real.
-    shift = 2 * torch.finfo(left.dtype).eps * left.diagonal().sum() + torch.finfo(left.dtype).tiny
-    root = torch.linalg.cholesky(left + shift * torch.eye(update.rank, dtype=left.dtype, device=left.device))
+    root = _root(left)
     values, vectors = torch.linalg.eigh(root.T @ right @ root)
     return GramSpectrum(
         scale,
@@ -135,6 +133,19 @@ def spectral_norm_estimate(apply: Callable[[Tensor], Tensor], like: Tensor) -> f
         if value == 0.0:
             break
     return value
+
+
+def _root(matrix: Tensor) -> Tensor:
+    """L with L Lᵀ = ``matrix``, positive semidefinite up to rounding, to an error of that size."""
+    # Duplicated or zero columns make a Gram matrix singular; a shift of its rounding error mostly keeps L real.
+    shift = 4 * torch.finfo(matrix.dtype).eps * matrix.diagonal().sum() + torch.finfo(matrix.dtype).tiny
+    root, failed = torch.linalg.cholesky_ex(
+        matrix + shift * torch.eye(matrix.shape[0], dtype=matrix.dtype, device=matrix.device)
+    )
+    if int(failed) == 0:
+        return root
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors * values.clamp(min=0).sqrt()
 
 
 def _equal_norms(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:

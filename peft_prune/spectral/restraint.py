@@ -197,7 +197,7 @@ def restrain(update: LowRankUpdate, restraint: Restraint, sigma_max_base: float)
         sigma_max_base: m = σmax(W₀).
 
     Returns:
-        The effective update, of rank at most that of ``update``, in float32 (float64 for float64 factors; float16 and
+        The effective update, of rank at most min(r, out, in), in float32 (float64 for float64 factors; float16 and
         bfloat16 factors give float32), without a gradient. The same object where nothing exceeds m, and for
         `NoRestraint`. For float32 factors ‖result − F(ΔW)‖₂ ≤ 1e-5 · ‖F(ΔW)‖₂.
 

@@ -73,7 +73,9 @@ class PruneEditConfig(PeftConfig):
             "help": "When the restraint acts. 'every': after each restrain_every edits. 'merge': once, before the "
             "adapter is merged, saved or exported (the paper's own code). 'threshold': when the condition number has "
             "grown by more than max_condition_growth. 'compounding': restrains what is already restrained, kept for "
-            "comparison only. Whatever the choice, a pending restraint is applied before the adapter leaves."
+            "comparison only. Whatever the choice, a pending restraint is applied before the adapter leaves. Factors "
+            "that were only trained (r > 0) hold no edits: under 'merge' they are restrained as well, otherwise only "
+            "when restrain() is called."
         },
     )
     restrain_every: int = field(

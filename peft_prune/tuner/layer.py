@@ -18,7 +18,7 @@ from peft.utils.other import transpose
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import AdapterError
+from ..errors import AdapterError, NonFiniteUpdateError
 from ..spectral import ConditionNumber, LowRankUpdate, restrain, sigma_max, truncate
 from .config import PruneEditConfig
 from .quantization import is_packed_for_cpu, packed_weight
@@ -159,7 +159,7 @@ class PruneEditLayer(BaseTunerLayer):
                 f"{(self.out_features, self.in_features)} is accepted"
             )
         if not _is_finite(update):
-            raise ValueError("update: its factors hold NaN or Inf; finite values are accepted")
+            raise NonFiniteUpdateError("update: its factors hold NaN or Inf; finite values are accepted")
 
     def set_raw_update(self, adapter_name: str, update: LowRankUpdate, edits: int) -> None:
         """Replace the accumulated update, as undoing an edit does; the restraint is pending afterwards."""

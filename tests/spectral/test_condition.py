@@ -48,7 +48,7 @@ def test_ill_conditioned_weights_up_to_1e6_are_exact_to_1e_3(known: float, size:
     update = random_update(90, 140, 6).scaled(size / 90)
     expected = exact(weight, update)
     assert expected[2] > known / 3
-    assert_report_is(ConditionNumber(weight).of(update), expected, 1e-5)
+    assert_report_is(ConditionNumber(weight).of(update), expected, 1e-7)
 
 
 def test_a_large_update_of_a_well_conditioned_weight_is_exact_to_1e_3() -> None:
@@ -86,7 +86,7 @@ def test_an_update_can_make_a_weight_singular() -> None:
 
 def test_columns_of_very_different_norms_and_duplicates_do_not_matter() -> None:
     weight = random(80, 150)
-    scale = torch.logspace(-9, 9, 6)
+    scale = torch.logspace(-14, 14, 6)
     update = LowRankUpdate(random(80, 6) * scale, random(6, 150, seed=1) / scale[:, None])
     update = update.append(update)
     update = update.append(LowRankUpdate(torch.zeros(80, 1), torch.zeros(1, 150)))
@@ -131,7 +131,8 @@ def test_products_of_an_unrelated_update_are_not_taken_over() -> None:
     kept = condition.project(random_update(80, 150, 6))
     other = random_update(80, 150, 4, seed=20)
     swapped = LowRankUpdate(kept.update.B[:, [0, 2, 1]], kept.update.A[[0, 2, 1]])
-    for update in (other, swapped):
+    first_changed = LowRankUpdate(kept.update.B * torch.tensor([2.0, 1, 1, 1, 1, 1]), kept.update.A)
+    for update in (other, swapped, first_changed):
         assert_report_is(condition.of(condition.project(update, kept)), exact(weight, update), 1e-5)
 
 

@@ -72,7 +72,7 @@ def test_restrained_update_equals_the_dense_float64_formula(
         expected = reference(update, name, m)
         tolerance = 1e-11 if dtype == torch.float64 else 3e-7
         assert norm(dense(effective) - expected) <= tolerance * norm(expected)
-        assert effective.rank <= update.rank
+        assert effective.rank <= min(shape)
         assert effective.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
@@ -100,6 +100,7 @@ HARD = {
     "nearly cancelling 1e-2": _nearly_parallel(1e-2, _OPPOSITE),
     "nearly cancelling 1e-3": _nearly_parallel(1e-3, _OPPOSITE),
     "nearly cancelling 1e-5": _nearly_parallel(1e-5, _OPPOSITE),
+    "many parallel columns": LowRankUpdate(random(48, 1) @ random(1, 40).abs(), random(40, 80)),
     "duplicated columns": LowRankUpdate(random(48, 8).repeat(1, 2), random(8, 80, seed=1).repeat(2, 1)),
     "duplicated B, other A": LowRankUpdate(random(48, 8).repeat(1, 2), random(16, 80, seed=1)),
     "zero columns": LowRankUpdate(
@@ -120,6 +121,44 @@ def test_badly_scaled_factors_are_restrained_to_float32_accuracy(update: LowRank
         for turned in (update, LowRankUpdate(update.A.T, update.B.T)):
             expected = reference(turned, name, m)
             assert norm(dense(restrain(turned, restraint_of(name), m)) - expected) <= 1e-5 * norm(expected)
+
+
+@pytest.mark.parametrize("distance", [1e-2, 3e-3, 1e-3])
+def test_rounding_of_columns_that_cancel_does_not_show(distance: float) -> None:
+    for seed in range(20):
+        constants, row = 0.5 + random(2, seed=seed).abs(), random(1, 90, seed=seed)
+        # Constant columns round in one direction, so that their errors add up instead of averaging out.
+        B = torch.ones(64, 2) * constants
+        A = torch.cat([row / constants[0], -row / constants[1] + distance * random(1, 90, seed=seed + 1)])
+        update = LowRankUpdate(B, A)
+        for ratio in (1.1, 1.5):
+            m = norm(dense(update)) / ratio
+            expected = reference(update, "clip", m)
+            assert norm(dense(restrain(update, ClipRestraint(), m)) - expected) <= 1e-6 * norm(expected)
+
+
+@pytest.mark.parametrize("update", [random_update(48, 80, 16), _graded(4)], ids=["random", "graded"])
+@pytest.mark.parametrize("ratio", [3.0, 1e3, 1e6])
+def test_float64_factors_are_restrained_beyond_float32_accuracy(update: LowRankUpdate, ratio: float) -> None:
+    update = update.to(torch.float64)
+    m = norm(dense(update)) / ratio
+    for name in ("log 1.2", "clip"):
+        expected = reference(update, name, m)
+        assert norm(dense(restrain(update, restraint_of(name), m)) - expected) <= 3e-11 * norm(expected)
+
+
+@pytest.mark.parametrize("shape", [(400, 2500, 300), (2500, 400, 300)], ids=str)
+def test_factors_larger_than_one_block_are_restrained_the_same(shape: tuple[int, int, int]) -> None:
+    update = random_update(*shape)
+    m = norm(dense(update)) / 4
+    expected = reference(update, "log 1.2", m)
+    assert norm(dense(restrain(update, LogRestraint(), m)) - expected) <= 3e-7 * norm(expected)
+
+
+@pytest.mark.parametrize("name", ["column norms over 20 decades", "zero columns", "duplicated columns", "near zero"])
+def test_scaling_of_columns_does_not_leave_the_fast_road(name: str) -> None:
+    update = HARD[name]
+    assert restrain(update, LogRestraint(), norm(dense(update)) / 10).A is update.A
 
 
 def test_log_never_raises_a_value_where_its_formula_would() -> None:

@@ -116,7 +116,7 @@ def test_the_name_of_an_adapter_makes_no_difference(tmp_path, kind: str, name: s
 
 def test_a_dot_in_the_name_of_an_adapter_is_refused() -> None:
     case = CASES[0]
-    with pytest.raises(KeyError, match="dot|\\."):
+    with pytest.raises(KeyError, match=r"\."):
         get_peft_model(case.build(), config_of(case, "trained"), "version.2")
 
 
@@ -267,9 +267,10 @@ def test_copies_and_pickles_behave_like_the_original(case: Case, kind: str) -> N
 
 @every_kind
 def test_a_compiled_model_is_saved_under_the_same_keys(tmp_path, kind: str) -> None:
-    case = CASES[2]
+    case = CASES[0]
     model = adapted(case, kind)
     expected, keys = case.outputs(model), set(get_peft_model_state_dict(model))
+    torch.compiler.reset()  # what other tests compiled counts against the limit
     compiled = torch.compile(model, backend="eager")
     assert torch.equal(case.outputs(compiled), expected)
     assert set(get_peft_model_state_dict(compiled, unwrap_compiled=True)) == keys
