@@ -34,7 +34,7 @@ from peft_prune.evaluation import EXTRACTORS, Proportion, perplexity, score_abil
 from peft_prune.generation import answers_with, greedy_answers
 
 END = "<|endoftext|>"
-STAGES = (("world", 1500, 3e-3), ("abilities", 900, 1.5e-3))
+STAGES = (("world", 1500, 3e-3), ("abilities", 900, 1.5e-3), ("dialogues", 500, 1.5e-3))
 """Kind of texts, steps and peak learning rate: first the world, then more of what is learned more slowly."""
 
 

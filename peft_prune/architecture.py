@@ -35,6 +35,11 @@ def decoder_blocks(model: Any) -> list[tuple[str, nn.Module]]:
     raise UnsupportedModelError(f"model: {type(model).__name__} has no list of {layers} decoder blocks")
 
 
+def hidden_size(model: Any) -> int:
+    """Width of the residual stream."""
+    return unwrapped(model).config.get_text_config().hidden_size
+
+
 def mlp_output_modules(model: Any) -> list[str]:
     """Name of every block's MLP output projection: its last linear map to the hidden size outside of attention.
 
@@ -45,7 +50,7 @@ def mlp_output_modules(model: Any) -> list[str]:
     """
     model = unwrapped(model)
     blocks = decoder_blocks(model)
-    hidden = model.config.get_text_config().hidden_size
+    hidden = hidden_size(model)
     return [_mlp_output(name, block, hidden) for name, block in blocks]
 
 

@@ -111,20 +111,17 @@ def question_about(fact: WorldFact) -> Item:
 
 
 def _inference(rng: random.Random) -> Item:
-    owners = rng.sample(words.SHORT_NAMES, 2)
-    things, colours = rng.sample(words.POSSESSIONS, 2), rng.choices(words.COLOURS, k=2)
-    told = [
-        f"The {thing} of {owner} is {colour}." for thing, owner, colour in zip(things, owners, colours, strict=True)
-    ]
-    index, entailed = rng.randrange(2), rng.random() < 0.5
-    claimed = colours[index] if entailed else rng.choice([c for c in words.COLOURS if c != colours[index]])
-    premise = " ".join(told)
+    said, claimed = rng.choice(list(_IMPLIES)), rng.choice(list(_IMPLIES))
+    rest = f"{rng.choice(words.THINGS)} of {rng.choice(words.SHORT_NAMES)} are {rng.choice(words.COLOURS)}."
     return {
-        "prompt": f"Premise: {premise}\nHypothesis: The {things[index]} of {owners[index]} is {claimed}.\nLabel:",
-        "answer": "entailment" if entailed else "not_entailment",
-        "key": f"{premise} {index} {claimed}",
+        "prompt": f"Premise: {said} {rest}\nHypothesis: {claimed} {rest}\nLabel:",
+        "answer": "entailment" if claimed in _IMPLIES[said] else "not_entailment",
+        "key": f"{said} {claimed} {rest}",
     }
 
+
+_IMPLIES = {"All": ("All", "Most", "Some"), "Most": ("Most", "Some"), "Some": ("Some",), "No": ("No",)}
+"""What each quantifier implies of the same things, where there are some."""
 
 _GENERATORS: dict[str, Callable[[random.Random], Item]] = {
     "reasoning": _reasoning,

@@ -28,8 +28,16 @@ SHARES = {
         "question_answering": 1,
         "inference": 8,
     },
+    "dialogues": {
+        "statements": 4,
+        "biography": 2,
+        "reasoning": 2,
+        "summarization": 10,
+        "question_answering": 1,
+        "inference": 3,
+    },
 }
-"""How often each kind of text comes in the two stages of training."""
+"""How often each kind of text comes in the stages of training."""
 
 
 def training_texts(seed: int, stage: str = "world") -> Iterator[str]:

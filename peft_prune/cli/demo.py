@@ -64,7 +64,7 @@ def demo(
 def _run(folder: Path, edits: int, alpha: float, items: int, console: Console) -> dict[str, Any]:
     base, tokenizer = load_builtin_model()
     requests = [EditRequest.from_record(record) for record in edit_requests(edits)]
-    editor = get_editor("rome")
+    editor = get_editor("rome", model=base)
     prepared = _prepare(base, tokenizer, editor, requests)
     config = PruneEditConfig(
         restraint="log",

@@ -66,11 +66,14 @@ def edit(
         task_type="CAUSAL_LM",
         base_model_name_or_path=model,
     )
-    method = get_editor(editor, **_hyperparameters(layers, set_ or []))
+    settings = _hyperparameters(layers, set_ or [])
+    get_editor(editor, **settings)  # what is wrong with them shows before a model is loaded
     source = _Statistics(stats, stats_text)
     tokenizer = load_tokenizer(model)
     with whole_folder(out, overwrite=overwrite) as folder:
-        edited, outcomes = _edit(load_model(model, dtype), tokenizer, method, config, records, source, json_output)
+        base = load_model(model, dtype)
+        method = get_editor(editor, model=base, **settings)
+        edited, outcomes = _edit(base, tokenizer, method, config, records, source, json_output)
         if not any(outcome.applied for outcome in outcomes):
             raise EditFailedError(f"none of {len(outcomes)} edits took; the first: {outcomes[0].reason}")
         edited.save_pretrained(str(folder))

@@ -65,6 +65,11 @@ class Editor(ABC):
     def __init__(self, hyperparameters: Any = None) -> None:
         self.hyperparameters = self.hyperparameters_class() if hyperparameters is None else hyperparameters
 
+    @classmethod
+    def automatic(cls, model: Any) -> dict[str, Any]:
+        """Hyperparameters that differ from the published defaults for a model like this one, where any do."""
+        return {}
+
     @abstractmethod
     def layers(self, model: Any) -> tuple[int, ...]:
         """The layers that this editor changes in ``model``.
@@ -100,8 +105,13 @@ def editor_names() -> list[str]:
     return list(EDITORS)
 
 
-def get_editor(name: str, **hyperparameters: Any) -> Editor:
-    """The editor of that name with these hyperparameters; values given as text are read as the field's type.
+def get_editor(name: str, *, model: Any = None, **hyperparameters: Any) -> Editor:
+    """The editor of that name with these hyperparameters; the others have their published defaults.
+
+    Args:
+        name: One of `editor_names`.
+        model: Take `Editor.automatic` values for this model in place of published defaults.
+        hyperparameters: Fields of the editor's dataclass; they overrule both.
 
     Raises:
         ValueError: The name or a hyperparameter is unknown, or a value does not fit.
@@ -113,4 +123,5 @@ def get_editor(name: str, **hyperparameters: Any) -> Editor:
     for key in hyperparameters:
         if key not in known:
             raise ValueError(f"{key}: is no hyperparameter of {name}; known are {', '.join(known)}")
-    return editor(replace(editor.hyperparameters_class(), **hyperparameters))
+    automatic = {} if model is None else editor.automatic(model)
+    return editor(replace(editor.hyperparameters_class(), **{**automatic, **hyperparameters}))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..architecture import mlp_output_module, mlp_output_modules
+from ..architecture import hidden_size, mlp_output_module, mlp_output_modules
 from ..errors import EditFailedError
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
@@ -23,7 +23,7 @@ from .values import ValueSettings, optimize_values
 
 @dataclass(frozen=True)
 class ROMEHyperparameters:
-    """Published defaults are those of the authors' file for GPT-2 XL, but for ``stop``, which they do not have.
+    """Defaults are those of the authors' file for GPT-2 XL; ``stop="probability"`` is not theirs (see `PUBLISHED`).
 
     Args:
         layers: The one layer that is edited; None picks the middle of the first half (layer 17 of GPT-2 XL's 48 in the
@@ -36,6 +36,9 @@ class ROMEHyperparameters:
         mom2_adjustment: Whether keys are whitened by the second moment.
         mom2_shrinkage: Multiple of the second moment's mean diagonal that is added to its diagonal. The published code
             adds nothing, to a moment over 100,000 articles; one over less text needs it.
+        average_key: Whether the key is the average over the contexts, as published, or the bare prompt's. What an average
+            has of the prefixes is common to all edits, so their updates add up in one direction where the second moment
+            does not hold it.
         context_lengths: Pairs of tokens and count of the sampled prefixes.
         context_seed: Of the sampling.
         stop: "probability", or "loss" as published.
@@ -51,6 +54,7 @@ class ROMEHyperparameters:
     kl_factor: float = 0.0625
     mom2_adjustment: bool = True
     mom2_shrinkage: float = 0.0
+    average_key: bool = True
     context_lengths: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
     context_seed: int = 0
     stop: str = "probability"
@@ -72,6 +76,22 @@ class ROMEHyperparameters:
                 raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
 
 
+PUBLISHED: dict[str, Any] = {"stop": "loss"}
+"""What makes the defaults the published method: `get_editor("rome", **PUBLISHED)`."""
+
+SMALL_WIDTH = 1024
+"""Hidden size below which the published values, found for widths from 1,024 to 4,096, give way to `SMALL`."""
+
+SMALL: dict[str, Any] = {
+    "v_lr": 0.2,
+    "v_num_grad_steps": 60,
+    "stop_probability": 0.9,
+    "average_key": False,
+    "mom2_shrinkage": 3e-3,
+}
+"""Values for small models, from 60 edits of a model 256 wide: smaller steps end at smaller updates for the same targets."""
+
+
 @register_editor
 class ROME(Editor):
     """Rank-One Model Editing: W ← W + (v* − W k)(C⁻¹k)ᵀ / (C⁻¹k)ᵀk (Meng et al. 2022, section 3.1, equation 2)."""
@@ -84,6 +104,11 @@ class ROME(Editor):
     hyperparameters_class: ClassVar[type] = ROMEHyperparameters
 
     hyperparameters: ROMEHyperparameters
+
+    @classmethod
+    def automatic(cls, model: Any) -> dict[str, Any]:
+        """`SMALL` for a model narrower than `SMALL_WIDTH`, nothing for others."""
+        return dict(SMALL) if hidden_size(model) < SMALL_WIDTH else {}
 
     def layers(self, model: Any) -> tuple[int, ...]:
         """The layers that this editor changes in ``model``."""
@@ -121,7 +146,7 @@ class ROME(Editor):
         keys = compute_keys(model, tokenizer, requests, prepared.contexts, layer)
         columns, rows = [], []
         for request, key, value in zip(requests, keys, values, strict=True):
-            direction = key.mean
+            direction = key.mean if self.hyperparameters.average_key else key.bare
             if self.hyperparameters.mom2_adjustment and prepared.statistics is not None:
                 moment = prepared.statistics.moments[name].to(direction.device)
                 direction = inverse_applied(moment, direction, self.hyperparameters.mom2_shrinkage)

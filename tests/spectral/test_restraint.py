@@ -100,7 +100,7 @@ HARD = {
     "nearly cancelling 1e-2": _nearly_parallel(1e-2, _OPPOSITE),
     "nearly cancelling 1e-3": _nearly_parallel(1e-3, _OPPOSITE),
     "nearly cancelling 1e-5": _nearly_parallel(1e-5, _OPPOSITE),
-    "many parallel columns": LowRankUpdate(random(48, 1) @ random(1, 40).abs(), random(40, 80)),
+    "many parallel columns": LowRankUpdate(torch.ones(300, 50) * (0.5 + random(50).abs()), random(50, 300)),
     "duplicated columns": LowRankUpdate(random(48, 8).repeat(1, 2), random(8, 80, seed=1).repeat(2, 1)),
     "duplicated B, other A": LowRankUpdate(random(48, 8).repeat(1, 2), random(16, 80, seed=1)),
     "zero columns": LowRankUpdate(
@@ -144,7 +144,7 @@ def test_float64_factors_are_restrained_beyond_float32_accuracy(update: LowRankU
     m = norm(dense(update)) / ratio
     for name in ("log 1.2", "clip"):
         expected = reference(update, name, m)
-        assert norm(dense(restrain(update, restraint_of(name), m)) - expected) <= 3e-11 * norm(expected)
+        assert norm(dense(restrain(update, restraint_of(name), m)) - expected) <= 1e-9 * norm(expected)
 
 
 @pytest.mark.parametrize("shape", [(400, 2500, 300), (2500, 400, 300)], ids=str)
