@@ -10,7 +10,6 @@ from .facts import WorldFact, build_world
 
 SENTENCES = 6
 
-
 SHARES = {
     "world": {
         "statements": 8,

@@ -36,9 +36,9 @@ class ROMEHyperparameters:
         mom2_adjustment: Whether keys are whitened by the second moment.
         mom2_shrinkage: Multiple of the second moment's mean diagonal that is added to its diagonal. The published code
             adds nothing, to a moment over 100,000 articles; one over less text needs it.
-        average_key: Whether the key is the average over the contexts, as published, or the bare prompt's. What an average
-            has of the prefixes is common to all edits, so their updates add up in one direction where the second moment
-            does not hold it.
+        average_key: Whether the key is the average over the contexts, as published, or the bare prompt's. What an
+            average has of the prefixes is common to all edits, so their updates add up in one direction where the
+            second moment does not hold it.
         context_lengths: Pairs of tokens and count of the sampled prefixes.
         context_seed: Of the sampling.
         stop: "probability", or "loss" as published.
@@ -89,7 +89,7 @@ SMALL: dict[str, Any] = {
     "average_key": False,
     "mom2_shrinkage": 3e-3,
 }
-"""Values for small models, from 60 edits of a model 256 wide: smaller steps end at smaller updates for the same targets."""
+"""Values for small models, from 60 edits of a model 256 wide: smaller steps end at smaller updates."""
 
 
 @register_editor

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from peft_prune.editors import (
     editor_names,
     get_editor,
 )
+from peft_prune.editors.rome import PUBLISHED, SMALL, SMALL_WIDTH
 from peft_prune.editors.second_moment import inverse_applied
 from peft_prune.editors.tokens import tokenize_prompts
 from peft_prune.editors.values import optimize_values
@@ -34,9 +36,10 @@ def prepared(kind: str, hyperparameters: ROMEHyperparameters = EASY):
     return model, tokenizer, editor, editor.prepare(model, tokenizer, moments), name, module
 
 
+@pytest.mark.parametrize("average_key", [True, False], ids=["average", "bare"])
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_the_update_is_the_textbook_formula_in_float64(kind: str) -> None:
-    model, tokenizer, editor, ready, name, module = prepared(kind)
+def test_the_update_is_the_textbook_formula_in_float64(kind: str, average_key: bool) -> None:
+    model, tokenizer, editor, ready, name, module = prepared(kind, replace(EASY, average_key=average_key))
     update = editor.compute(model, tokenizer, [REQUEST], ready).updates[name]
     delta = optimize_values(model, tokenizer, [REQUEST], ready.contexts, 1, editor._value_settings())[0].delta
     keys = []
@@ -49,7 +52,7 @@ def test_the_update_is_the_textbook_formula_in_float64(kind: str) -> None:
         model(torch.tensor([prompt.ids]))
         handle.remove()
     moment = ready.statistics.moments[name].double()
-    u = torch.linalg.solve(moment, torch.stack(keys).mean(0))
+    u = torch.linalg.solve(moment, torch.stack(keys).mean(0) if average_key else keys[0])
     expected = torch.outer(delta.double(), u) / (keys[0] @ u)
     assert update.rank == 1
     assert torch.allclose(update.dense().double(), expected, atol=1e-4 * float(expected.abs().max()))
@@ -164,3 +167,19 @@ def test_second_moments_are_asked_for_where_they_are_missing() -> None:
     model, tokenizer = willing("gpt2"), spaced_tokenizer()
     with pytest.raises(ValueError, match=r"second moment of transformer\.h\.1\.mlp\.c_proj"):
         ROME(EASY).prepare(model, tokenizer)
+
+
+def test_defaults_are_published_ones_until_a_narrow_model_asks_for_its_own() -> None:
+    published = get_editor("rome").hyperparameters
+    assert (published.v_lr, published.v_num_grad_steps, published.average_key) == (0.5, 20, True)
+    model = willing("gpt2")
+    automatic = get_editor("rome", model=model, v_lr=0.3).hyperparameters
+    changed = {f.name for f in fields(published) if getattr(published, f.name) != getattr(automatic, f.name)}
+    assert automatic.v_lr == 0.3
+    assert changed == set(SMALL)
+    model.config.hidden_size = SMALL_WIDTH
+    assert get_editor("rome", model=model).hyperparameters == published
+
+
+def test_the_published_stopping_rule_is_one_setting_away() -> None:
+    assert get_editor("rome", **PUBLISHED).hyperparameters == replace(ROMEHyperparameters(), stop="loss")
