@@ -34,8 +34,17 @@ from peft_prune.evaluation import EXTRACTORS, Proportion, perplexity, score_abil
 from peft_prune.generation import answers_with, greedy_answers
 
 END = "<|endoftext|>"
-STAGES = (("world", 1500, 3e-3), ("abilities", 900, 1.5e-3), ("dialogues", 500, 1.5e-3))
-"""Kind of texts, steps and peak learning rate: first the world, then more of what is learned more slowly."""
+STAGES = (
+    ("world", 1500, 3e-3),
+    ("abilities", 900, 1.5e-3),
+    ("dialogues", 500, 1.5e-3),
+    ("dialogues", 160, 1.5e-3),
+    ("world", 35, 1e-3),
+    ("world", 60, 1.5e-3),
+    ("world", 40, 6e-4),
+)
+"""Kind of texts, steps and peak learning rate: first the world, then more of what is learned more slowly, then
+the world again, of which the dialogues have pushed some facts out."""
 
 ALIKE = [*words.DAYS, "lunch", "dinner"]
 """Words of the dialogues that the model would keep taking for one another."""
@@ -187,8 +196,9 @@ def train(model: LlamaForCausalLM, data: Iterator[Tensor], stage: str, steps: in
     model.eval()
 
 
-def schedule(step: int, steps: int, warm_up: int = 100) -> float:
+def schedule(step: int, steps: int) -> float:
     """Linear warm-up, then a cosine down to a fiftieth."""
+    warm_up = min(100, steps // 4)
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))

@@ -129,7 +129,7 @@ def _edit(
 
 
 def _hyperparameters(layers: str | None, settings: Sequence[str]) -> dict[str, Any]:
-    """Values of the editor's dataclass from text, read as JSON where they are JSON and as a word where not."""
+    """Values of the editor's dataclass from text, read as JSON or a number where they are one and as a word where not."""
     found: dict[str, Any] = {}
     if layers is not None:
         try:
@@ -140,11 +140,17 @@ def _hyperparameters(layers: str | None, settings: Sequence[str]) -> dict[str, A
         name, separator, value = setting.partition("=")
         if not separator:
             raise ValueError(f"set: {setting!r} must have the form name=value")
-        try:
-            found[name.strip()] = json.loads(value)
-        except json.JSONDecodeError:
-            found[name.strip()] = value.strip()
+        found[name.strip()] = _value(value.strip())
     return found
+
+
+def _value(text: str) -> Any:
+    for read in (json.loads, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _report(outcomes: Sequence[EditOutcome], out: Path, json_output: bool) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..architecture import mlp_output_module
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .second_moment import SecondMoments
@@ -24,6 +26,8 @@ class Edit:
         probability_before: Least probability of the target over the contexts, before, for each request.
         probability: The same that the optimised value reaches.
         steps: Gradient steps for each request.
+        owners: For each module, the index of the request that each factor column belongs to, where one does.
+        keys: For each module, the keys of the requests, (requests, in) float32, for editors that keep a history of them.
     """
 
     requests: tuple[EditRequest, ...]
@@ -31,6 +35,36 @@ class Edit:
     probability_before: tuple[float, ...] = ()
     probability: tuple[float, ...] = ()
     steps: tuple[int, ...] = ()
+    owners: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    keys: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def without(self, failed: Collection[int]) -> Edit:
+        """The edit without the factor columns, the keys and the requests of the given indices.
+
+        Raises:
+            ValueError: The factors of this edit do not belong to single requests.
+        """
+        if set(self.owners) != set(self.updates):
+            raise ValueError("edit: its factors belong to all of its requests together")
+        kept = [index for index in range(len(self.requests)) if index not in failed]
+        updates, owners = {}, {}
+        for name, update in self.updates.items():
+            columns = [column for column, owner in enumerate(self.owners[name]) if owner not in failed]
+            updates[name] = LowRankUpdate(update.B[:, columns], update.A[columns])
+            owners[name] = tuple(kept.index(self.owners[name][column]) for column in columns)
+
+        def chosen(values: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(values[index] for index in kept) if values else ()
+
+        return Edit(
+            chosen(self.requests),
+            updates,
+            chosen(self.probability_before),
+            chosen(self.probability),
+            chosen(self.steps),
+            owners,
+            {name: keys[kept] for name, keys in self.keys.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -46,7 +80,13 @@ class Prepared:
     layers: tuple[int, ...]
     contexts: tuple[str, ...] = ("",)
     statistics: SecondMoments | None = None
-    state: dict[str, Any] = field(default_factory=dict)
+    _made: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, made at the first call and kept under ``key``: factors of matrices that do not change."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
 
 class Editor(ABC):
@@ -86,9 +126,24 @@ class Editor(ABC):
 
     @abstractmethod
     def compute(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], prepared: Prepared
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        requests: Sequence[EditRequest],
+        prepared: Prepared,
+        earlier: Mapping[str, Tensor] | None = None,
     ) -> Edit:
-        """The update that makes ``requests`` hold, computed on the model as it is now."""
+        """The update that makes ``requests`` hold, computed on the model as it is now.
+
+        Args:
+            requests: Edited together.
+            prepared: What `prepare` gave for the unedited model.
+            earlier: `Edit.keys` of all edits that stand, one under the other, for editors that keep a history.
+        """
+
+    def modules(self, model: Any) -> list[str]:
+        """Names of the modules that this editor changes, in the base model."""
+        return [mlp_output_module(model, layer)[0] for layer in self.layers(model)]
 
 
 EDITORS: dict[str, type[Editor]] = {}
@@ -119,9 +174,27 @@ def get_editor(name: str, *, model: Any = None, **hyperparameters: Any) -> Edito
     if name not in EDITORS:
         raise ValueError(f"editor: {name!r} is not one of {', '.join(EDITORS)}")
     editor = EDITORS[name]
-    known = {f.name: f for f in fields(editor.hyperparameters_class)}
-    for key in hyperparameters:
+    known = [f.name for f in fields(editor.hyperparameters_class)]
+    hints = get_type_hints(editor.hyperparameters_class)
+    for key, value in hyperparameters.items():
         if key not in known:
             raise ValueError(f"{key}: is no hyperparameter of {name}; known are {', '.join(known)}")
+        _check_kind(key, value, hints[key])
     automatic = {} if model is None else editor.automatic(model)
     return editor(replace(editor.hyperparameters_class(), **{**automatic, **hyperparameters}))
+
+
+_KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
+    bool: ("true or false", (bool,)),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    str: ("a word", (str,)),
+}
+
+
+def _check_kind(name: str, value: Any, hint: Any) -> None:
+    """Refuse a value of another kind than the field's; fields of other types are checked by their dataclass."""
+    if hint in _KINDS:
+        wanted, types = _KINDS[hint]
+        if not isinstance(value, types) or (isinstance(value, bool) and hint is not bool):
+            raise ValueError(f"{name}: {value!r} must be {wanted}")

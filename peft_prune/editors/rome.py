@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..architecture import hidden_size, mlp_output_module, mlp_output_modules
@@ -16,64 +16,36 @@ from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .base import Edit, Editor, Prepared, register_editor
 from .contexts import generate_contexts
+from .hyperparameters import ValueHyperparameters
 from .keys import compute_keys
-from .second_moment import SecondMoments, inverse_applied
-from .values import ValueSettings, optimize_values
+from .second_moment import SecondMoments, regularized_cholesky
+from .values import optimize_values
 
 
 @dataclass(frozen=True)
-class ROMEHyperparameters:
+class ROMEHyperparameters(ValueHyperparameters):
     """Defaults are those of the authors' file for GPT-2 XL; ``stop="probability"`` is not theirs (see `PUBLISHED`).
 
+    ``layers`` is the one layer that is edited; None picks the middle of the first half (layer 17 of GPT-2 XL's 48 in the
+    paper, about a third of the depth).
+
     Args:
-        layers: The one layer that is edited; None picks the middle of the first half (layer 17 of GPT-2 XL's 48 in the
-            paper, about a third of the depth).
-        v_lr: Learning rate of the value optimisation.
-        v_num_grad_steps: Its most steps.
-        v_weight_decay: Its weight decay.
-        clamp_norm_factor: Limit of the change of the value, as a multiple of its norm.
-        kl_factor: Weight of the KL divergence that keeps what the subject is.
         mom2_adjustment: Whether keys are whitened by the second moment.
         mom2_shrinkage: Multiple of the second moment's mean diagonal that is added to its diagonal. The published code
             adds nothing, to a moment over 100,000 articles; one over less text needs it.
         average_key: Whether the key is the average over the contexts, as published, or the bare prompt's. What an
             average has of the prefixes is common to all edits, so their updates add up in one direction where the
             second moment does not hold it.
-        context_lengths: Pairs of tokens and count of the sampled prefixes.
-        context_seed: Of the sampling.
-        stop: "probability", or "loss" as published.
-        stop_probability: Every context must give the target this probability.
-        stop_loss: The published threshold.
     """
 
-    layers: tuple[int, ...] | None = None
-    v_lr: float = 0.5
-    v_num_grad_steps: int = 20
-    v_weight_decay: float = 0.5
-    clamp_norm_factor: float = 4.0
-    kl_factor: float = 0.0625
     mom2_adjustment: bool = True
     mom2_shrinkage: float = 0.0
     average_key: bool = True
-    context_lengths: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
-    context_seed: int = 0
-    stop: str = "probability"
-    stop_probability: float = 0.8
-    stop_loss: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.layers is not None:
-            layers = (self.layers,) if isinstance(self.layers, int) else tuple(self.layers)
-            if len(layers) != 1:
-                raise ValueError(f"layers: {list(layers)} must be one layer, ROME edits one")
-            object.__setattr__(self, "layers", layers)
-        if self.stop not in ("probability", "loss"):
-            raise ValueError(f"stop: {self.stop!r} is not one of probability, loss")
-        if not 0 < self.stop_probability < 1:
-            raise ValueError(f"stop_probability: {self.stop_probability} must lie between 0 and 1")
-        for name in ("v_lr", "v_num_grad_steps", "clamp_norm_factor", "stop_loss"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
+        super().__post_init__()
+        if self.layers is not None and len(self.layers) != 1:
+            raise ValueError(f"layers: {list(self.layers)} must be one layer, ROME edits one")
 
 
 PUBLISHED: dict[str, Any] = {"stop": "loss"}
@@ -83,11 +55,12 @@ SMALL_WIDTH = 1024
 """Hidden size below which the published values, found for widths from 1,024 to 4,096, give way to `SMALL`."""
 
 SMALL: dict[str, Any] = {
-    "v_lr": 0.2,
-    "v_num_grad_steps": 60,
-    "stop_probability": 0.9,
+    "v_lr": 0.15,
+    "v_num_grad_steps": 80,
+    "clamp_norm_factor": 6.0,
+    "stop_probability": 0.95,
     "average_key": False,
-    "mom2_shrinkage": 3e-3,
+    "mom2_shrinkage": 1e-3,
 }
 """Values for small models, from 60 edits of a model 256 wide: smaller steps end at smaller updates."""
 
@@ -133,7 +106,12 @@ class ROME(Editor):
         return Prepared(layers, contexts, statistics)
 
     def compute(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], prepared: Prepared
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        requests: Sequence[EditRequest],
+        prepared: Prepared,
+        earlier: Mapping[str, Tensor] | None = None,
     ) -> Edit:
         """The updates of one request, or the sum of those of several, each computed on the model as it is now.
 
@@ -142,14 +120,14 @@ class ROME(Editor):
         """
         layer = prepared.layers[0]
         name, _ = mlp_output_module(model, layer)
-        values = optimize_values(model, tokenizer, requests, prepared.contexts, layer, self._value_settings())
+        values = optimize_values(model, tokenizer, requests, prepared.contexts, layer, self.hyperparameters.value_settings("mlp"))
         keys = compute_keys(model, tokenizer, requests, prepared.contexts, layer)
         columns, rows = [], []
         for request, key, value in zip(requests, keys, values, strict=True):
             direction = key.mean if self.hyperparameters.average_key else key.bare
             if self.hyperparameters.mom2_adjustment and prepared.statistics is not None:
-                moment = prepared.statistics.moments[name].to(direction.device)
-                direction = inverse_applied(moment, direction, self.hyperparameters.mom2_shrinkage)
+                factor = self._factor(prepared, name).to(direction.device)
+                direction = torch.cholesky_solve(direction.double()[:, None], factor)[:, 0].float()
             direction = direction / direction.norm()
             column = value.delta / (key.bare @ direction)
             if not (torch.isfinite(column).all() and torch.isfinite(direction).all()):
@@ -163,17 +141,11 @@ class ROME(Editor):
             tuple(value.probability_before for value in values),
             tuple(value.probability for value in values),
             tuple(value.steps for value in values),
+            owners={name: tuple(range(len(requests)))},
         )
 
-    def _value_settings(self) -> ValueSettings:
-        own = dataclasses.asdict(self.hyperparameters)
-        return ValueSettings(
-            learning_rate=own["v_lr"],
-            steps=own["v_num_grad_steps"],
-            weight_decay=own["v_weight_decay"],
-            clamp_factor=own["clamp_norm_factor"],
-            kl_factor=own["kl_factor"],
-            stop=own["stop"],
-            stop_probability=own["stop_probability"],
-            stop_loss=own["stop_loss"],
-        )
+    def _factor(self, prepared: Prepared, name: str) -> Tensor:
+        """Cholesky factor of C, made at the first edit."""
+        assert prepared.statistics is not None
+        moment, shrinkage = prepared.statistics.moments[name], self.hyperparameters.mom2_shrinkage
+        return prepared.once(("factor", name), lambda: regularized_cholesky(moment, shrinkage))

@@ -122,15 +122,14 @@ def collect_second_moments(
     return SecondMoments({name: total / tokens for name, total in sums.items()}, tokens, base_fingerprint(inner))
 
 
-def inverse_applied(moment: Tensor, key: Tensor, shrinkage: float = 0.0) -> Tensor:
-    """C⁻¹ k in float64 by a Cholesky factor, (in,) float32.
+def regularized_cholesky(moment: Tensor, shrinkage: float = 0.0) -> Tensor:
+    """Lower Cholesky factor of C in float64, (in, in).
 
     Where C is numerically singular, as it is over fewer tokens than dimensions, a small multiple of its mean diagonal
     is added to the diagonal until the factorization succeeds, and a warning says how much.
 
     Args:
         moment: C, (in, in).
-        key: k, (in,).
         shrinkage: Multiple of C's mean diagonal that is added to its diagonal in any case.
     """
     matrix = moment.double()
@@ -144,7 +143,7 @@ def inverse_applied(moment: Tensor, key: Tensor, shrinkage: float = 0.0) -> Tens
         added = max(10 * added, SMALLEST_SHRINKAGE)
     if added > shrinkage:
         warnings.warn(f"the second moment is singular; {added:.0e} of its mean diagonal was added to its diagonal")
-    return torch.cholesky_solve(key.double()[:, None], factor)[:, 0].float()
+    return factor
 
 
 def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:

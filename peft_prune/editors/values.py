@@ -1,14 +1,15 @@
 """v*: the output that makes the edited layer's later layers give the target, found by gradient descent on one vector.
 
 The model's weights are never touched and get no gradients. What is skipped against the published loop does not change
-the result: blocks up to the edited one run once, logits are computed only where the loss reads them, and all requests
-of a batch run together until each has converged.
+the result: blocks up to the edited one and positions before the subject's last token run once, logits are computed only
+where the loss reads them, and all requests of a batch run together until each has converged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..architecture import decoder_blocks, mlp_output_module, unwrapped
 from ..errors import EditFailedError
-from ..inference import input_device
+from ..inference import PADDING_ID, input_device
 from ..requests import EditRequest
 from ..tokenization import continuation_ids
 from .keys import with_prefix
@@ -39,6 +40,8 @@ class ValueSettings:
             published rule, total loss below ``stop_loss``.
         stop_probability: See ``stop``.
         stop_loss: See ``stop``.
+        site: Where the vector is added: "mlp", the MLP's output as in ROME, or "block", the block's as in MEMIT.
+        autocast: Dtype of the forward passes, or None for the model's own; the vector stays float32.
     """
 
     learning_rate: float = 0.5
@@ -49,6 +52,8 @@ class ValueSettings:
     stop: str = "probability"
     stop_probability: float = 0.8
     stop_loss: float = 0.05
+    site: str = "mlp"
+    autocast: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class OptimizedValue:
     """The result for one request.
 
     Args:
-        delta: v* minus the layer's present output at the subject's last token of the bare prompt, (out,), float32.
+        delta: v* minus the present output at the subject's last token of the bare prompt, (out,), float32.
         output: That present output, (out,), float32.
         probability_before: Least probability of the target over the contexts before the first step.
         probability: The same at the end.
@@ -80,7 +85,7 @@ def optimize_values(
     layer: int,
     settings: ValueSettings,
 ) -> list[OptimizedValue]:
-    """v* for every request at the MLP output of ``layer``.
+    """v* for every request at the output of ``layer``, its MLP's or its own as ``settings.site`` says.
 
     Args:
         model: The model as it is now, with whatever adapter is active.
@@ -90,24 +95,25 @@ def optimize_values(
         EditFailedError: The optimisation of a request gives NaN or Inf; the message names its subject.
     """
     batch = _Batch.build(tokenizer, requests, contexts, input_device(model))
-    with _frozen(model), _LaterLayers(model, batch, layer) as later:
+    with _frozen(model), _LaterLayers(model, batch, layer, settings.site, settings.autocast) as later:
         return _descend(later, batch, requests, settings)
 
 
 @dataclass
 class _Batch:
-    """All rows of all requests, (rows, width): for each request its contexts, then its KL prompt.
+    """All rows of all requests: for each request its contexts, then its KL prompt.
 
-    ``target_rows`` etc. index rows; ``read`` holds the positions whose logits the loss reads, padded with position 0.
+    Rows are padded on both sides so that every subject's last token stands in the column ``subject``. ``read`` holds the
+    columns whose logits the loss reads, padded with that column.
     """
 
-    ids: Tensor
-    mask: Tensor
-    subject: Tensor  # (rows,) position of the subject's last token
-    read: Tensor  # (rows, reads) positions
+    ids: Tensor  # (rows, width)
+    mask: Tensor  # (rows, width)
+    read: Tensor  # (rows, reads)
     labels: Tensor  # (rows, reads) token ids, -1 where nothing is read
     request: Tensor  # (rows,) index of the request
     is_kl: Tensor  # (rows,) bool
+    subject: int
 
     @staticmethod
     def build(
@@ -128,22 +134,31 @@ class _Batch:
                 rows.append((ids, prompt.subject_last, read, list(pair.target), index, False))
             (kl,) = tokenize_prompts(tokenizer, ["{} is a"], request.subject)
             rows.append((kl.ids, kl.subject_last, [len(kl.ids) - 1], [-1], index, True))
-        width, reads = max(len(row[0]) for row in rows), max(len(row[2]) for row in rows)
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        subject = max(row[1] for row in rows)
+        width, reads = subject + max(len(row[0]) - row[1] for row in rows), max(len(row[2]) for row in rows)
+        ids = torch.full((len(rows), width), PADDING_ID)
         mask = torch.zeros_like(ids)
-        read = torch.zeros(len(rows), reads, dtype=torch.long)
+        read = torch.full((len(rows), reads), subject)
         labels = torch.full((len(rows), reads), -1)
         for i, row in enumerate(rows):
-            ids[i, : len(row[0])] = torch.tensor(row[0])
-            mask[i, : len(row[0])] = 1
-            read[i, : len(row[2])] = torch.tensor(row[2])
+            start = subject - row[1]
+            ids[i, start : start + len(row[0])] = torch.tensor(row[0])
+            mask[i, start : start + len(row[0])] = 1
+            read[i, : len(row[2])] = start + torch.tensor(row[2])
             labels[i, : len(row[3])] = torch.tensor(row[3])
-        columns = [torch.tensor([row[k] for row in rows]) for k in (1, 4, 5)]
-        parts = (ids, mask, columns[0], read, labels, columns[1], columns[2])
-        return _Batch(*(part.to(device) for part in parts))
+        parts = (ids, mask, read, labels, *(torch.tensor([row[k] for row in rows]) for k in (4, 5)))
+        return _Batch(*(part.to(device) for part in parts), subject)
 
     def rows(self, keep: Tensor) -> _Batch:
-        return _Batch(*(part[keep] for part in vars(self).values()))
+        return _Batch(
+            self.ids[keep],
+            self.mask[keep],
+            self.read[keep],
+            self.labels[keep],
+            self.request[keep],
+            self.is_kl[keep],
+            self.subject,
+        )
 
 
 def _descend(
@@ -228,15 +243,24 @@ def _losses(
 
 
 class _LaterLayers:
-    """Runs the model from the edited block on, with a vector added to the MLP output at the subject's last token."""
+    """Runs the model on what a vector added at the subject's last token can change, and on nothing else.
 
-    def __init__(self, model: Any, batch: _Batch, layer: int) -> None:
+    That is the positions from that token on, whose earlier ones are kept as keys and values, and the layers from the
+    edited one on.
+    """
+
+    def __init__(self, model: Any, batch: _Batch, layer: int, site: str, autocast: torch.dtype | None) -> None:
         self._model = unwrapped(model)
         self._batch = batch
+        self._site = site
         self._target = mlp_output_module(model, layer)[1]
         blocks = [block for _, block in decoder_blocks(model)]
         self._earlier, self._edited = blocks[:layer], blocks[layer]
         self._head = self._model.get_output_embeddings()
+        self._autocast = autocast
+        self._accepted = inspect.signature(self._model.forward).parameters
+        self._past: list[dict[str, Any]] = []
+        self._cache: Any = None
         self.outputs: Tensor
 
     def __enter__(self) -> _LaterLayers:
@@ -245,20 +269,22 @@ class _LaterLayers:
         def keep_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             captured["input"] = args[0] if args else kwargs["hidden_states"]
 
-        def keep_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            captured["output"] = _at(output, self._batch.subject)
+        def keep_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            captured["output"] = output[0] if isinstance(output, tuple) else output
 
+        place = self._target if self._site == "mlp" else self._edited
         with ExitStack() as stack, torch.no_grad():
+            self._run_prefix()
             stack.enter_context(_hook(self._edited.register_forward_pre_hook(keep_input, with_kwargs=True)))
-            stack.enter_context(_hook(self._target.register_forward_hook(keep_output)))
-            stack.enter_context(self._reading(self._batch))
-            self._forward(self._batch)
-        self._hidden = captured["input"].detach()
-        self.outputs = captured["output"].detach()
+            stack.enter_context(_hook(place.register_forward_hook(keep_output)))
+            self._forward(self._batch, None)
+        self._hidden = captured["input" if self._site == "mlp" else "output"].detach()
+        self.outputs = captured["output"][:, self._column].detach()
         return self
 
     def __exit__(self, *error: object) -> None:
         del self._hidden
+        self._past, self._cache = [], None
 
     def run(self, keep: Tensor, rows: _Batch, delta: Tensor) -> Tensor:
         """Log-probabilities where the loss reads them, (rows, reads, vocabulary), float32."""
@@ -270,35 +296,83 @@ class _LaterLayers:
                 return (hidden, *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": hidden}
 
-        def edit(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            index = torch.arange(len(output), device=output.device)
-            place = torch.zeros(output.shape[:2], dtype=output.dtype, device=output.device)
-            place[index, rows.subject] = 1
-            return output + place[..., None] * added.to(output.dtype)[:, None]
+        def edit(output: Tensor) -> Tensor:
+            place = torch.zeros(output.shape[1], dtype=output.dtype, device=output.device)
+            place[self._column] = 1
+            return output + place[:, None] * added.to(output.dtype)[:, None]
 
         with ExitStack() as stack:
-            stack.enter_context(_hook(self._edited.register_forward_pre_hook(start, with_kwargs=True)))
-            stack.enter_context(_hook(self._target.register_forward_hook(edit)))
-            stack.enter_context(self._reading(rows))
-            stack.enter_context(_skipped(self._earlier))
-            logits = self._forward(rows)
+            if self._site == "mlp":
+                stack.enter_context(_hook(self._edited.register_forward_pre_hook(start, with_kwargs=True)))
+                stack.enter_context(_hook(self._target.register_forward_hook(lambda module, args, output: edit(output))))
+                stack.enter_context(_skipped(self._earlier))
+            else:
+                stack.enter_context(_skipped(self._earlier))
+                stack.enter_context(_replaced([self._edited], lambda *args, **kwargs: edit(hidden)))
+            logits = self._forward(rows, keep)
         return torch.log_softmax(logits.float(), dim=-1)
 
-    def _forward(self, rows: _Batch) -> Tensor:
-        return self._model(input_ids=rows.ids, attention_mask=rows.mask, use_cache=False).logits
+    @property
+    def _start(self) -> int:
+        """First column that is run at every step."""
+        return self._batch.subject if self._past else 0
+
+    @property
+    def _column(self) -> int:
+        """Column of the subject's last token among those."""
+        return self._batch.subject - self._start
+
+    def _run_prefix(self) -> None:
+        """Keys and values of everything before the subject's last token, which no edit can change."""
+        width = self._batch.subject
+        if not width or "past_key_values" not in self._accepted:
+            return
+        mask = self._batch.mask[:, :width].clone()
+        # a row that is padding alone would give NaN; it is masked where it is read
+        mask[mask.sum(1) == 0] = 1
+        options = {"use_cache": True, **self._options(mask, 0, width)}
+        if "logits_to_keep" in self._accepted:
+            options["logits_to_keep"] = 1
+        with self._precision():
+            cache = self._model(input_ids=self._batch.ids[:, :width], attention_mask=mask, **options).past_key_values
+        layers = getattr(cache, "layers", [])
+        if layers and all(getattr(layer, "keys", None) is not None for layer in layers):
+            self._cache, self._past = cache, [dict(vars(layer)) for layer in layers]
+
+    def _forward(self, rows: _Batch, keep: Tensor | None) -> Tensor:
+        options: dict[str, Any] = {"use_cache": False}
+        if self._past:
+            for layer, values in zip(self._cache.layers, self._past, strict=True):
+                vars(layer).update({name: _rows_of(value, keep) for name, value in values.items()})
+            options = {"use_cache": True, "past_key_values": self._cache}
+        options |= self._options(rows.mask, self._start, rows.mask.shape[1])
+        with self._reading(rows), self._precision():
+            return self._model(input_ids=rows.ids[:, self._start :], attention_mask=rows.mask, **options).logits
+
+    def _options(self, mask: Tensor, start: int, end: int) -> dict[str, Any]:
+        if "position_ids" not in self._accepted:
+            return {}
+        return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, start:end]}
+
+    def _precision(self) -> Any:
+        if self._autocast is None:
+            return nullcontext()
+        return torch.autocast(self._batch.ids.device.type, dtype=self._autocast)
 
     @contextmanager
     def _reading(self, rows: _Batch) -> Iterator[None]:
         def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            index = rows.read[..., None].expand(-1, -1, args[0].shape[-1])
+            index = (rows.read - self._start)[..., None].expand(-1, -1, args[0].shape[-1])
             return (args[0].gather(1, index), *args[1:])
 
         with _hook(self._head.register_forward_pre_hook(gather)):
             yield
 
 
-def _at(tensor: Tensor, positions: Tensor) -> Tensor:
-    return tensor[torch.arange(len(tensor), device=tensor.device), positions]
+def _rows_of(value: Any, keep: Tensor | None) -> Any:
+    if keep is None or not isinstance(value, Tensor) or value.ndim < 2:
+        return value
+    return value if bool(keep.all()) else value[keep.to(value.device)]
 
 
 @contextmanager
@@ -312,17 +386,23 @@ def _hook(handle: Any) -> Iterator[None]:
 @contextmanager
 def _skipped(blocks: Sequence[nn.Module]) -> Iterator[None]:
     """Blocks that hand their input on, in the form in which a block of this release hands on its output."""
+    with _replaced(blocks, _hand_on):
+        yield
+
+
+@contextmanager
+def _replaced(blocks: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
     own = [vars(block).get("forward") for block in blocks]
     for block in blocks:
-        block.forward = _hand_on
+        block.forward = forward
     try:
         yield
     finally:
-        for block, forward in zip(blocks, own, strict=True):
-            if forward is None:
+        for block, before in zip(blocks, own, strict=True):
+            if before is None:
                 del block.forward
             else:
-                block.forward = forward
+                block.forward = before
 
 
 def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,0 +1,127 @@
+"""The closed forms of the editors that solve for all keys of a batch at once, by the small side.
+
+Every one of them needs M K with M = (A₀ + K_p K_pᵀ)⁻¹, where A₀ is fixed for a layer, K_p are the keys of earlier edits
+and K those of the batch. A₀ is factored once; earlier keys enter by the Woodbury identity through a matrix that is as
+wide as there are keys, never through one as wide as the layer. Everything here is float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .second_moment import regularized_cholesky
+
+Inverse = Callable[[Tensor], Tensor]
+"""K (in, n) → A₀⁻¹ K (in, n)."""
+
+
+def moment_inverse(moment: Tensor, weight: float = 1.0, shrinkage: float = 0.0) -> Inverse:
+    """A₀ = λC by one Cholesky factor.
+
+    Args:
+        moment: C, (in, in).
+        weight: λ.
+        shrinkage: Multiple of C's mean diagonal that is added to its diagonal.
+    """
+    factor = regularized_cholesky(moment, shrinkage)
+    return lambda keys: torch.cholesky_solve(keys, factor) / weight
+
+
+def null_space_inverse(moment: Tensor, threshold: float, weight: float) -> Inverse:
+    """A₀⁻¹ = P / λ, P the projection onto C's eigenvectors with eigenvalues below ``threshold``.
+
+    Fang et al. 2024, section 3.2. P is kept as the smaller of its basis and that of its complement.
+
+    Raises:
+        ValueError: No eigenvalue lies below the threshold, so that no key could be changed.
+    """
+    eigenvalues, vectors = torch.linalg.eigh(moment.double())
+    kept = int((eigenvalues < threshold).sum())
+    if kept == 0:
+        raise ValueError(
+            f"nullspace_threshold: {threshold:g} lies below all eigenvalues of the second moment, the least of which "
+            f"is {float(eigenvalues[0]):g}"
+        )
+    if 2 * kept <= len(eigenvalues):
+        basis = vectors[:, :kept].clone()
+        return lambda keys: basis @ (basis.T @ keys) / weight
+    complement = vectors[:, kept:].clone()
+    return lambda keys: (keys - complement @ (complement.T @ keys)) / weight
+
+
+class KeySystem:
+    """M = (A₀ + K_p K_pᵀ)⁻¹ for earlier keys K_p that only grow.
+
+    Args:
+        inverse: Applies A₀⁻¹.
+    """
+
+    def __init__(self, inverse: Inverse) -> None:
+        self._inverse = inverse
+        self._keys: Tensor | None = None  # K_p, (in, n)
+        self._solved: Tensor | None = None  # A₀⁻¹ K_p, (in, n)
+        self._factor: Tensor | None = None  # Cholesky factor of I + K_pᵀ A₀⁻¹ K_p, (n, n)
+
+    def hold(self, keys: Tensor | None) -> KeySystem:
+        """Make K_p the columns of ``keys``, (in, n); what is already held is not solved again."""
+        count = 0 if keys is None else keys.shape[1]
+        held = 0 if self._keys is None else self._keys.shape[1]
+        if keys is None or count < held or (self._keys is not None and not torch.equal(keys[:, :held], self._keys)):
+            self._keys = self._solved = self._factor = None
+            held = 0
+        if keys is not None and count > held:
+            self._extend(keys[:, held:])
+        return self
+
+    def applied(self, keys: Tensor) -> Tensor:
+        """M K, (in, n)."""
+        result = self._inverse(keys)
+        if self._keys is None or self._solved is None or self._factor is None:
+            return result
+        return result - self._solved @ torch.cholesky_solve(self._keys.T @ result, self._factor)
+
+    def _extend(self, keys: Tensor) -> None:
+        solved = self._inverse(keys)
+        corner = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device) + keys.T @ solved
+        if self._keys is None or self._solved is None or self._factor is None:
+            self._keys, self._solved, self._factor = keys.clone(), solved, _cholesky(corner)
+            return
+        side = torch.linalg.solve_triangular(self._factor, self._keys.T @ solved, upper=False)
+        top = torch.cat([self._factor, torch.zeros_like(side)], dim=1)
+        bottom = torch.cat([side.T, _cholesky(corner - side.T @ side)], dim=1)
+        self._keys = torch.cat([self._keys, keys], dim=1)
+        self._solved = torch.cat([self._solved, solved], dim=1)
+        self._factor = torch.cat([top, bottom])
+
+
+def least_squares_rows(system: KeySystem, keys: Tensor) -> Tensor:
+    """Kᵀ (A₀ + K_p K_pᵀ + K Kᵀ)⁻¹, (n, in), for keys K (in, n)."""
+    solved = system.applied(keys)
+    inner = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device) + keys.T @ solved
+    return torch.cholesky_solve(solved.T, _cholesky(inner))
+
+
+def equality_rows(system: KeySystem, keys: Tensor, ridge: float = 0.0) -> Tensor:
+    """(Kᵀ M K + αI)⁻¹ Kᵀ M, (n, in), for keys K (in, n).
+
+    Args:
+        ridge: α; keys of one batch that depend on each other need it.
+
+    Raises:
+        ValueError: The keys depend on each other and ``ridge`` does not make up for it.
+    """
+    solved = system.applied(keys)
+    inner = keys.T @ solved
+    scale = inner.diagonal().mean()
+    inner = inner + ridge * torch.eye(len(inner), dtype=inner.dtype, device=inner.device)
+    factor, failed = torch.linalg.cholesky_ex(inner)
+    if int(failed) or float(factor.diagonal().min()) ** 2 < 1e-12 * float(scale):
+        raise ValueError(f"keys: the {keys.shape[1]} keys of the batch depend on each other; set a larger ridge")
+    return torch.cholesky_solve(solved.T, factor)
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
+    return torch.linalg.cholesky((matrix + matrix.T) / 2)

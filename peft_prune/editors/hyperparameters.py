@@ -1,0 +1,75 @@
+"""Hyperparameters that several editors share, under the names of the published files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .values import ValueSettings
+
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ValueHyperparameters:
+    """How v* is searched.
+
+    Args:
+        layers: Layers that are edited, in order; None picks them by the editor's rule.
+        v_lr: Learning rate of the value optimisation.
+        v_num_grad_steps: Its most steps.
+        v_weight_decay: Its weight decay.
+        clamp_norm_factor: Limit of the change of the value, as a multiple of its norm.
+        kl_factor: Weight of the KL divergence that keeps what the subject is.
+        context_lengths: Pairs of tokens and count of the sampled prefixes.
+        context_seed: Of the sampling.
+        stop: "probability", or "loss" as published.
+        stop_probability: Every context must give the target this probability.
+        stop_loss: The published threshold.
+        autocast: "bfloat16" or "float16" for the forward passes of the optimisation; None for the model's own dtype.
+    """
+
+    layers: tuple[int, ...] | None = None
+    v_lr: float = 0.5
+    v_num_grad_steps: int = 20
+    v_weight_decay: float = 0.5
+    clamp_norm_factor: float = 4.0
+    kl_factor: float = 0.0625
+    context_lengths: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
+    context_seed: int = 0
+    stop: str = "probability"
+    stop_probability: float = 0.8
+    stop_loss: float = 0.05
+    autocast: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.layers is not None:
+            layers = (self.layers,) if isinstance(self.layers, int) else tuple(self.layers)
+            if not layers or list(layers) != sorted(set(layers)):
+                raise ValueError(f"layers: {list(layers)} must be different layers in ascending order")
+            object.__setattr__(self, "layers", layers)
+        if self.stop not in ("probability", "loss"):
+            raise ValueError(f"stop: {self.stop!r} is not one of probability, loss")
+        if not 0 < self.stop_probability < 1:
+            raise ValueError(f"stop_probability: {self.stop_probability} must lie between 0 and 1")
+        for name in ("v_lr", "v_num_grad_steps", "clamp_norm_factor", "stop_loss"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
+        if self.autocast is not None and self.autocast not in AUTOCAST:
+            raise ValueError(f"autocast: {self.autocast!r} is not one of {', '.join(AUTOCAST)}")
+
+    def value_settings(self, site: str) -> ValueSettings:
+        """Settings of the search, with the vector added at the output of the MLP or of the block."""
+        return ValueSettings(
+            learning_rate=self.v_lr,
+            steps=self.v_num_grad_steps,
+            weight_decay=self.v_weight_decay,
+            clamp_factor=self.clamp_norm_factor,
+            kl_factor=self.kl_factor,
+            stop=self.stop,
+            stop_probability=self.stop_probability,
+            stop_loss=self.stop_loss,
+            site=site,
+            autocast=None if self.autocast is None else AUTOCAST[self.autocast],
+        )
