@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..architecture import mlp_output_module
 from ..builtin import ability_items, ability_names, edit_requests, held_out_texts, load_builtin_model, plain_texts
 from ..editors import Editor, Prepared, collect_second_moments, get_editor
 from ..evaluation import EXTRACTORS, comparison_table, evaluate, score_ability, without_subjects
@@ -101,7 +100,7 @@ def _run(folder: Path, edits: int, alpha: float, items: int, console: Console) -
 def _prepare(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, editor: Editor, requests: list[EditRequest]
 ) -> Prepared:
-    modules = [mlp_output_module(base, layer)[0] for layer in editor.layers(base)]
+    modules = editor.modules(base)
     texts = without_subjects(plain_texts(600), requests)
     return editor.prepare(base, tokenizer, collect_second_moments(base, tokenizer, texts, modules, progress=False))
 

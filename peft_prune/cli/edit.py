@@ -12,7 +12,6 @@ import typer
 from peft import get_peft_model
 from rich.console import Console
 
-from ..architecture import mlp_output_module
 from ..editors import Editor, SecondMoments, collect_second_moments, get_editor
 from ..errors import EditFailedError
 from ..evaluation import load_texts, without_subjects
@@ -33,6 +32,7 @@ def edit(
         Optional[str], typer.Option(help="Layers to edit, such as 2 or 13,14,15; found by a rule if not given.")
     ] = None,
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many requests only.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Requests that are computed together.")] = 1,
     stats_text: Annotated[
         Optional[Path],
         typer.Option(
@@ -56,6 +56,8 @@ def edit(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Edit facts one after another, verify each, and save the adapter that holds them."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size: {batch_size} must be at least 1")
     records = load_requests(requests, limit=limit)
     config = PruneEditConfig(
         restraint=restraint,
@@ -73,7 +75,7 @@ def edit(
     with whole_folder(out, overwrite=overwrite) as folder:
         base = load_model(model, dtype)
         method = get_editor(editor, model=base, **settings)
-        edited, outcomes = _edit(base, tokenizer, method, config, records, source, json_output)
+        edited, outcomes = _edit(base, tokenizer, method, config, records, source, batch_size, json_output)
         if not any(outcome.applied for outcome in outcomes):
             raise EditFailedError(f"none of {len(outcomes)} edits took; the first: {outcomes[0].reason}")
         edited.save_pretrained(str(folder))
@@ -109,10 +111,11 @@ def _edit(
     config: PruneEditConfig,
     requests: Sequence[EditRequest],
     source: _Statistics,
+    batch_size: int,
     quiet: bool,
 ) -> tuple[Any, list[EditOutcome]]:
     config.layers_to_transform = list(editor.layers(model))
-    modules = [mlp_output_module(model, layer)[0] for layer in editor.layers(model)]
+    modules = editor.modules(model)
     statistics = source.moments(model, tokenizer, modules, requests, quiet)
     prepared = editor.prepare(model, tokenizer, statistics)
     edited = get_peft_model(model, config)
@@ -123,6 +126,7 @@ def _edit(
             editor,
             prepared,
             requests,
+            batch_size=batch_size,
             after_edit=lambda outcome: progress("Editing", outcome.index + 1, len(requests)),
         )
     return edited, outcomes

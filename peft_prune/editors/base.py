@@ -38,13 +38,18 @@ class Edit:
     owners: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     keys: Mapping[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def is_separable(self) -> bool:
+        """Whether every factor column belongs to one request, so that `without` can leave some out."""
+        return set(self.owners) == set(self.updates)
+
     def without(self, failed: Collection[int]) -> Edit:
         """The edit without the factor columns, the keys and the requests of the given indices.
 
         Raises:
             ValueError: The factors of this edit do not belong to single requests.
         """
-        if set(self.owners) != set(self.updates):
+        if not self.is_separable:
             raise ValueError("edit: its factors belong to all of its requests together")
         kept = [index for index in range(len(self.requests)) if index not in failed]
         updates, owners = {}, {}
@@ -157,7 +162,7 @@ def register_editor(editor: type[Editor]) -> type[Editor]:
 
 def editor_names() -> list[str]:
     """The names that `get_editor` knows."""
-    return list(EDITORS)
+    return sorted(EDITORS)
 
 
 def get_editor(name: str, *, model: Any = None, **hyperparameters: Any) -> Editor:
@@ -172,7 +177,7 @@ def get_editor(name: str, *, model: Any = None, **hyperparameters: Any) -> Edito
         ValueError: The name or a hyperparameter is unknown, or a value does not fit.
     """
     if name not in EDITORS:
-        raise ValueError(f"editor: {name!r} is not one of {', '.join(EDITORS)}")
+        raise ValueError(f"editor: {name!r} is not one of {', '.join(editor_names())}")
     editor = EDITORS[name]
     known = [f.name for f in fields(editor.hyperparameters_class)]
     hints = get_type_hints(editor.hyperparameters_class)

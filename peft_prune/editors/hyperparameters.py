@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,11 +45,7 @@ class ValueHyperparameters:
     autocast: str | None = None
 
     def __post_init__(self) -> None:
-        if self.layers is not None:
-            layers = (self.layers,) if isinstance(self.layers, int) else tuple(self.layers)
-            if not layers or list(layers) != sorted(set(layers)):
-                raise ValueError(f"layers: {list(layers)} must be different layers in ascending order")
-            object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "layers", checked_layers(self.layers))
         if self.stop not in ("probability", "loss"):
             raise ValueError(f"stop: {self.stop!r} is not one of probability, loss")
         if not 0 < self.stop_probability < 1:
@@ -73,3 +70,17 @@ class ValueHyperparameters:
             site=site,
             autocast=None if self.autocast is None else AUTOCAST[self.autocast],
         )
+
+
+def checked_layers(layers: int | Sequence[int] | None) -> tuple[int, ...] | None:
+    """Layers as a tuple, or None as it is.
+
+    Raises:
+        ValueError: A layer comes twice, or they are not in ascending order.
+    """
+    if layers is None:
+        return None
+    found = (layers,) if isinstance(layers, int) else tuple(layers)
+    if not found or list(found) != sorted(set(found)):
+        raise ValueError(f"layers: {list(found)} must be different layers in ascending order")
+    return found

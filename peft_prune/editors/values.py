@@ -23,6 +23,7 @@ from ..inference import PADDING_ID, input_device
 from ..requests import EditRequest
 from ..tokenization import continuation_ids
 from .keys import with_prefix
+from .likelihood import frozen
 from .tokens import tokenize_prompts
 
 
@@ -95,7 +96,7 @@ def optimize_values(
         EditFailedError: The optimisation of a request gives NaN or Inf; the message names its subject.
     """
     batch = _Batch.build(tokenizer, requests, contexts, input_device(model))
-    with _frozen(model), _LaterLayers(model, batch, layer, settings.site, settings.autocast) as later:
+    with frozen(model), _LaterLayers(model, batch, layer, settings.site, settings.autocast) as later:
         return _descend(later, batch, requests, settings)
 
 
@@ -407,20 +408,3 @@ def _replaced(blocks: Sequence[nn.Module], forward: Callable[..., Any]) -> Itera
 
 def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return hidden_states
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients for any parameter; both as before afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval()
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)

@@ -182,7 +182,7 @@ def test_bad_requests_give_one_line_code_two_and_no_folder(capsys, folder, tmp_p
     [
         (("--layers", 9), "layer: 9 does not exist, the model has layers 0 to 2"),
         (("--layers", "one"), "layers: 'one' must be numbers"),
-        (("--layers", 1, "--editor", "magic"), "editor: 'magic' is not one of rome"),
+        (("--layers", 1, "--editor", "magic"), "editor: 'magic' is not one of alphaedit, emmet"),
         (("--layers", 1, "--set", "speed=3"), "speed: is no hyperparameter of rome"),
         (("--layers", 1, "--set", "v_lr=fast"), "v_lr: 'fast' must be a number"),
         (("--layers", 1, "--set", "v_num_grad_steps=.5"), "v_num_grad_steps: 0.5 must be a whole number"),

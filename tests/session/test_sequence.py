@@ -59,7 +59,7 @@ def test_an_edit_that_does_not_take_is_rolled_out_bit_for_bit_and_says_why(ready
 
 
 class _Broken(ROME):
-    def compute(self, model, tokenizer, requests, prepared) -> Edit:
+    def compute(self, model, tokenizer, requests, prepared, earlier=None) -> Edit:
         update = LowRankUpdate(B=torch.full((16, 1), torch.inf), A=torch.zeros(1, 64))
         return Edit(tuple(requests), {MODULE: update})
 

@@ -1,0 +1,91 @@
+"""AlphaEdit: MEMIT's update within the null space of the second moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import Prepared, register_editor
+from .closed_form import KeySystem, least_squares_rows, null_space_inverse
+from .spread import SpreadEditor, SpreadHyperparameters
+
+
+@dataclass(frozen=True)
+class AlphaEditHyperparameters(SpreadHyperparameters):
+    """Threshold and L2 follow the second moment of the layer where they are None; see `AlphaEdit.system`.
+
+    Args:
+        nullspace_threshold: Eigenvalue of C below which a direction is free to change; 0.02 is published for GPT-2 XL,
+            GPT-J and Llama-3 8B, and belongs to their keys' scale.
+        L2: λ of the update's norm; 10 is published for GPT-2 XL and GPT-J, 10 and 1 for Llama-3 8B.
+        nullspace_energy: Share of C's trace that the null space may hold, where no threshold is given.
+        relative_L2: L2 as a multiple of the mean squared norm that a key has within the null space, where none is given.
+        history: Keep the outputs of all earlier edits' keys as well, as published.
+    """
+
+    nullspace_threshold: float | None = None
+    L2: float | None = None
+    nullspace_energy: float = 0.1
+    relative_L2: float = 1.0
+    history: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("nullspace_threshold", "L2"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, float)) and value > 0):
+                raise ValueError(f"{name}: {value!r} must be a number above 0, or null for one that follows the moment")
+        if not 0 < self.nullspace_energy < 1:
+            raise ValueError(f"nullspace_energy: {self.nullspace_energy} must lie between 0 and 1")
+        if not self.relative_L2 > 0:
+            raise ValueError(f"relative_L2: {self.relative_L2} must be above 0")
+
+
+PUBLISHED: dict[str, Any] = {"stop": "loss", "nullspace_threshold": 2e-2, "L2": 10.0}
+"""What makes the defaults the published method: `get_editor("alphaedit", **PUBLISHED)`."""
+
+
+@register_editor
+class AlphaEdit(SpreadEditor):
+    """Null-space constrained editing: Δ = R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + λI)⁻¹ (Fang et al. 2024, section 3.3, equation 14).
+
+    P projects onto the eigenvectors of C with small eigenvalues, so that ordinary keys keep their outputs.
+    """
+
+    name: ClassVar[str] = "alphaedit"
+    pretty_name: ClassVar[str] = "AlphaEdit"
+    paper: ClassVar[str] = "Fang et al.: AlphaEdit: Null-Space Constrained Knowledge Editing for Language Models"
+    year: ClassVar[int] = 2024
+    url: ClassVar[str] = "https://arxiv.org/abs/2410.02355"
+    hyperparameters_class: ClassVar[type] = AlphaEditHyperparameters
+
+    hyperparameters: AlphaEditHyperparameters
+
+    @property
+    def keeps_history(self) -> bool:
+        return self.hyperparameters.history
+
+    def system(self, prepared: Prepared, name: str) -> KeySystem:
+        """The projection of one module.
+
+        Published thresholds are absolute and hold for moments of the published models' scale. Without one, the null
+        space is that of the smallest eigenvalues which together hold ``nullspace_energy`` of the trace, and L2 is
+        ``relative_L2`` times the energy in it, the mean squared norm of a projected key.
+        """
+        assert prepared.statistics is not None
+        own, moment = self.hyperparameters, prepared.statistics.moments[name].double()
+        threshold, weight = own.nullspace_threshold, own.L2
+        if threshold is None or weight is None:
+            eigenvalues = torch.linalg.eigvalsh(moment).clamp(min=0)
+            if threshold is None:
+                held = eigenvalues.cumsum(0) / eigenvalues.sum()
+                threshold = float(eigenvalues[int((held <= own.nullspace_energy).sum())])
+            if weight is None:
+                weight = own.relative_L2 * float(eigenvalues[eigenvalues < threshold].sum())
+        return KeySystem(null_space_inverse(moment, threshold, weight))
+
+    def rows(self, system: KeySystem, keys: Tensor) -> Tensor:
+        return least_squares_rows(system, keys)

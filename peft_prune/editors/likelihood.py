@@ -1,0 +1,75 @@
+"""The likelihood of targets behind prompts, differentiable, for editors that learn by gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from ..architecture import unwrapped
+from ..inference import input_device, padded
+from ..tokenization import continuation_ids
+
+
+@dataclass(frozen=True)
+class TargetBatch:
+    """Prompts with their targets: ids and mask (rows, width), labels (rows, width), -1 where nothing is asked."""
+
+    ids: Tensor
+    mask: Tensor
+    labels: Tensor
+
+    @staticmethod
+    def build(
+        model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], targets: Sequence[str]
+    ) -> TargetBatch:
+        """Each target tokenized behind its prompt; its last token is asked for and not read."""
+        pairs = continuation_ids(tokenizer, prompts, targets)
+        ids, mask = padded([p.prompt + p.target[:-1] for p in pairs], left=False, device=input_device(model))
+        labels = torch.full_like(ids, -1)
+        for row, pair in enumerate(pairs):
+            start = len(pair.prompt) - 1
+            labels[row, start : start + len(pair.target)] = torch.tensor(pair.target, device=ids.device)
+        return TargetBatch(ids, mask, labels)
+
+
+def target_log_probs(model: Any, batch: TargetBatch) -> Tensor:
+    """Mean log-probability of each row's target tokens, (rows,), float32; logits are formed only where one is asked."""
+    inner = unwrapped(model)
+    asked = batch.labels >= 0
+
+    def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0][asked.to(args[0].device)][None], *args[1:])
+
+    handle = inner.get_output_embeddings().register_forward_pre_hook(gather)
+    try:
+        logits = inner(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits[0]
+    finally:
+        handle.remove()
+    labels = batch.labels[asked].to(logits.device)
+    scores = torch.log_softmax(logits.float(), dim=-1).gather(1, labels[:, None])[:, 0]
+    row = asked.nonzero()[:, 0].to(logits.device)
+    sums = torch.zeros(len(batch.ids), device=logits.device).index_add(0, row, scores)
+    return sums / asked.sum(1).to(logits.device)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients for any parameter; both as before afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval()
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)

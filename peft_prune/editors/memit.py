@@ -1,0 +1,73 @@
+"""MEMIT: a batch of facts, one least-squares update in each of several layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..architecture import hidden_size
+from .base import Prepared, register_editor
+from .closed_form import KeySystem, least_squares_rows, moment_inverse
+from .spread import SMALL_WIDTH, SpreadEditor, SpreadHyperparameters
+
+
+@dataclass(frozen=True)
+class MEMITHyperparameters(SpreadHyperparameters):
+    """Defaults are those of the authors' file for GPT-2 XL, but for the stopping rule and ``history``.
+
+    Args:
+        mom2_update_weight: λ, how many ordinary keys the second moment stands for.
+        mom2_shrinkage: Multiple of the second moment's mean diagonal that is added to its diagonal.
+        history: Keep the outputs of all earlier edits' keys as well; off gives the original.
+    """
+
+    mom2_update_weight: float = 20_000.0
+    mom2_shrinkage: float = 0.0
+    history: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.mom2_update_weight > 0:
+            raise ValueError(f"mom2_update_weight: {self.mom2_update_weight} must be above 0")
+
+
+PUBLISHED: dict[str, Any] = {"stop": "loss", "history": False}
+"""What makes the defaults the published method: `get_editor("memit", **PUBLISHED)`."""
+
+SMALL: dict[str, Any] = {}
+
+
+@register_editor
+class MEMIT(SpreadEditor):
+    """Mass-Editing Memory: Δ = R Kᵀ (λC + K_p K_pᵀ + K Kᵀ)⁻¹ (Meng et al. 2022b, section 4.2, equation 14).
+
+    K_p holds the keys of all earlier edits where ``history`` is on, and is absent in the paper.
+    """
+
+    name: ClassVar[str] = "memit"
+    pretty_name: ClassVar[str] = "MEMIT"
+    paper: ClassVar[str] = "Meng, Sen Sharma, Andonian, Belinkov, Bau: Mass-Editing Memory in a Transformer"
+    year: ClassVar[int] = 2022
+    url: ClassVar[str] = "https://arxiv.org/abs/2210.07229"
+    hyperparameters_class: ClassVar[type] = MEMITHyperparameters
+
+    hyperparameters: MEMITHyperparameters
+
+    @classmethod
+    def automatic(cls, model: Any) -> dict[str, Any]:
+        """`SMALL` for a model narrower than `SMALL_WIDTH`, nothing for others."""
+        return dict(SMALL) if hidden_size(model) < SMALL_WIDTH else {}
+
+    @property
+    def keeps_history(self) -> bool:
+        return self.hyperparameters.history
+
+    def system(self, prepared: Prepared, name: str) -> KeySystem:
+        assert prepared.statistics is not None
+        own = self.hyperparameters
+        return KeySystem(moment_inverse(prepared.statistics.moments[name], own.mom2_update_weight, own.mom2_shrinkage))
+
+    def rows(self, system: KeySystem, keys: Tensor) -> Tensor:
+        return least_squares_rows(system, keys)

@@ -1,0 +1,139 @@
+"""What MEMIT, EMMET and AlphaEdit share: v* at the last of several layers, and the change spread over all of them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..architecture import mlp_output_module, mlp_output_modules
+from ..errors import EditFailedError
+from ..requests import EditRequest
+from ..spectral import LowRankUpdate
+from .base import Edit, Editor, Prepared
+from .closed_form import KeySystem
+from .contexts import generate_contexts
+from .hyperparameters import ValueHyperparameters
+from .keys import added, block_outputs, compute_keys
+from .second_moment import SecondMoments
+from .values import optimize_values
+
+SMALL_WIDTH = 1024
+"""Hidden size below which the published values, found for widths from 1,600 to 4,096, give way to others."""
+
+
+@dataclass(frozen=True)
+class SpreadHyperparameters(ValueHyperparameters):
+    """Args:
+    clamp_norm_factor: Limit of the change of the value, as a multiple of the norm of the block's output.
+    context_lengths: Pairs of tokens and count of the sampled prefixes.
+    """
+
+    clamp_norm_factor: float = 0.75
+    context_lengths: tuple[tuple[int, int], ...] = ((10, 5),)
+
+
+class SpreadEditor(Editor):
+    """v* is sought at the block output of the last layer; every layer takes its share of what is still missing.
+
+    Meng et al. 2022b (MEMIT), section 4.3 and algorithm 1. Between two layers the model runs with the updates of the
+    earlier ones in place. A subclass gives the rows of its closed form.
+    """
+
+    hyperparameters: SpreadHyperparameters
+    share_of_depth: ClassVar[float] = 5 / 48  # published for GPT-2 XL: layers 13 to 17 of 48
+    last_at: ClassVar[float] = 17 / 48
+
+    def layers(self, model: Any) -> tuple[int, ...]:
+        """The layers that this editor changes in ``model``, in ascending order."""
+        if self.hyperparameters.layers is not None:
+            for layer in self.hyperparameters.layers:
+                mlp_output_module(model, layer)
+            return self.hyperparameters.layers
+        depth = len(mlp_output_modules(model))
+        last, count = round(depth * self.last_at), max(1, round(depth * self.share_of_depth))
+        return tuple(range(max(0, last - count + 1), last + 1))
+
+    def prepare(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, statistics: SecondMoments | None = None
+    ) -> Prepared:
+        for name in self.modules(model):
+            if statistics is None or name not in statistics.moments:
+                raise ValueError(
+                    f"statistics: {self.pretty_name} needs the second moment of {name}; collect it over ordinary text"
+                )
+        lengths, seed = self.hyperparameters.context_lengths, self.hyperparameters.context_seed
+        return Prepared(self.layers(model), generate_contexts(model, tokenizer, lengths, seed=seed), statistics)
+
+    def compute(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        requests: Sequence[EditRequest],
+        prepared: Prepared,
+        earlier: Mapping[str, Tensor] | None = None,
+    ) -> Edit:
+        """The update of all requests together, rank one for each in each layer.
+
+        Raises:
+            EditFailedError: An update is not finite, or the requests' keys depend on each other.
+        """
+        last, contexts = prepared.layers[-1], prepared.contexts
+        values = optimize_values(
+            model, tokenizer, requests, contexts, last, self.hyperparameters.value_settings("block")
+        )
+        wanted = torch.stack([value.output + value.delta for value in values])
+        updates: dict[str, LowRankUpdate] = {}
+        keys: dict[str, Tensor] = {}
+        for place, layer in enumerate(prepared.layers):
+            name, _ = mlp_output_module(model, layer)
+            with added(model, updates):
+                found = compute_keys(model, tokenizer, requests, contexts, layer, self._context_weights())
+                present = block_outputs(model, tokenizer, requests, last)
+            keys[name] = torch.stack([key.mean for key in found])
+            system = prepared.once(("system", name), lambda name=name: self.system(prepared, name))
+            history = earlier.get(name) if earlier is not None and self.keeps_history else None
+            rows = self._rows(system.hold(None if history is None else history.double().T), keys[name].double().T)
+            share = (wanted.to(present.device) - present) / (len(prepared.layers) - place)
+            updates[name] = LowRankUpdate(B=share.T.contiguous(), A=rows.float().to(share.device).contiguous())
+            if not (torch.isfinite(updates[name].A).all() and torch.isfinite(updates[name].B).all()):
+                subjects = ", ".join(repr(request.subject) for request in requests)
+                raise EditFailedError(f"subjects {subjects}: the update of {name} holds NaN or Inf")
+        return Edit(
+            tuple(requests),
+            updates,
+            tuple(value.probability_before for value in values),
+            tuple(value.probability for value in values),
+            tuple(value.steps for value in values),
+            owners={name: tuple(range(len(requests))) for name in updates},
+            keys=keys,
+        )
+
+    @property
+    def keeps_history(self) -> bool:
+        """Whether the keys of earlier edits enter the solution."""
+        return False
+
+    @abstractmethod
+    def system(self, prepared: Prepared, name: str) -> KeySystem:
+        """What is solved with for the module ``name``, made once."""
+
+    @abstractmethod
+    def rows(self, system: KeySystem, keys: Tensor) -> Tensor:
+        """Rows (n, in) of the update for keys (in, n), both float64: the update is (what is missing, (out, n)) @ rows."""
+
+    def _rows(self, system: KeySystem, keys: Tensor) -> Tensor:
+        try:
+            return self.rows(system, keys)
+        except (ValueError, torch.linalg.LinAlgError) as error:
+            raise EditFailedError(str(error)) from None
+
+    def _context_weights(self) -> list[float]:
+        """Every kind of context weighs the same in a key, the bare prompt being one kind, as published."""
+        groups = [1, *(count for _, count in self.hyperparameters.context_lengths)]
+        return [1 / len(groups) / count for count in groups for _ in range(count)]
