@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from measure import Row, alternating, in_megabytes, in_seconds, seconds
@@ -100,16 +101,27 @@ def _memory_row() -> Row:
 
 def _print_peak() -> None:
     """Bytes by which a rank-1,000 restraint raises the peak of a process that has warmed up and holds B and A."""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
     small = LowRankUpdate(torch.randn(512, 300), torch.randn(300, 600))
     restrain(small, RESTRAINT, small.spectral_norm() / 4)
     update = random_update(1000)
     m = 4000.0
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak()
     restrain(update, RESTRAINT, m)
-    print(unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+    print(_peak() - before)
+
+
+def _peak() -> int:
+    """Largest resident memory of this process so far, in bytes.
+
+    On Linux from its own address space: `getrusage` hands a parent's peak on to the programs that it starts.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return 1024 * int(line.split()[1])
+    import resource
+
+    return (1 if sys.platform == "darwin" else 1024) * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

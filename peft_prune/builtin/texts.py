@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import islice
 
 from .abilities import ability_names, training_items
 from .facts import WorldFact, build_world
@@ -56,9 +57,8 @@ def training_texts(seed: int, stage: str = "world") -> Iterator[str]:
 
 
 def plain_texts(count: int, seed: int = 1) -> list[str]:
-    """Statements about the world in running text, for second moments."""
-    rng = random.Random(f"plain {seed}")
-    return [_biography(rng) if rng.random() < 0.5 else _statements(rng, build_world().facts) for _ in range(count)]
+    """Ordinary text for this model, for second moments: the world and the abilities, as the training mixes them."""
+    return list(islice(training_texts(seed), count))
 
 
 def held_out_texts(count: int = 100) -> list[str]:

@@ -26,6 +26,9 @@ from .plots import draw_course
 from .progress import progress_bar
 
 MARK = "demo.json"
+LAYER = 0
+"""Edits of the built-in model hardly take in its later layers."""
+TEXTS = 3000
 
 
 @dataclass
@@ -42,7 +45,7 @@ def demo(
         "demo-output"
     ),
     edits: Annotated[int, typer.Option(help="Number of sequential edits.")] = 60,
-    alpha: Annotated[float, typer.Option(help="Base of the logarithm of the restraint, above 1.")] = 1.2,
+    alpha: Annotated[float, typer.Option(help="Base of the logarithm of the restraint, above 1.")] = 1.5,
     items: Annotated[int, typer.Option(help="Items of each ability in the table.")] = 60,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -63,7 +66,7 @@ def demo(
 def _run(folder: Path, edits: int, alpha: float, items: int, console: Console) -> dict[str, Any]:
     base, tokenizer = load_builtin_model()
     requests = [EditRequest.from_record(record) for record in edit_requests(edits)]
-    editor = get_editor("rome", model=base)
+    editor = get_editor("rome", model=base, layers=(LAYER,))
     prepared = _prepare(base, tokenizer, editor, requests)
     config = PruneEditConfig(
         restraint="log",
@@ -101,7 +104,7 @@ def _prepare(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, editor: Editor, requests: list[EditRequest]
 ) -> Prepared:
     modules = editor.modules(base)
-    texts = without_subjects(plain_texts(600), requests)
+    texts = without_subjects(plain_texts(TEXTS), requests)
     return editor.prepare(base, tokenizer, collect_second_moments(base, tokenizer, texts, modules, progress=False))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,7 @@ def _edit(
 
 
 def _hyperparameters(layers: str | None, settings: Sequence[str]) -> dict[str, Any]:
-    """Values of the editor's dataclass from text, read as JSON or a number where they are one and as a word where not."""
+    """Values of the editor's dataclass from text, read as JSON or a number, else as a word."""
     found: dict[str, Any] = {}
     if layers is not None:
         try:
@@ -149,12 +150,11 @@ def _hyperparameters(layers: str | None, settings: Sequence[str]) -> dict[str, A
 
 
 def _value(text: str) -> Any:
-    for read in (json.loads, float):
-        try:
-            return read(text)
-        except ValueError:
-            continue
-    return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        # JSON knows no ".5"
+        return float(text) if re.fullmatch(r"[-+]?\.\d+", text) else text
 
 
 def _report(outcomes: Sequence[EditOutcome], out: Path, json_output: bool) -> None:

@@ -25,7 +25,8 @@ def draw_course(
         label = "edited with PRUNE" if name == "PRUNE" else name
         left.plot(edits, condition[name], "o-", color=colour, label=label)
         right.plot(edits, ability[name], "o-", color=colour, label=label)
-    left.set(title="Condition number of the edited layer", xlabel="edits", ylabel="κ(W₀ + ΔW)", yscale="log")
+    left.set(title="Condition number of the edited layer", xlabel="edits", ylabel="κ(W₀ + ΔW)")
+    left.set_ylim(bottom=0)
     right.set(title="General abilities", xlabel="edits", ylabel="share solved, mean of four", ylim=(-0.03, 1.03))
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -3,7 +3,7 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from .base import Edit, Editor, Prepared, editor_names, get_editor, register_editor
+from .base import EDITORS, Edit, Editor, Prepared, editor_names, get_editor, register_editor
 from .contexts import generate_contexts
 from .second_moment import SecondMoments, collect_second_moments
 
@@ -16,6 +16,7 @@ from .memit import MEMIT, MEMITHyperparameters  # noqa: E402
 from .rome import ROME, ROMEHyperparameters  # noqa: E402
 
 __all__ = [
+    "EDITORS",
     "EMMET",
     "MEMIT",
     "ROME",

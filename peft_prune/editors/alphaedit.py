@@ -22,7 +22,7 @@ class AlphaEditHyperparameters(SpreadHyperparameters):
             GPT-J and Llama-3 8B, and belongs to their keys' scale.
         L2: λ of the update's norm; 10 is published for GPT-2 XL and GPT-J, 10 and 1 for Llama-3 8B.
         nullspace_energy: Share of C's trace that the null space may hold, where no threshold is given.
-        relative_L2: L2 as a multiple of the mean squared norm that a key has within the null space, where none is given.
+        relative_L2: L2 as a multiple of a key's mean squared norm within the null space, where none is given.
         history: Keep the outputs of all earlier edits' keys as well, as published.
     """
 
@@ -50,7 +50,7 @@ PUBLISHED: dict[str, Any] = {"stop": "loss", "nullspace_threshold": 2e-2, "L2": 
 
 @register_editor
 class AlphaEdit(SpreadEditor):
-    """Null-space constrained editing: Δ = R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + λI)⁻¹ (Fang et al. 2024, section 3.3, equation 14).
+    """Null-space constrained editing: Δ = R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + λI)⁻¹ (Fang et al. 2024, section 3.3).
 
     P projects onto the eigenvectors of C with small eigenvalues, so that ordinary keys keep their outputs.
     """

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ..architecture import mlp_output_module
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
+from .presets import preset
 from .second_moment import SecondMoments
 
 
@@ -27,7 +28,7 @@ class Edit:
         probability: The same that the optimised value reaches.
         steps: Gradient steps for each request.
         owners: For each module, the index of the request that each factor column belongs to, where one does.
-        keys: For each module, the keys of the requests, (requests, in) float32, for editors that keep a history of them.
+        keys: For each module, the keys of the requests, (requests, in) float32, for editors with a history.
     """
 
     requests: tuple[EditRequest, ...]
@@ -88,7 +89,7 @@ class Prepared:
     _made: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What ``make`` gives, made at the first call and kept under ``key``: factors of matrices that do not change."""
+        """What ``make`` gives, made at the first call and kept: factors of matrices that do not change."""
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
@@ -112,7 +113,13 @@ class Editor(ABC):
 
     @classmethod
     def automatic(cls, model: Any) -> dict[str, Any]:
-        """Hyperparameters that differ from the published defaults for a model like this one, where any do."""
+        """Hyperparameters for this model: what was published for it, else what `adapted` says."""
+        found = preset(cls.name, model)
+        return cls.adapted(model) if found is None else dict(found.values)
+
+    @classmethod
+    def adapted(cls, model: Any) -> dict[str, Any]:
+        """Hyperparameters that differ from the defaults for a model that nothing was published for."""
         return {}
 
     @abstractmethod

@@ -20,10 +20,10 @@ class EMMETHyperparameters(SpreadHyperparameters):
     Args:
         mom2_update_weight: λ of C in the constraint's metric; it matters against ``ridge`` alone.
         mom2_shrinkage: Multiple of the second moment's mean diagonal that is added to its diagonal.
-        ridge: α, added to the diagonal of Kᵀ (λC)⁻¹ K so that batches whose keys nearly depend on each other can be solved.
+        ridge: α, added to the diagonal of Kᵀ (λC)⁻¹ K for batches whose keys nearly depend on each other.
     """
 
-    mom2_update_weight: float = 20_000.0
+    mom2_update_weight: float = 1.0
     mom2_shrinkage: float = 0.0
     ridge: float = 0.1
 
@@ -40,7 +40,7 @@ SMALL: dict[str, Any] = {}
 
 @register_editor
 class EMMET(SpreadEditor):
-    """Equality-constrained Mass Model Editing: Δ = R (Kᵀ C⁻¹ K)⁻¹ Kᵀ C⁻¹ (Gupta et al. 2024, section 4, equation 12)."""
+    """Equality-constrained Mass Model Editing: Δ = R (Kᵀ C⁻¹ K)⁻¹ Kᵀ C⁻¹ (Gupta et al. 2024, section 4)."""
 
     name: ClassVar[str] = "emmet"
     pretty_name: ClassVar[str] = "EMMET"
@@ -52,7 +52,7 @@ class EMMET(SpreadEditor):
     hyperparameters: EMMETHyperparameters
 
     @classmethod
-    def automatic(cls, model: Any) -> dict[str, Any]:
+    def adapted(cls, model: Any) -> dict[str, Any]:
         """`SMALL` for a model narrower than `SMALL_WIDTH`, nothing for others."""
         return dict(SMALL) if hidden_size(model) < SMALL_WIDTH else {}
 

@@ -33,8 +33,8 @@ class FineTuningHyperparameters:
         lr: Learning rate of Adam.
         num_steps: Most steps.
         weight_decay: Of Adam.
-        norm_constraint: Largest change of an entry of the weight in the dense form; in the low-rank form the change has at
-            most the Frobenius norm of a matrix with this value everywhere.
+        norm_constraint: Largest change of an entry of the weight in the dense form; in the low-rank form the change
+            has at most the Frobenius norm of a matrix with this value everywhere.
         energy: Share of the squared singular values of a dense difference that its factors keep.
         stop_probability: A request is done once its target has this probability.
         seed: Of the first values of the low-rank form.
@@ -67,8 +67,8 @@ class FineTuningHyperparameters:
 class FineTuning(Editor):
     """Constrained fine-tuning of MLP output projections (Zhu et al. 2020, section 3), on the target's own tokens.
 
-    The published baseline asks every token of the target at the prompt's last position; this asks each at its place, which
-    is what the model is later asked for.
+    The published baseline asks every token of the target at the prompt's last position; this asks each at its place,
+    which is what the model is later asked for.
     """
 
     name: ClassVar[str] = "ft"

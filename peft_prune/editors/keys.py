@@ -61,9 +61,7 @@ def block_outputs(
 ) -> Tensor:
     """Output of block ``layer`` at the subject's last token of each bare prompt, (requests, hidden), float32."""
     prompts = [
-        prompt
-        for request in requests
-        for prompt in tokenize_prompts(tokenizer, [request.prompt], request.subject)
+        prompt for request in requests for prompt in tokenize_prompts(tokenizer, [request.prompt], request.subject)
     ]
     return _at_subjects(model, prompts, decoder_blocks(model)[layer][1], output=True)
 

@@ -41,7 +41,7 @@ SMALL: dict[str, Any] = {}
 
 @register_editor
 class MEMIT(SpreadEditor):
-    """Mass-Editing Memory: Δ = R Kᵀ (λC + K_p K_pᵀ + K Kᵀ)⁻¹ (Meng et al. 2022b, section 4.2, equation 14).
+    """Mass-Editing Memory: Δ = R Kᵀ (λC + K_p K_pᵀ + K Kᵀ)⁻¹ (Meng et al. 2022b, section 4.2).
 
     K_p holds the keys of all earlier edits where ``history`` is on, and is absent in the paper.
     """
@@ -56,7 +56,7 @@ class MEMIT(SpreadEditor):
     hyperparameters: MEMITHyperparameters
 
     @classmethod
-    def automatic(cls, model: Any) -> dict[str, Any]:
+    def adapted(cls, model: Any) -> dict[str, Any]:
         """`SMALL` for a model narrower than `SMALL_WIDTH`, nothing for others."""
         return dict(SMALL) if hidden_size(model) < SMALL_WIDTH else {}
 

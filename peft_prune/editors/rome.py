@@ -26,8 +26,8 @@ from .values import optimize_values
 class ROMEHyperparameters(ValueHyperparameters):
     """Defaults are those of the authors' file for GPT-2 XL; ``stop="probability"`` is not theirs (see `PUBLISHED`).
 
-    ``layers`` is the one layer that is edited; None picks the middle of the first half (layer 17 of GPT-2 XL's 48 in the
-    paper, about a third of the depth).
+    ``layers`` is the one layer that is edited; None picks the middle of the first half (layer 17 of GPT-2 XL's 48 in
+    the paper, about a third of the depth).
 
     Args:
         mom2_adjustment: Whether keys are whitened by the second moment.
@@ -79,7 +79,7 @@ class ROME(Editor):
     hyperparameters: ROMEHyperparameters
 
     @classmethod
-    def automatic(cls, model: Any) -> dict[str, Any]:
+    def adapted(cls, model: Any) -> dict[str, Any]:
         """`SMALL` for a model narrower than `SMALL_WIDTH`, nothing for others."""
         return dict(SMALL) if hidden_size(model) < SMALL_WIDTH else {}
 
@@ -120,7 +120,9 @@ class ROME(Editor):
         """
         layer = prepared.layers[0]
         name, _ = mlp_output_module(model, layer)
-        values = optimize_values(model, tokenizer, requests, prepared.contexts, layer, self.hyperparameters.value_settings("mlp"))
+        values = optimize_values(
+            model, tokenizer, requests, prepared.contexts, layer, self.hyperparameters.value_settings("mlp")
+        )
         keys = compute_keys(model, tokenizer, requests, prepared.contexts, layer)
         columns, rows = [], []
         for request, key, value in zip(requests, keys, values, strict=True):

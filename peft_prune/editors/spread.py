@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -96,7 +97,7 @@ class SpreadEditor(Editor):
                 found = compute_keys(model, tokenizer, requests, contexts, layer, self._context_weights())
                 present = block_outputs(model, tokenizer, requests, last)
             keys[name] = torch.stack([key.mean for key in found])
-            system = prepared.once(("system", name), lambda name=name: self.system(prepared, name))
+            system = prepared.once(("system", name), partial(self.system, prepared, name))
             history = earlier.get(name) if earlier is not None and self.keeps_history else None
             rows = self._rows(system.hold(None if history is None else history.double().T), keys[name].double().T)
             share = (wanted.to(present.device) - present) / (len(prepared.layers) - place)
@@ -125,7 +126,7 @@ class SpreadEditor(Editor):
 
     @abstractmethod
     def rows(self, system: KeySystem, keys: Tensor) -> Tensor:
-        """Rows (n, in) of the update for keys (in, n), both float64: the update is (what is missing, (out, n)) @ rows."""
+        """Rows (n, in) of the update for keys (in, n), float64; the update is what is missing (out, n) @ rows."""
 
     def _rows(self, system: KeySystem, keys: Tensor) -> Tensor:
         try:

@@ -104,8 +104,8 @@ def optimize_values(
 class _Batch:
     """All rows of all requests: for each request its contexts, then its KL prompt.
 
-    Rows are padded on both sides so that every subject's last token stands in the column ``subject``. ``read`` holds the
-    columns whose logits the loss reads, padded with that column.
+    Rows are padded on both sides so that every subject's last token stands in the column ``subject``. ``read`` holds
+    the columns whose logits the loss reads, padded with that column.
     """
 
     ids: Tensor  # (rows, width)
@@ -147,8 +147,9 @@ class _Batch:
             mask[i, start : start + len(row[0])] = 1
             read[i, : len(row[2])] = start + torch.tensor(row[2])
             labels[i, : len(row[3])] = torch.tensor(row[3])
-        parts = (ids, mask, read, labels, *(torch.tensor([row[k] for row in rows]) for k in (4, 5)))
-        return _Batch(*(part.to(device) for part in parts), subject)
+        request, is_kl = (torch.tensor([row[k] for row in rows]) for k in (4, 5))
+        ids, mask, read, labels = (part.to(device) for part in (ids, mask, read, labels))
+        return _Batch(ids, mask, read, labels, request.to(device), is_kl.to(device), subject)
 
     def rows(self, keep: Tensor) -> _Batch:
         return _Batch(
@@ -305,7 +306,9 @@ class _LaterLayers:
         with ExitStack() as stack:
             if self._site == "mlp":
                 stack.enter_context(_hook(self._edited.register_forward_pre_hook(start, with_kwargs=True)))
-                stack.enter_context(_hook(self._target.register_forward_hook(lambda module, args, output: edit(output))))
+                stack.enter_context(
+                    _hook(self._target.register_forward_hook(lambda module, args, output: edit(output)))
+                )
                 stack.enter_context(_skipped(self._earlier))
             else:
                 stack.enter_context(_skipped(self._earlier))

@@ -116,7 +116,7 @@ class _Sequence:
             yield from self.batch(start + offset, [request])
 
     def _verified(self, before: Any, edit: Edit, requests: Sequence[EditRequest]) -> tuple[list[str], set[int]]:
-        """Answers to the bare prompts, and the indices of those that did not take, whose share is out of the factors."""
+        """Answers to the bare prompts, and indices of those that did not take and are out of the factors."""
         failed: set[int] = set()
         final: dict[int, str] = {}
         while True:

@@ -41,7 +41,9 @@ def prepared(kind: str, hyperparameters: ROMEHyperparameters = EASY):
 def test_the_update_is_the_textbook_formula_in_float64(kind: str, average_key: bool) -> None:
     model, tokenizer, editor, ready, name, module = prepared(kind, replace(EASY, average_key=average_key))
     update = editor.compute(model, tokenizer, [REQUEST], ready).updates[name]
-    delta = optimize_values(model, tokenizer, [REQUEST], ready.contexts, 1, editor.hyperparameters.value_settings("mlp"))[0].delta
+    delta = optimize_values(
+        model, tokenizer, [REQUEST], ready.contexts, 1, editor.hyperparameters.value_settings("mlp")
+    )[0].delta
     keys = []
     for context in ready.contexts:
         template = f"{context} {REQUEST.prompt}" if context else REQUEST.prompt
