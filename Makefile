@@ -19,7 +19,7 @@ demo: install
 	$(BIN)/peft-prune demo --out demo-output
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: install
 	$(BIN)/ruff check .

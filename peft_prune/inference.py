@@ -106,6 +106,11 @@ def padded(sequences: Sequence[Sequence[int]], *, left: bool, device: torch.devi
     return ids.to(device), mask.to(device)
 
 
+def by_rows(states: Tensor, rows: int) -> Tensor:
+    """States as ``(rows, positions, width)``, also those of a block that lays all positions of a batch end to end."""
+    return states.reshape(rows, -1, states.shape[-1])
+
+
 def last_logits(model: Any, sequences: Sequence[Sequence[int]], count: int) -> tuple[Tensor, int]:
     """Logits of one right-padded batch at its last ``count`` positions.
 

@@ -9,52 +9,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertModel
 
 from peft_prune import PruneEditConfig, UnsupportedModelError
 from peft_prune.architecture import mlp_output_module, mlp_output_modules
+from tests.decoders import COMMON, DECODERS, LLAMA, tiny_decoder
 from tests.tiny import random_update, tiny_gpt2
-
-COMMON = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-LLAMA = {
-    "hidden_size": 16,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-}
-DECODERS = {
-    "gpt2": ({"n_embd": 16, "n_layer": 2, "n_head": 2}, "mlp.c_proj"),
-    "gptj": ({"n_embd": 16, "n_layer": 2, "n_head": 2, "rotary_dim": 4}, "mlp.fc_out"),
-    "gpt_neo": (
-        {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "attention_types": [[["global"], 2]]},
-        "mlp.c_proj",
-    ),
-    "gpt_neox": ({**LLAMA}, "mlp.dense_4h_to_h"),
-    "opt": (
-        {"hidden_size": 16, "ffn_dim": 40, "num_hidden_layers": 2, "num_attention_heads": 2, "word_embed_proj_dim": 16},
-        "fc2",
-    ),
-    "bloom": ({"hidden_size": 16, "n_layer": 2, "n_head": 2}, "mlp.dense_4h_to_h"),
-    "falcon": ({"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}, "mlp.dense_4h_to_h"),
-    "llama": (LLAMA, "mlp.down_proj"),
-    "mistral": (LLAMA, "mlp.down_proj"),
-    "qwen2": (LLAMA, "mlp.down_proj"),
-    "qwen3": (LLAMA, "mlp.down_proj"),
-    "gemma2": (LLAMA, "mlp.down_proj"),
-    "phi": (LLAMA, "mlp.fc2"),
-    "phi3": (LLAMA, "mlp.down_proj"),
-    "stablelm": (LLAMA, "mlp.down_proj"),
-    "starcoder2": (LLAMA, "mlp.c_proj"),
-    "olmo2": (LLAMA, "mlp.down_proj"),
-    "mpt": ({"d_model": 16, "n_layers": 2, "n_heads": 2}, "ffn.down_proj"),
-}
 
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_the_output_projection_of_every_block_is_found_and_can_be_adapted(name: str) -> None:
-    settings, ending = DECODERS[name]
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **COMMON, **settings)).eval()
+    base, ending = tiny_decoder(name), DECODERS[name][1]
     names = mlp_output_modules(base)
-    assert len(names) == 2 and all(module.endswith("." + ending) for module in names)
+    assert len(names) == 3 and all(module.endswith("." + ending) for module in names)
     ids = torch.arange(8)[None]
     expected = base(ids).logits
     model = get_peft_model(base, PruneEditConfig(layers_to_transform=[1], restraint="none"))

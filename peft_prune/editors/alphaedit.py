@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..architecture import hidden_size
 from .base import Prepared, register_editor
 from .closed_form import KeySystem, least_squares_rows, null_space_inverse
-from .spread import SpreadEditor, SpreadHyperparameters
+from .spread import SMALL_VALUES, SMALL_WIDTH, SpreadEditor, SpreadHyperparameters
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class AlphaEditHyperparameters(SpreadHyperparameters):
 
     nullspace_threshold: float | None = None
     L2: float | None = None
-    nullspace_energy: float = 0.1
-    relative_L2: float = 1.0
+    nullspace_energy: float = 0.3
+    relative_L2: float = 0.1
     history: bool = True
 
     def __post_init__(self) -> None:
@@ -63,6 +64,11 @@ class AlphaEdit(SpreadEditor):
     hyperparameters_class: ClassVar[type] = AlphaEditHyperparameters
 
     hyperparameters: AlphaEditHyperparameters
+
+    @classmethod
+    def adapted(cls, model: Any) -> dict[str, Any]:
+        """`SMALL_VALUES` for a model narrower than `SMALL_WIDTH`, nothing for others."""
+        return dict(SMALL_VALUES) if hidden_size(model) < SMALL_WIDTH else {}
 
     @property
     def keeps_history(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, get_type_hints
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..architecture import mlp_output_module
+from ..architecture import mlp_output_module, mlp_output_modules
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .presets import preset
@@ -122,13 +122,22 @@ class Editor(ABC):
         """Hyperparameters that differ from the defaults for a model that nothing was published for."""
         return {}
 
-    @abstractmethod
     def layers(self, model: Any) -> tuple[int, ...]:
-        """The layers that this editor changes in ``model``.
+        """The layers that this editor changes in ``model``, in ascending order.
 
         Raises:
             UnsupportedModelError: The model has no such layer.
         """
+        given: tuple[int, ...] | None = self.hyperparameters.layers
+        if given is None:
+            return self.default_layers(len(mlp_output_modules(model)))
+        for layer in given:
+            mlp_output_module(model, layer)
+        return given
+
+    @abstractmethod
+    def default_layers(self, depth: int) -> tuple[int, ...]:
+        """The layers of a model with ``depth`` of them, where none are given."""
 
     @abstractmethod
     def prepare(

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..architecture import hidden_size
 from .base import Prepared, register_editor
 from .closed_form import KeySystem, equality_rows, moment_inverse
-from .spread import SMALL_WIDTH, SpreadEditor, SpreadHyperparameters
+from .spread import SMALL_VALUES, SMALL_WIDTH, SpreadEditor, SpreadHyperparameters
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class EMMETHyperparameters(SpreadHyperparameters):
             raise ValueError(f"ridge: {self.ridge} must be 0 or above")
 
 
-SMALL: dict[str, Any] = {}
+SMALL: dict[str, Any] = {**SMALL_VALUES, "mom2_shrinkage": 1e-3}
+"""Values for small models."""
 
 
 @register_editor

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..architecture import features, mlp_output_module, mlp_output_modules, unwrapped
+from ..architecture import features, unwrapped
 from ..errors import EditFailedError
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
@@ -80,13 +80,8 @@ class FineTuning(Editor):
 
     hyperparameters: FineTuningHyperparameters
 
-    def layers(self, model: Any) -> tuple[int, ...]:
-        """The layers that this editor changes in ``model``."""
-        if self.hyperparameters.layers is None:
-            return (round(len(mlp_output_modules(model)) * 17 / 48),)
-        for layer in self.hyperparameters.layers:
-            mlp_output_module(model, layer)
-        return self.hyperparameters.layers
+    def default_layers(self, depth: int) -> tuple[int, ...]:
+        return (round(depth * 17 / 48),)
 
     def prepare(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, statistics: SecondMoments | None = None

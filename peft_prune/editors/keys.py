@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..architecture import decoder_blocks, mlp_output_module, unwrapped
-from ..inference import input_device, padded, undisturbed
+from ..inference import by_rows, input_device, padded, undisturbed
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .tokens import TokenizedPrompt, tokenize_prompts
@@ -56,14 +56,19 @@ def compute_keys(
     return [Key(mean=share @ rows, bare=rows[0]) for rows in grouped]
 
 
-def block_outputs(
-    model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], layer: int
+def outputs_at(
+    model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], layer: int, site: str
 ) -> Tensor:
-    """Output of block ``layer`` at the subject's last token of each bare prompt, (requests, hidden), float32."""
+    """Output of ``layer`` at the subject's last token of each bare prompt, (requests, hidden), float32.
+
+    Args:
+        site: "mlp" for the MLP's output, "block" for the block's.
+    """
     prompts = [
         prompt for request in requests for prompt in tokenize_prompts(tokenizer, [request.prompt], request.subject)
     ]
-    return _at_subjects(model, prompts, decoder_blocks(model)[layer][1], output=True)
+    module = mlp_output_module(model, layer)[1] if site == "mlp" else decoder_blocks(model)[layer][1]
+    return _at_subjects(model, prompts, module, output=True)
 
 
 @contextmanager
@@ -92,11 +97,12 @@ def _at_subjects(model: Any, prompts: Sequence[TokenizedPrompt], module: nn.Modu
     captured: list[Tensor] = []
 
     def keep(states: Tensor) -> None:
+        states = by_rows(states, len(positions))
         captured.append(states[torch.arange(len(positions)), positions.to(states.device)].float())
         raise _Enough
 
     if output:
-        handle = module.register_forward_hook(lambda m, args, out: keep(out[0] if isinstance(out, tuple) else out))
+        handle = module.register_forward_hook(lambda m, args, out: keep(_states(out)))
     else:
         handle = module.register_forward_pre_hook(lambda m, args: keep(args[0]))
     try:
@@ -107,6 +113,29 @@ def _at_subjects(model: Any, prompts: Sequence[TokenizedPrompt], module: nn.Modu
     finally:
         handle.remove()
     return captured[0]
+
+
+def adds_to_residual(model: Any, layer: int) -> bool:
+    """Whether what the MLP puts out reaches the block's output unchanged, and not through a norm of its own."""
+    block, mlp = decoder_blocks(model)[layer][1], mlp_output_module(model, layer)[1]
+    ids = torch.ones(1, 2, dtype=torch.long, device=input_device(model))
+    found: list[Tensor] = []
+
+    def shifted(by: float) -> Any:
+        return lambda m, args, out: out + by * torch.linspace(-1, 1, out.shape[-1], dtype=out.dtype, device=out.device)
+
+    for by in (0.0, 1.0):
+        with ExitStack() as stack, undisturbed(model):
+            stack.callback(mlp.register_forward_hook(shifted(by)).remove)
+            stack.callback(block.register_forward_hook(lambda m, a, out: found.append(_states(out).float())).remove)
+            unwrapped(model)(input_ids=ids, use_cache=False)
+    change = (found[1] - found[0]).reshape(-1, found[0].shape[-1])
+    wanted = torch.linspace(-1, 1, change.shape[-1], device=change.device)
+    return bool(((change - wanted).norm(dim=-1) < 0.05 * wanted.norm()).all())
+
+
+def _states(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
 
 
 def with_prefix(prefix: str, prompt: str) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..architecture import hidden_size
 from .base import Prepared, register_editor
 from .closed_form import KeySystem, least_squares_rows, moment_inverse
-from .spread import SMALL_WIDTH, SpreadEditor, SpreadHyperparameters
+from .spread import SMALL_VALUES, SMALL_WIDTH, SpreadEditor, SpreadHyperparameters
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class MEMITHyperparameters(SpreadHyperparameters):
 PUBLISHED: dict[str, Any] = {"stop": "loss", "history": False}
 """What makes the defaults the published method: `get_editor("memit", **PUBLISHED)`."""
 
-SMALL: dict[str, Any] = {}
+SMALL: dict[str, Any] = {**SMALL_VALUES, "mom2_update_weight": 300.0}
+"""Values for small models, whose keys have fewer dimensions for λ to stand against."""
 
 
 @register_editor

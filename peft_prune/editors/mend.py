@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..architecture import features, hidden_size, mlp_output_module, mlp_output_modules, unwrapped
+from ..architecture import features, hidden_size, unwrapped
 from ..errors import AdapterError, EditFailedError
 from ..fingerprint import base_fingerprint, same_base
-from ..inference import input_device, padded
+from ..inference import by_rows, input_device, padded
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from ..tokenization import prompt_ids
@@ -98,14 +98,8 @@ class MEND(Editor):
         """`SMALL` for a model narrower than `SMALL_WIDTH`, nothing for others."""
         return dict(SMALL) if hidden_size(model) < SMALL_WIDTH else {}
 
-    def layers(self, model: Any) -> tuple[int, ...]:
-        """The layers that this editor changes in ``model``."""
-        if self.hyperparameters.layers is None:
-            depth = len(mlp_output_modules(model))
-            return tuple(range(max(0, depth - 3), depth))
-        for layer in self.hyperparameters.layers:
-            mlp_output_module(model, layer)
-        return self.hyperparameters.layers
+    def default_layers(self, depth: int) -> tuple[int, ...]:
+        return tuple(range(max(0, depth - 3), depth))
 
     def prepare(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, statistics: SecondMoments | None = None
@@ -344,8 +338,9 @@ def _gradients(
         gradients = torch.autograd.grad(-scores.sum(), [probes[name] for name in modules])
     found = {}
     for name, gradient in zip(modules, gradients, strict=True):
-        reached = batch.mask.bool().to(gradient.device) & (gradient != 0).any(-1)
-        found[name] = inputs[name][reached], gradient[reached], reached.nonzero()[:, 0]
+        x, delta = by_rows(inputs[name], len(batch.ids)), by_rows(gradient, len(batch.ids))
+        reached = batch.mask.bool().to(delta.device) & (delta != 0).any(-1)
+        found[name] = x[reached], delta[reached], reached.nonzero()[:, 0]
     return found, tuple(scores.detach().exp().tolist())
 
 
@@ -363,8 +358,8 @@ class _edited_rows(ExitStack):
         own = torch.arange(rows, device=owner.device)[:, None] == owner[None]  # (rows, tokens)
 
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            weights = (args[0].float() @ keys.T) * own[:, None].to(keys.dtype)
-            return output + (weights @ values).to(output.dtype)
+            weights = (by_rows(args[0].float(), rows) @ keys.T) * own[:, None].to(keys.dtype)
+            return output + (weights @ values).to(output.dtype).view_as(output)
 
         return hook
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..architecture import hidden_size, mlp_output_module, mlp_output_modules
+from ..architecture import hidden_size, mlp_output_module
 from ..errors import EditFailedError
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
@@ -83,12 +83,8 @@ class ROME(Editor):
         """`SMALL` for a model narrower than `SMALL_WIDTH`, nothing for others."""
         return dict(SMALL) if hidden_size(model) < SMALL_WIDTH else {}
 
-    def layers(self, model: Any) -> tuple[int, ...]:
-        """The layers that this editor changes in ``model``."""
-        if self.hyperparameters.layers is not None:
-            mlp_output_module(model, self.hyperparameters.layers[0])
-            return self.hyperparameters.layers
-        return (round(len(mlp_output_modules(model)) * 17 / 48),)
+    def default_layers(self, depth: int) -> tuple[int, ...]:
+        return (round(depth * 17 / 48),)
 
     def prepare(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, statistics: SecondMoments | None = None

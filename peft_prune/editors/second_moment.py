@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from ..architecture import unwrapped
 from ..errors import AdapterError, InvalidRequestError
 from ..fingerprint import base_fingerprint, same_base
-from ..inference import input_device, max_positions, padded, undisturbed
+from ..inference import by_rows, input_device, max_positions, padded, undisturbed
 from ..tokenization import prompt_ids
 
 DEFAULT_LENGTH = 512
@@ -157,7 +157,7 @@ def _add_batch(inner: Any, ids: Tensor, mask: Tensor, modules: Sequence[str], su
 
     def add(name: str) -> Any:
         def hook(module: Any, args: tuple[Tensor, ...]) -> None:
-            keys = args[0][mask.bool().to(args[0].device)].float()
+            keys = by_rows(args[0], len(mask))[mask.bool().to(args[0].device)].float()
             product = keys.T @ keys
             sums[name] = sums[name] + product if name in sums else product
             waiting.discard(name)

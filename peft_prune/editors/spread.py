@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..architecture import mlp_output_module, mlp_output_modules
+from ..architecture import mlp_output_module
 from ..errors import EditFailedError
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
@@ -20,12 +20,21 @@ from .base import Edit, Editor, Prepared
 from .closed_form import KeySystem
 from .contexts import generate_contexts
 from .hyperparameters import ValueHyperparameters
-from .keys import added, block_outputs, compute_keys
+from .keys import added, adds_to_residual, compute_keys, outputs_at
 from .second_moment import SecondMoments
 from .values import optimize_values
 
 SMALL_WIDTH = 1024
 """Hidden size below which the published values, found for widths from 1,600 to 4,096, give way to others."""
+
+
+SMALL_VALUES: dict[str, Any] = {
+    "v_lr": 0.15,
+    "v_num_grad_steps": 80,
+    "clamp_norm_factor": 6.0,
+    "stop_probability": 0.95,
+}
+"""How v* is searched in small models; see `peft_prune.editors.rome.SMALL`."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +53,17 @@ class SpreadEditor(Editor):
 
     Meng et al. 2022b (MEMIT), section 4.3 and algorithm 1. Between two layers the model runs with the updates of the
     earlier ones in place. A subclass gives the rows of its closed form.
+
+    Where an MLP's output passes a norm before it joins the residual, as in Gemma 2 or OLMo 2, layers do not add up: v*
+    is then sought at the MLP output of the last layer, which takes all of the change.
     """
 
     hyperparameters: SpreadHyperparameters
     share_of_depth: ClassVar[float] = 5 / 48  # published for GPT-2 XL: layers 13 to 17 of 48
     last_at: ClassVar[float] = 17 / 48
 
-    def layers(self, model: Any) -> tuple[int, ...]:
-        """The layers that this editor changes in ``model``, in ascending order."""
-        if self.hyperparameters.layers is not None:
-            for layer in self.hyperparameters.layers:
-                mlp_output_module(model, layer)
-            return self.hyperparameters.layers
-        depth = len(mlp_output_modules(model))
-        last, count = round(depth * self.last_at), max(1, round(depth * self.share_of_depth))
+    def default_layers(self, depth: int) -> tuple[int, ...]:
+        last, count = round(depth * self.last_at), max(2, round(depth * self.share_of_depth))
         return tuple(range(max(0, last - count + 1), last + 1))
 
     def prepare(
@@ -69,7 +75,10 @@ class SpreadEditor(Editor):
                     f"statistics: {self.pretty_name} needs the second moment of {name}; collect it over ordinary text"
                 )
         lengths, seed = self.hyperparameters.context_lengths, self.hyperparameters.context_seed
-        return Prepared(self.layers(model), generate_contexts(model, tokenizer, lengths, seed=seed), statistics)
+        layers = self.layers(model)
+        if not adds_to_residual(model, layers[-1]):
+            layers = layers[-1:]
+        return Prepared(layers, generate_contexts(model, tokenizer, lengths, seed=seed), statistics)
 
     def compute(
         self,
@@ -85,9 +94,8 @@ class SpreadEditor(Editor):
             EditFailedError: An update is not finite, or the requests' keys depend on each other.
         """
         last, contexts = prepared.layers[-1], prepared.contexts
-        values = optimize_values(
-            model, tokenizer, requests, contexts, last, self.hyperparameters.value_settings("block")
-        )
+        site = prepared.once("site", lambda: "block" if adds_to_residual(model, last) else "mlp")
+        values = optimize_values(model, tokenizer, requests, contexts, last, self.hyperparameters.value_settings(site))
         wanted = torch.stack([value.output + value.delta for value in values])
         updates: dict[str, LowRankUpdate] = {}
         keys: dict[str, Tensor] = {}
@@ -95,7 +103,7 @@ class SpreadEditor(Editor):
             name, _ = mlp_output_module(model, layer)
             with added(model, updates):
                 found = compute_keys(model, tokenizer, requests, contexts, layer, self._context_weights())
-                present = block_outputs(model, tokenizer, requests, last)
+                present = outputs_at(model, tokenizer, requests, last, site)
             keys[name] = torch.stack([key.mean for key in found])
             system = prepared.once(("system", name), partial(self.system, prepared, name))
             history = earlier.get(name) if earlier is not None and self.keeps_history else None

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..architecture import decoder_blocks, mlp_output_module, unwrapped
 from ..errors import EditFailedError
-from ..inference import PADDING_ID, input_device
+from ..inference import PADDING_ID, by_rows, input_device
 from ..requests import EditRequest
 from ..tokenization import continuation_ids
 from .keys import with_prefix
@@ -263,6 +263,7 @@ class _LaterLayers:
         self._accepted = inspect.signature(self._model.forward).parameters
         self._past: list[dict[str, Any]] = []
         self._cache: Any = None
+        self._hands_on_tuples = False
         self.outputs: Tensor
 
     def __enter__(self) -> _LaterLayers:
@@ -271,13 +272,17 @@ class _LaterLayers:
         def keep_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             captured["input"] = args[0] if args else kwargs["hidden_states"]
 
+        def keep_form(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self._hands_on_tuples = isinstance(output, tuple)
+
         def keep_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            captured["output"] = output[0] if isinstance(output, tuple) else output
+            captured["output"] = by_rows(_states(output), len(self._batch.ids))
 
         place = self._target if self._site == "mlp" else self._edited
         with ExitStack() as stack, torch.no_grad():
             self._run_prefix()
             stack.enter_context(_hook(self._edited.register_forward_pre_hook(keep_input, with_kwargs=True)))
+            stack.enter_context(_hook(self._edited.register_forward_hook(keep_form)))
             stack.enter_context(_hook(place.register_forward_hook(keep_output)))
             self._forward(self._batch, None)
         self._hidden = captured["input" if self._site == "mlp" else "output"].detach()
@@ -299,9 +304,13 @@ class _LaterLayers:
             return args, {**kwargs, "hidden_states": hidden}
 
         def edit(output: Tensor) -> Tensor:
-            place = torch.zeros(output.shape[1], dtype=output.dtype, device=output.device)
+            states = by_rows(output, len(added))
+            place = torch.zeros(states.shape[1], dtype=output.dtype, device=output.device)
             place[self._column] = 1
-            return output + place[:, None] * added.to(output.dtype)[:, None]
+            return (states + place[:, None] * added.to(output.dtype)[:, None]).view_as(output)
+
+        def as_block(states: Tensor) -> Callable[..., Any]:
+            return lambda *args, **kwargs: (states, None) if self._hands_on_tuples else states
 
         with ExitStack() as stack:
             if self._site == "mlp":
@@ -309,10 +318,9 @@ class _LaterLayers:
                 stack.enter_context(
                     _hook(self._target.register_forward_hook(lambda module, args, output: edit(output)))
                 )
-                stack.enter_context(_skipped(self._earlier))
             else:
-                stack.enter_context(_skipped(self._earlier))
-                stack.enter_context(_replaced([self._edited], lambda *args, **kwargs: edit(hidden)))
+                stack.enter_context(_replaced([self._edited], as_block(edit(hidden))))
+            stack.enter_context(_replaced(self._earlier, as_block(hidden)))
             logits = self._forward(rows, keep)
         return torch.log_softmax(logits.float(), dim=-1)
 
@@ -373,6 +381,10 @@ class _LaterLayers:
             yield
 
 
+def _states(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
 def _rows_of(value: Any, keep: Tensor | None) -> Any:
     if keep is None or not isinstance(value, Tensor) or value.ndim < 2:
         return value
@@ -388,14 +400,8 @@ def _hook(handle: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _skipped(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Blocks that hand their input on, in the form in which a block of this release hands on its output."""
-    with _replaced(blocks, _hand_on):
-        yield
-
-
-@contextmanager
 def _replaced(blocks: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
+    """Blocks that do nothing but what ``forward`` does."""
     own = [vars(block).get("forward") for block in blocks]
     for block in blocks:
         block.forward = forward
@@ -407,7 +413,3 @@ def _replaced(blocks: Sequence[nn.Module], forward: Callable[..., Any]) -> Itera
                 del block.forward
             else:
                 block.forward = before
-
-
-def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return hidden_states

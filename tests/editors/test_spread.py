@@ -45,7 +45,7 @@ def dense_rows(editor: Editor, moment: torch.Tensor, keys: torch.Tensor, earlier
         values = values.clamp(min=0)
         kept = values < values[int((values.cumsum(0) / values.sum() <= own.nullspace_energy).sum())]
         projection = vectors[:, kept] @ vectors[:, kept].T
-        matrix = projection @ (keys @ keys.T + earlier @ earlier.T) + float(values[kept].sum()) * identity
+        matrix = projection @ (keys @ keys.T + earlier @ earlier.T) + own.relative_L2 * float(values[kept].sum()) * identity
         return torch.linalg.solve(matrix, projection @ keys).T
     moment = moment + own.mom2_shrinkage * moment.diagonal().mean() * identity
     if editor.name == "memit":
@@ -141,5 +141,6 @@ def test_editors_say_what_they_need() -> None:
 
 
 def test_layers_follow_the_published_share_of_the_depth() -> None:
-    assert get_editor("memit").layers(willing("gpt2")) == (1,)
-    assert mlp_output_module(willing("gpt2"), 1)[0] == get_editor("memit").modules(willing("gpt2"))[0]
+    assert get_editor("memit").default_layers(48) == (13, 14, 15, 16, 17)
+    assert get_editor("memit").layers(willing("gpt2")) == (0, 1)
+    assert mlp_output_module(willing("gpt2"), 1)[0] == get_editor("memit").modules(willing("gpt2"))[1]

@@ -1,0 +1,53 @@
+"""`peft-prune locate`: trace where a model keeps its facts, and suggest the layers to edit."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..editors.locate import Location
+from ..editors.locate import locate as trace
+from ..requests import load_requests
+from .models import load_model, load_tokenizer, print_json
+
+
+def locate(
+    model: Annotated[str, typer.Option(help="Model to trace: a folder or a Hub name.")],
+    requests: Annotated[
+        Path, typer.Option(help="Requests with target_true; facts that the model does not know are left out.")
+    ],
+    limit: Annotated[Optional[int], typer.Option(help="Use the first so many requests only.")] = 30,
+    plot: Annotated[Optional[Path], typer.Option(help="PNG to draw the effects into.")] = None,
+    dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Trace facts through the layers and suggest which to edit."""
+    facts = load_requests(requests, limit=limit)
+    tokenizer = load_tokenizer(model)
+    found = trace(load_model(model, dtype), tokenizer, facts, progress=not json_output)
+    if plot is not None:
+        found.plot(plot)
+    if json_output:
+        print_json({**asdict(found), "layer": found.layer, "layers": list(found.layers)})
+    else:
+        _print(found)
+
+
+def _print(found: Location) -> None:
+    console = Console()
+    table = Table(title=f"Probability restored at the subject's last token, {found.facts} facts")
+    table.add_column("layer", justify="right")
+    table.add_column(f"{found.window} MLP outputs around it", justify="right")
+    table.add_column("block output", justify="right")
+    for layer, (mlp, block) in enumerate(zip(found.mlp, found.block, strict=True)):
+        table.add_row(str(layer), f"{mlp:+.4f}", f"{block:+.4f}", style="bold" if layer in found.layers else None)
+    console.print(table)
+    console.print(
+        f"The object has {found.clean:.3f}, with noise on the subject {found.corrupted:.3f}.", highlight=False
+    )
+    console.print(f"Suggested: --layers {found.layer} for ROME, {','.join(map(str, found.layers))} for MEMIT")
