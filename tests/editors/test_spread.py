@@ -45,7 +45,9 @@ def dense_rows(editor: Editor, moment: torch.Tensor, keys: torch.Tensor, earlier
         values = values.clamp(min=0)
         kept = values < values[int((values.cumsum(0) / values.sum() <= own.nullspace_energy).sum())]
         projection = vectors[:, kept] @ vectors[:, kept].T
-        matrix = projection @ (keys @ keys.T + earlier @ earlier.T) + own.relative_L2 * float(values[kept].sum()) * identity
+        matrix = (
+            projection @ (keys @ keys.T + earlier @ earlier.T) + own.relative_L2 * float(values[kept].sum()) * identity
+        )
         return torch.linalg.solve(matrix, projection @ keys).T
     moment = moment + own.mom2_shrinkage * moment.diagonal().mean() * identity
     if editor.name == "memit":
