@@ -1,7 +1,7 @@
 """Edit one model with every editor, with and without PRUNE, and write one table.
 
-Each editor's accumulated update is measured as it stands, and again after the restraint, log with base 1.2, has acted on
-it at the end. Results are kept one file each, so an interrupted run goes on where it stopped:
+Each editor's accumulated update is measured as it stands, and again after the restraint, log with base 1.2, has acted
+on it at the end. Results are kept one file each, so an interrupted run goes on where it stopped:
 
     python examples/compare_editors.py --model counterfact-gpt2-5m --requests counterfact-dev-250.json \\
         --facts known-facts-dev.json --text text-dev.json --limit 200 --out results

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..architecture import features, unwrapped
+from ..architecture import features, hidden_size, unwrapped
 from ..errors import EditFailedError
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
@@ -63,6 +63,12 @@ class FineTuningHyperparameters:
                 raise ValueError(f"{name}: {getattr(self, name)} must lie between 0 and 1")
 
 
+SMALL_WIDTH = 1024
+
+SMALL: dict[str, Any] = {"lr": 5e-3, "norm_constraint": 1e-2}
+"""Values for small models, whose weights are larger and fewer."""
+
+
 @register_editor
 class FineTuning(Editor):
     """Constrained fine-tuning of MLP output projections (Zhu et al. 2020, section 3), on the target's own tokens.
@@ -79,6 +85,11 @@ class FineTuning(Editor):
     hyperparameters_class: ClassVar[type] = FineTuningHyperparameters
 
     hyperparameters: FineTuningHyperparameters
+
+    @classmethod
+    def adapted(cls, model: Any) -> dict[str, Any]:
+        """`SMALL` for a model narrower than `SMALL_WIDTH`, nothing for others."""
+        return dict(SMALL) if hidden_size(model) < SMALL_WIDTH else {}
 
     def default_layers(self, depth: int) -> tuple[int, ...]:
         return (round(depth * 17 / 48),)
