@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 from torch import Tensor
 
 from peft_prune import EditRequest
-from peft_prune.architecture import mlp_output_module
+from peft_prune.architecture import decoder_blocks, mlp_output_module
 from peft_prune.editors.tokens import tokenize_prompts
 from peft_prune.editors.values import ValueSettings, optimize_values
 from tests.evaluation.tiny import outspoken, spaced_tokenizer
@@ -26,7 +27,8 @@ def plain_value(
     model, tokenizer, request: EditRequest, layer: int, settings: ValueSettings
 ) -> tuple[Tensor, int, float]:
     """δ, steps and loss by full forward passes of one context at a time."""
-    module = mlp_output_module(model, layer)[1]
+    mlp = mlp_output_module(model, layer)[1]
+    module = mlp if settings.site == "mlp" else decoder_blocks(model)[layer][1]
     runs = []
     for context in CONTEXTS:
         template = f"{context} {request.prompt}" if context else request.prompt
@@ -40,10 +42,10 @@ def plain_value(
 
     def logits(ids, position, delta):
         def hook(module, args, output):
-            state["output"] = output[0, position].detach().clone()
-            output = output.clone()
-            output[0, position] += delta
-            return output
+            states = (output[0] if isinstance(output, tuple) else output).clone()
+            state["output"] = states[0, position].detach().clone()
+            states[0, position] += delta
+            return (states, *output[1:]) if isinstance(output, tuple) else states
 
         handle = module.register_forward_hook(hook)
         try:
@@ -51,7 +53,7 @@ def plain_value(
         finally:
             handle.remove()
 
-    width = module.weight.shape[1] if hasattr(module, "nf") else module.weight.shape[0]
+    width = model.config.hidden_size
     delta = torch.zeros(width, requires_grad=True)
     with torch.no_grad():
         base_kl = logits(kl.ids, kl.subject_last, delta)[-1]
@@ -85,9 +87,10 @@ def plain_value(
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @pytest.mark.parametrize("layer", [0, 1, 2])
 @pytest.mark.parametrize("stop", ["probability", "loss"])
-def test_batched_cached_values_equal_those_of_the_plain_loop(kind: str, layer: int, stop: str) -> None:
+@pytest.mark.parametrize("site", ["mlp", "block"])
+def test_batched_cached_values_equal_those_of_the_plain_loop(kind: str, layer: int, stop: str, site: str) -> None:
     model, tokenizer = outspoken(kind), spaced_tokenizer()
-    settings = ValueSettings(steps=12, stop=stop, stop_probability=0.5, stop_loss=0.5, learning_rate=0.1)
+    settings = ValueSettings(steps=12, stop=stop, stop_probability=0.5, stop_loss=0.5, learning_rate=0.1, site=site)
     found = optimize_values(model, tokenizer, REQUESTS, CONTEXTS, layer, settings)
     for request, value in zip(REQUESTS, found, strict=True):
         delta, steps, loss = plain_value(model, tokenizer, request, layer, settings)
@@ -116,4 +119,17 @@ def test_a_half_precision_model_is_optimised_in_float32() -> None:
         model.bfloat16(), tokenizer, REQUESTS[:1], CONTEXTS, 1, ValueSettings(steps=3, learning_rate=0.1)
     )[0]
     assert half.delta.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(half.delta, full.delta, dim=0) > 0.9
+
+
+def test_autocast_runs_the_passes_in_half_precision_and_keeps_the_vector_in_float32() -> None:
+    model, tokenizer = outspoken("llama"), spaced_tokenizer()
+    settings = ValueSettings(steps=5, learning_rate=0.1)
+    (full,) = optimize_values(model, tokenizer, REQUESTS[:1], CONTEXTS, 1, settings)
+    seen = []
+    handle = model.model.layers[2].mlp.down_proj.register_forward_hook(lambda m, a, out: seen.append(out.dtype))
+    autocast = dataclasses.replace(settings, autocast=torch.bfloat16)
+    (half,) = optimize_values(model, tokenizer, REQUESTS[:1], CONTEXTS, 1, autocast)
+    handle.remove()
+    assert set(seen) == {torch.bfloat16} and half.delta.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(half.delta, full.delta, dim=0) > 0.9
