@@ -15,6 +15,7 @@ from .errors import InvalidRequestError
 LIST_SEPARATOR = "|"
 """What stands between the texts of one cell in a CSV file."""
 
+_PROMPT_LISTS = ("paraphrase_prompts", "neighborhood_prompts", "generation_prompts")
 _NATURAL_QUESTIONS_MARK = "nq question: "
 
 
@@ -49,6 +50,7 @@ class EditRequest:
         target_true: The continuation that the base model gives, where known; needed by the locality metric.
         paraphrase_prompts: Other wordings of the same fact, complete with their subject (generalization).
         neighborhood_prompts: Prompts on other subjects that share ``target_true`` (locality).
+        generation_prompts: Beginnings of texts about the subject, for fluency.
         portability: Questions whose answers follow from the new fact (Zhang et al. 2024, arXiv 2401.01286).
         unrelated: Questions that the edit must leave alone and that need not share ``target_true``.
         case_id: Identifier of the record in its data set, for reports.
@@ -64,6 +66,7 @@ class EditRequest:
     target_true: str | None = None
     paraphrase_prompts: tuple[str, ...] = ()
     neighborhood_prompts: tuple[str, ...] = ()
+    generation_prompts: tuple[str, ...] = ()
     portability: tuple[Question, ...] = ()
     unrelated: tuple[Question, ...] = ()
     case_id: int | str | None = None
@@ -79,7 +82,7 @@ class EditRequest:
                 f"prompt: {self.prompt!r} must hold the subject's place '{{}}' exactly once, "
                 f"it holds it {self.prompt.count('{}')} times"
             )
-        for field in ("paraphrase_prompts", "neighborhood_prompts"):
+        for field in _PROMPT_LISTS:
             value = getattr(self, field)
             if isinstance(value, str) or not all(isinstance(text, str) and text.strip() for text in value):
                 raise InvalidRequestError(f"{field}: {value!r} must be a list of non-empty strings")
@@ -124,6 +127,7 @@ class EditRequest:
             target_true=None if rewrite.get("target_true") is None else _target(rewrite["target_true"], "target_true"),
             paraphrase_prompts=_texts(record, "paraphrase_prompts"),
             neighborhood_prompts=_texts(record, "neighborhood_prompts"),
+            generation_prompts=_texts(record, "generation_prompts"),
             portability=_texts(record, "portability"),
             unrelated=_texts(record, "unrelated"),
             case_id=record.get("case_id"),
@@ -200,9 +204,6 @@ def _csv_records(path: Path) -> list[dict[str, Any]]:
     if not records:
         raise InvalidRequestError(f"{path}: holds no records")
     return records
-
-
-_PROMPT_LISTS = ("paraphrase_prompts", "neighborhood_prompts")
 
 
 def _zsre(record: Mapping[str, Any]) -> dict[str, Any]:

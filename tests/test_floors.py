@@ -16,6 +16,8 @@ FLOORS = {
     "session": 3,
     "monitoring": 3,
     "evaluation": 4,
+    "reporting": 4,
+    "experiment": 4,
     "builtin": 4,
     "cli": 5,
 }

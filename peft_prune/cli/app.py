@@ -15,6 +15,7 @@ from ..errors import PeftPruneError
 from .demo import demo
 from .edit import edit
 from .evaluate import evaluate
+from .experiment import experiment
 from .history import history, tune, undo
 from .locate import locate
 from .merge import merge
@@ -28,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (demo, locate, edit, evaluate, history, undo, tune, restrain, merge):
+for command in (demo, locate, edit, evaluate, history, undo, tune, restrain, merge, experiment):
     app.command()(command)
 
 

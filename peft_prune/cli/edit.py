@@ -77,7 +77,7 @@ def edit(
         task_type="CAUSAL_LM",
         base_model_name_or_path=model,
     )
-    settings = _hyperparameters(layers, set_ or [])
+    settings = hyperparameters(layers, set_ or [])
     get_editor(editor, **settings)  # what is wrong with them shows before a model is loaded
     source = _Statistics(stats, stats_text)
     tokenizer = load_tokenizer(model)
@@ -145,7 +145,7 @@ class _Progress(SessionCallback):
         self._progress("Editing", self._done, self._total)
 
 
-def _hyperparameters(layers: str | None, settings: Sequence[str]) -> dict[str, Any]:
+def hyperparameters(layers: str | None, settings: Sequence[str]) -> dict[str, Any]:
     """Values of the editor's dataclass from text, read as JSON or a number, else as a word."""
     found: dict[str, Any] = {}
     if layers is not None:

@@ -1,35 +1,59 @@
 """What edits did to a model, measured on its own outputs."""
 
 from .abilities import EXTRACTORS, final_number, score_ability, whole_answer
-from .editing import RequestAnswers, request_answers, score_requests
+from .answers import exactly_matches, has_label, rouge_scores, squad_normalized
+from .editing import RequestAnswers, request_answers, request_outcomes, score_requests
 from .evaluate import evaluate
 from .facts import Fact, exclude_subjects, load_facts, recall, recalled
+from .fluency import ngram_entropy, request_entropies
 from .intervals import bootstrap_interval, wilson_interval
 from .likelihood import next_tokens, token_log_probabilities
-from .metric import Proportion
+from .metric import Mean, Proportion
+from .moments import ImmediateScores
+from .scores import difference, differences, harmonic_score
 from .subjects import without_subjects
 from .table import comparison_table
-from .text import load_texts, perplexity
+from .tasks import Ability, AbilityItem, ability_outcomes, load_ability, measure_ability
+from .text import load_texts, perplexity, perplexity_of, text_losses
 
 __all__ = [
     "EXTRACTORS",
+    "Ability",
+    "AbilityItem",
     "Fact",
+    "ImmediateScores",
+    "Mean",
     "Proportion",
     "RequestAnswers",
+    "ability_outcomes",
     "bootstrap_interval",
     "comparison_table",
+    "difference",
+    "differences",
     "evaluate",
+    "exactly_matches",
     "exclude_subjects",
     "final_number",
+    "harmonic_score",
+    "has_label",
+    "load_ability",
     "load_facts",
     "load_texts",
+    "measure_ability",
     "next_tokens",
+    "ngram_entropy",
     "perplexity",
+    "perplexity_of",
     "recall",
     "recalled",
     "request_answers",
+    "request_entropies",
+    "request_outcomes",
+    "rouge_scores",
     "score_ability",
     "score_requests",
+    "squad_normalized",
+    "text_losses",
     "token_log_probabilities",
     "whole_answer",
     "wilson_interval",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -117,6 +118,39 @@ def score_requests(
         InvalidRequestError: A prompt or a target gives no token, or does not fit the model.
         ValueError: ``base_answers`` or ``answers`` belong to other requests.
     """
+    outcomes = request_outcomes(
+        model,
+        tokenizer,
+        requests,
+        base_answers=base_answers,
+        answers=answers,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return {kind: Proportion.of(chain.from_iterable(own)) for kind, own in outcomes.items()}
+
+
+Outcomes = Mapping[str, Sequence[tuple[bool, ...]]]
+"""By the figure's name, the outcomes of every request, one for each of its prompts."""
+
+
+def request_outcomes(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[EditRequest],
+    *,
+    base_answers: RequestAnswers | None,
+    answers: RequestAnswers | None = None,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> dict[str, list[tuple[bool, ...]]]:
+    """What :func:`score_requests` counts, by the figure's name and then for each request.
+
+    A request that a figure cannot be asked of has no outcome there: ``()``. The prompts of one request hang together,
+    so an interval over requests takes each request as one unit; see :mod:`peft_prune.evaluation.scores`.
+
+    The arguments and errors are those of :func:`score_requests`.
+    """
     if answers is None:
         answers = request_answers(model, tokenizer, requests, batch_size=batch_size, progress=progress)
     for name, given in (("answers", answers), ("base_answers", base_answers)):
@@ -126,17 +160,28 @@ def score_requests(
     return _by_probability(requests, prefers_new) | _by_answer(requests, answers, base_answers)
 
 
-def _by_probability(requests: Sequence[EditRequest], prefers_new: Any) -> dict[str, Proportion]:
-    known = [request for request in requests if request.target_true is not None]
-    kinds = {
-        "efficacy": [(request, request.text) for request in known],
-        "generalization": [(request, prompt) for request in known for prompt in request.paraphrase_prompts],
-        "locality": [(request, prompt) for request in known for prompt in request.neighborhood_prompts],
+def _by_probability(requests: Sequence[EditRequest], prefers_new: Any) -> dict[str, list[tuple[bool, ...]]]:
+    prompts: dict[str, list[tuple[str, ...]]] = {
+        "efficacy": [(request.text,) for request in requests],
+        "generalization": [request.paraphrase_prompts for request in requests],
+        "locality": [request.neighborhood_prompts for request in requests],
     }
-    margins = iter(prefers_new([question for questions in kinds.values() for question in questions]))
+    known = [request.target_true is not None for request in requests]
+    questions = [
+        (request, prompt)
+        for kind in prompts.values()
+        for request, own, told in zip(requests, kind, known, strict=True)
+        for prompt in own
+        if told
+    ]
+    margins = iter(prefers_new(questions))
     wanted = {"efficacy": 1, "generalization": 1, "locality": -1}
     return {
-        kind: Proportion.of([wanted[kind] * next(margins) > 0 for _ in questions]) for kind, questions in kinds.items()
+        kind: [
+            tuple(wanted[kind] * next(margins) > 0 for _ in own) if told else ()
+            for own, told in zip(prompts[kind], known, strict=True)
+        ]
+        for kind in prompts
     }
 
 
@@ -159,28 +204,37 @@ def _preferences(
 
 def _by_answer(
     requests: Sequence[EditRequest], answers: RequestAnswers, base_answers: RequestAnswers | None
-) -> dict[str, Proportion]:
+) -> dict[str, list[tuple[bool, ...]]]:
     paraphrases = zip(requests, answers.paraphrases, strict=True)
+    questions = zip(requests, answers.portability, strict=True)
     return {
-        "efficacy_greedy": Proportion.of(
-            answers_with(answer, request.target_new) for request, answer in zip(requests, answers.prompts, strict=True)
-        ),
-        "generalization_greedy": Proportion.of(
-            answers_with(answer, request.target_new) for request, given in paraphrases for answer in given
-        ),
-        "portability_greedy": Proportion.of(
-            any(answers_with(answer, right) for right in question.answers)
-            for request, given in zip(requests, answers.portability, strict=True)
-            for question, answer in zip(request.portability, given, strict=True)
-        ),
-        "locality_greedy": Proportion.of(() if base_answers is None else _unchanged(answers, base_answers)),
+        "efficacy_greedy": [
+            (answers_with(answer, request.target_new),)
+            for request, answer in zip(requests, answers.prompts, strict=True)
+        ],
+        "generalization_greedy": [
+            tuple(answers_with(answer, request.target_new) for answer in given) for request, given in paraphrases
+        ],
+        "portability_greedy": [
+            tuple(
+                any(answers_with(answer, right) for right in question.answers)
+                for question, answer in zip(request.portability, given, strict=True)
+            )
+            for request, given in questions
+        ],
+        "locality_greedy": [()] * len(requests) if base_answers is None else _unchanged(answers, base_answers),
     }
 
 
-def _unchanged(answers: RequestAnswers, base_answers: RequestAnswers) -> Iterable[bool]:
-    own_answers = (*answers.neighborhood, *answers.unrelated)
-    for own, base in zip(own_answers, (*base_answers.neighborhood, *base_answers.unrelated), strict=True):
-        yield from (normalized(a) == normalized(b) for a, b in zip(own, base, strict=True))
+def _unchanged(answers: RequestAnswers, base_answers: RequestAnswers) -> list[tuple[bool, ...]]:
+    both = [
+        [(*near, *far) for near, far in zip(given.neighborhood, given.unrelated, strict=True)]
+        for given in (answers, base_answers)
+    ]
+    return [
+        tuple(normalized(a) == normalized(b) for a, b in zip(own, base, strict=True))
+        for own, base in zip(*both, strict=True)
+    ]
 
 
 def _target_lengths(tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest]) -> list[tuple[int, int]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from peft import PeftModel
@@ -13,9 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from ..inference import Progress, undisturbed
 from ..requests import EditRequest
 from .abilities import EXTRACTORS, score_ability, whole_answer
-from .editing import RequestAnswers, request_answers, score_requests
+from .editing import RequestAnswers, request_answers, request_outcomes
 from .facts import Fact, exclude_subjects, recall
-from .metric import Proportion
+from .fluency import request_entropies
+from .metric import Mean, Proportion
+from .scores import SCORED, differences, harmonic_score
+from .tasks import Ability, measure_ability
 from .text import perplexity
 
 StageProgress = Callable[[str, int, int], None]
@@ -28,7 +33,9 @@ def evaluate(
     *,
     facts: Sequence[Fact] | None = None,
     texts: Sequence[str] | None = None,
-    abilities: Mapping[str, Sequence[Mapping[str, str]]] | None = None,
+    abilities: Mapping[str, Sequence[Mapping[str, str]] | Ability] | None = None,
+    full: bool = False,
+    fluency_tokens: int = 0,
     batch_size: int = 64,
     progress: StageProgress | None = None,
 ) -> dict[str, Any]:
@@ -43,8 +50,12 @@ def evaluate(
         requests: The edits to score.
         facts: For ``recall``; those that name an edited subject are left out.
         texts: For ``perplexity``.
-        abilities: Items with ``prompt`` and ``answer`` by the ability's name; the name also picks the answer's
-            extractor (:data:`~peft_prune.evaluation.EXTRACTORS`), any other name compares the whole answer.
+        abilities: By name, an :class:`~peft_prune.evaluation.Ability`, or items with ``prompt`` and ``answer``; for
+            these the name also picks the extractor (:data:`~peft_prune.evaluation.EXTRACTORS`), any other name compares
+            the whole answer.
+        full: Add ``score`` and ``score_greedy`` to both moments, and a third entry "difference".
+        fluency_tokens: Tokens generated for each request's ``fluency``; 0 leaves it out, since it takes longer than all
+            else together.
         batch_size: Most prompts in one batch.
         progress: Called with the name of what is being measured, the number of prompts done and their total.
 
@@ -53,7 +64,8 @@ def evaluate(
         ``generalization``, ``generalization_greedy``, ``locality``, ``locality_greedy`` and ``recall``, each
         ``{"value", "n", "low", "high"}``; ``perplexity``, a number or None where no text was given; and ``abilities``
         by name where some were given; ``portability_greedy`` where a request has portability questions. In
-        "before", ``locality_greedy`` is 1 by definition.
+        "before", ``locality_greedy`` is 1 by definition. With ``full``, "difference" holds for every figure of the
+        edited facts "after" minus "before" on the same prompts, with the bootstrap interval over requests.
 
     Raises:
         InvalidRequestError: A prompt, a target, a fact or an item cannot be used; the message names it.
@@ -62,7 +74,14 @@ def evaluate(
     if facts is not None:
         facts = exclude_subjects(facts, requests)
     measure = partial(
-        _measure, model, tokenizer, requests, facts=facts, texts=texts, abilities=abilities, batch_size=batch_size
+        _measure,
+        *(model, tokenizer, requests),
+        facts=facts,
+        texts=texts,
+        abilities=abilities,
+        fluency_tokens=fluency_tokens,
+        batch_size=batch_size,
+        progress=progress,
     )
     answer = partial(request_answers, model, tokenizer, requests, batch_size=batch_size)
     edited = isinstance(model, PeftModel)
@@ -71,12 +90,37 @@ def evaluate(
     with undisturbed(model):
         with model.disable_adapter() if edited else nullcontext():
             base_answers = answer(progress=_stage(progress, "before: answers"))
-            before = measure("before", base_answers, base_answers, progress=progress)
+            before = measure("before", base_answers, base_answers)
         after = before
         if edited:
             answers = answer(progress=_stage(progress, "after: answers"))
-            after = measure("after", answers, base_answers, progress=progress)
-    return {"n_requests": len(requests), "before": before, "after": after}
+            after = measure("after", answers, base_answers)
+    result = {"n_requests": len(requests), "before": before.figures(full), "after": after.figures(full)}
+    if full:
+        gaps = differences(after.outcomes, before.outcomes)
+        result["difference"] = {kind: gap.to_json() for kind, gap in gaps.items() if gap.n}
+    return result
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The outcomes of the edited facts, and everything else as figures."""
+
+    outcomes: Mapping[str, Sequence[tuple[float, ...]]]
+    general: Mapping[str, Any]
+
+    def figures(self, full: bool) -> dict[str, Any]:
+        names = [f"{kind}{form}" for kind in SCORED for form in ("", "_greedy")]
+        if any(self.outcomes["portability_greedy"]):
+            names.append("portability_greedy")
+        shares = {
+            name: Proportion.of(hit == 1 for own in self.outcomes[name] for hit in own).to_json() for name in names
+        }
+        for form in ("", "_greedy") if full else ():
+            shares[f"score{form}"] = harmonic_score(self.outcomes, greedy=bool(form)).to_json()
+        if "fluency" in self.outcomes:
+            shares["fluency"] = Mean.of(chain.from_iterable(self.outcomes["fluency"])).to_json()
+        return shares | dict(self.general)
 
 
 def _measure(
@@ -89,34 +133,44 @@ def _measure(
     *,
     facts: Sequence[Fact] | None,
     texts: Sequence[str] | None,
-    abilities: Mapping[str, Sequence[Mapping[str, str]]] | None,
+    abilities: Mapping[str, Sequence[Mapping[str, str]] | Ability] | None,
+    fluency_tokens: int,
     batch_size: int,
     progress: StageProgress | None,
-) -> dict[str, Any]:
+) -> _Measured:
     def on(name: str) -> dict[str, Any]:
         return {"batch_size": batch_size, "progress": _stage(progress, f"{moment}: {name}")}
 
-    scores = score_requests(
-        model, tokenizer, requests, answers=answers, base_answers=base_answers, **on("probabilities")
+    outcomes: dict[str, Sequence[tuple[float, ...]]] = dict(
+        request_outcomes(model, tokenizer, requests, answers=answers, base_answers=base_answers, **on("probabilities"))
     )
-    figures: dict[str, Any] = {
-        f"{name}{form}": scores[f"{name}{form}"].to_json()
-        for name in ("efficacy", "generalization", "locality")
-        for form in ("", "_greedy")
-    }
-    if any(request.portability for request in requests):
-        figures["portability_greedy"] = scores["portability_greedy"].to_json()
+    if fluency_tokens:
+        entropies = request_entropies(model, tokenizer, requests, max_new_tokens=fluency_tokens, **on("fluency"))
+        outcomes["fluency"] = [(value,) for value in entropies]
     recalled = recall(model, tokenizer, facts, **on("recall")) if facts else Proportion.of(())
-    figures["recall"] = recalled.to_json()
+    figures: dict[str, Any] = {"recall": recalled.to_json()}
     figures["perplexity"] = perplexity(model, tokenizer, texts, **on("perplexity")) if texts else None
     if abilities:
-        figures["abilities"] = {
-            name: score_ability(
-                model, tokenizer, items, extract=EXTRACTORS.get(name, whole_answer), **on(name)
-            ).to_json()
-            for name, items in abilities.items()
-        }
-    return figures
+        figures["abilities"] = {}
+        for name, given in abilities.items():
+            figures["abilities"] |= _ability(model, tokenizer, name, given, on(name))
+    return _Measured(outcomes, figures)
+
+
+def _ability(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    given: Sequence[Mapping[str, str]] | Ability,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """An ability's figures by name; of several metrics each stands behind a stroke, as ``summarization/rouge1``."""
+    if not isinstance(given, Ability):
+        extract = EXTRACTORS.get(name, whole_answer)
+        return {name: score_ability(model, tokenizer, given, extract=extract, **options).to_json()}
+    measured = measure_ability(model, tokenizer, given, **options)
+    several = len(measured) > 1
+    return {f"{name}/{metric}" if several else name: figure.to_json() for metric, figure in measured.items()}
 
 
 def _stage(progress: StageProgress | None, name: str) -> Progress | None:

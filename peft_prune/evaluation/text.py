@@ -66,12 +66,42 @@ def perplexity(
         InvalidRequestError: No text has two tokens.
         ValueError: ``max_length`` is below 2 or beyond the model's positions.
     """
+    losses = text_losses(model, tokenizer, texts, max_length=max_length, batch_size=batch_size, progress=progress)
+    return perplexity_of(losses)
+
+
+def text_losses(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    max_length: int | None = None,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> list[tuple[float, int]]:
+    """Negative log-likelihood of each text, in nats, and the number of its predicted tokens; see :func:`perplexity`.
+
+    A text of one token has none, (0.0, 0).
+    """
     window = _window(model, max_length)
-    windows = [part for ids in text_ids(tokenizer, texts) for part in _windows(ids, window)]
-    if not windows:
+    parts = [_windows(ids, window) for ids in text_ids(tokenizer, texts)]
+    if not any(parts):
         raise InvalidRequestError(f"texts: none of {len(texts)} texts has two tokens, so there is nothing to predict")
-    scores = token_log_probabilities(model, windows, batch_size=batch_size, progress=progress)
-    loss = -sum(score.double().sum().item() for score in scores) / sum(len(score) for score in scores)
+    scores = iter(
+        token_log_probabilities(
+            model, [part for own in parts for part in own], batch_size=batch_size, progress=progress
+        )
+    )
+    found = []
+    for own in parts:
+        of_text = [next(scores) for _ in own]
+        found.append((-sum(one.double().sum().item() for one in of_text), sum(len(one) for one in of_text)))
+    return found
+
+
+def perplexity_of(losses: Sequence[tuple[float, int]]) -> float:
+    """exp(total loss / total tokens) of what :func:`text_losses` gives."""
+    loss = sum(own for own, _ in losses) / sum(tokens for _, tokens in losses)
     # a model that has collapsed may pass the largest float
     return math.inf if loss > math.log(sys.float_info.max) else math.exp(loss)
 

@@ -1,0 +1,27 @@
+"""The experiment of Ma et al. 2025 in one call: sequences of edits under every restraint, measured at every mark."""
+
+from .figures import draw_figures
+from .measuring import Material
+from .plan import MARKS, RESTRAINTS, Plan, Schedule, Unit, Variant
+from .results import COLUMNS, Results, write_table
+from .run import Experiment
+from .summary import correlations, markdown, spearman, summarize
+
+__all__ = [
+    "COLUMNS",
+    "MARKS",
+    "RESTRAINTS",
+    "Experiment",
+    "Material",
+    "Plan",
+    "Results",
+    "Schedule",
+    "Unit",
+    "Variant",
+    "correlations",
+    "draw_figures",
+    "markdown",
+    "spearman",
+    "summarize",
+    "write_table",
+]

@@ -1,0 +1,157 @@
+"""Figures in the manner of Ma et al. 2025: condition number, abilities and editing over edits, and singular values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .results import EDITING, Point, Results
+
+COLOURS = ("#4d4d4d", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7b3294", "#1b7837")
+MARKERS = "osD^vP*X<>"
+
+
+def draw_figures(results: Results, folder: Path) -> list[Path]:
+    """All figures, each as PNG and SVG; the controls ``matched`` and ``strengths`` are left to the tables.
+
+    Returns:
+        The files.
+    """
+    figures = {"condition_number": _condition(results), "abilities": _abilities(results), "editing": _editing(results)}
+    if results.spectra:
+        figures["singular_values"] = _spectra(results)
+    written = []
+    for name, figure in figures.items():
+        for ending in ("png", "svg"):
+            path = folder / f"{name}.{ending}"
+            part = path.with_name(f".{name}.part.{ending}")
+            figure.savefig(part, dpi=130, metadata={"Date": None} if ending == "svg" else None)
+            part.replace(path)
+            written.append(path)
+    return written
+
+
+def _new(columns: int, rows: int = 1) -> tuple[Any, Any]:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["svg.hashsalt"] = "peft_prune"
+    figure = Figure(figsize=(4.6 * columns, 3.7 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for one in axes.flat:
+        one.grid(alpha=0.25)
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _courses(results: Results) -> dict[str, list[list[Point]]]:
+    """By label, for each mark the points of all seeds."""
+    shown = [p for p in results.points if p.restraint.split(":")[0] not in ("matched", "strengths")]
+    single = len({point.unit.schedule.word for point in shown}) == 1
+    found: dict[str, dict[int, list[Point]]] = {}
+    for point in shown:
+        label = point.restraint if single else f"{point.restraint} ({point.unit.schedule.word})"
+        found.setdefault(label, {}).setdefault(point.edits, []).append(point)
+    return {label: [marks[mark] for mark in sorted(marks)] for label, marks in found.items()}
+
+
+def _draw(axes: Any, results: Results, value: Callable[[Point], float], base: float | None) -> None:
+    """One line for each variant, the mean over seeds; a band from the least to the largest seed."""
+    for index, (label, marks) in enumerate(_courses(results).items()):
+        x = [points[0].edits for points in marks]
+        values = [[value(point) for point in points] for points in marks]
+        means = [sum(own) / len(own) for own in values]
+        colour = COLOURS[index % len(COLOURS)]
+        axes.plot(x, means, f"{MARKERS[index % len(MARKERS)]}-", color=colour, label=label, ms=4, lw=1.3)
+        if any(len(own) > 1 for own in values):
+            axes.fill_between(
+                x, [min(own) for own in values], [max(own) for own in values], color=colour, alpha=0.12, lw=0
+            )
+    if base is not None:
+        axes.axhline(base, color="black", ls=":", lw=1, label="base model")
+    axes.set_xlabel("edits")
+
+
+def _legend(figure: Any, axes: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9)
+
+
+def _condition(results: Results) -> Any:
+    figure, axes = _new(2)
+    left, right = axes.flat
+    _draw(left, results, lambda point: point.largest("condition_number"), _largest_base(results))
+    left.set(title="Condition number", ylabel="largest κ(W₀ + ΔW) of a layer", yscale="log")
+    _draw(right, results, _relative_norm, 1.0)
+    right.set(title="Size of the update (dotted: 1)", ylabel="largest ‖ΔW‖₂ / σmax(W₀)", yscale="log")
+    _legend(figure, left)
+    return figure
+
+
+def _relative_norm(point: Point) -> float:
+    return max(own["delta_spectral_norm"] / own["sigma_max_base"] for own in point.layers.values())
+
+
+def _largest_base(results: Results) -> float:
+    return max(own["condition_number_base"] for own in results.points[0].layers.values())
+
+
+def _abilities(results: Results) -> Any:
+    kinds = [kind for kind in results.points[0].figures if "/" in kind]
+    kinds += [kind for kind in ("recall", "perplexity") if kind in results.points[0].figures]
+    return _panels(results, kinds)
+
+
+def _editing(results: Results) -> Any:
+    return _panels(results, [kind for kind in (*EDITING, "fluency") if kind in results.points[0].figures])
+
+
+def _panels(results: Results, kinds: Sequence[str]) -> Any:
+    columns = min(3, max(1, len(kinds)))
+    figure, axes = _new(columns, -(-max(1, len(kinds)) // columns))
+    for one in axes.flat[len(kinds) :]:
+        one.set_visible(False)
+    for one, kind in zip(axes.flat, kinds, strict=False):
+        _draw(one, results, partial(_value_of, kind), _base_value(results, kind))
+        one.set_title(kind.replace("_greedy", " (greedy)").replace("/", ": ").replace("_", " "))
+        if kind == "perplexity":
+            one.set_yscale("log")
+        elif kind != "fluency":
+            one.set_ylim(-0.03, 1.03)
+    if len(kinds):
+        _legend(figure, axes.flat[0])
+    return figure
+
+
+def _value_of(kind: str, point: Point) -> float:
+    return point.figures[kind].value
+
+
+def _base_value(results: Results, kind: str) -> float | None:
+    values = [point.base[kind].value for point in results.points if kind in point.base]
+    return sum(values) / len(values) if values else None
+
+
+def _spectra(results: Results) -> Any:
+    """The first seed's singular values of the layer whose update is largest."""
+    first = {
+        variant: layers
+        for unit, variant, layers in results.spectra
+        if unit.startswith("seed0-merge") and variant.split(":")[0] not in ("matched", "strengths")
+    } or {variant: layers for unit, variant, layers in results.spectra if unit.startswith("seed0-")}
+    any_layers = next(iter(first.values()))
+    layer = max(any_layers, key=lambda name: max(any_layers[name]["raw"], default=0.0) / any_layers[name]["base"][0])
+    figure, axes = _new(1)
+    (one,) = axes.flat
+    base = any_layers[layer]["base"]
+    one.plot(range(1, len(base) + 1), base, color="black", lw=2, label="W₀")
+    one.axhline(base[0], color="black", ls=":", lw=1, label="σmax(W₀)")
+    for index, (variant, layers) in enumerate(first.items()):
+        values = [value for value in layers[layer]["effective"] if value > 1e-6 * base[0]]
+        label = "ΔW" if variant == "none" else f"{variant}(ΔW)"
+        one.plot(range(1, len(values) + 1), values, color=COLOURS[index % len(COLOURS)], lw=1.3, label=label)
+    one.set(title=layer, xlabel="index", ylabel="singular value", yscale="log", xscale="log")
+    _legend(figure, one)
+    return figure

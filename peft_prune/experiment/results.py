@@ -1,0 +1,184 @@
+"""What the measurements of an experiment amount to: figures with intervals, as rows of one tidy table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..evaluation import Mean, Proportion
+from ..evaluation.draws import Draws, average, perplexity, share
+from ..evaluation.scores import SCORED, score_draws
+from .plan import Plan, Unit
+from .store import Measured, Outcomes, Store
+
+EDITING = (*(kind + form for form in ("", "_greedy") for kind in SCORED), "portability_greedy")
+LAYER_FIGURES = (
+    "condition_number",
+    "condition_number_base",
+    "growth",
+    "sigma_max_base",
+    "delta_spectral_norm",
+    "delta_frobenius_norm",
+    "perturbation_bound",
+    "output_perturbation",
+    "energy_top",
+    "energy_bottom",
+    "rank",
+)
+COLUMNS = (
+    *("model", "editor", "seed", "schedule", "restraint", "edits", "moment", "figure", "quantity", "layer"),
+    *("value", "n", "low", "high"),
+)
+
+
+def figure_draws(outcomes: Outcomes) -> dict[str, Draws]:
+    """Every figure of one model by name, with ``score``, ``score_greedy`` and ``abilities``, their mean.
+
+    Of a task with several metrics (ROUGE-1, -2, -L) the last one counts for the mean.
+    """
+    found: dict[str, Draws | None] = {}
+    for kind, own in outcomes.items():
+        if kind == "requests":
+            continue
+        if kind == "perplexity":
+            found[kind] = Draws.of(own, perplexity)
+        else:
+            found[kind] = Draws.of([[sum(one), len(one)] for one in own if one], share)
+    for form in ("", "_greedy"):
+        found[f"score{form}"] = score_draws(outcomes, form)
+    tasks = {kind.split("/")[0]: draws for kind, draws in found.items() if "/" in kind}
+    found["abilities"] = average(list(tasks.values())) if tasks else None
+    return {kind: draws for kind, draws in found.items() if draws is not None}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One variant at one mark of one sequence.
+
+    Args:
+        unit: The sequence.
+        restraint: Word of the variant.
+        edits: The mark.
+        outcomes: See `measure`.
+        figures: By name.
+        base: The same of the base model on the same requests, items and texts.
+        layers: Figures of the layers.
+    """
+
+    unit: Unit
+    restraint: str
+    edits: int
+    outcomes: Outcomes
+    figures: dict[str, Draws]
+    base: dict[str, Draws]
+    layers: dict[str, dict[str, float]]
+
+    def largest(self, figure: str) -> float:
+        """The largest value of a layer figure over the layers; NaN where none is known."""
+        values = [own[figure] for own in self.layers.values() if own.get(figure) is not None]
+        return max(values, default=math.nan)
+
+    def loss(self, figure: str) -> Draws:
+        """What the base has more of this figure."""
+        return self.base[figure].minus(self.figures[figure])
+
+
+class Results:
+    """Everything an experiment has measured.
+
+    Args:
+        plan: The experiment's plan.
+        folder: Its folder.
+
+    Raises:
+        ValueError: Nothing has been measured there, or by another experiment.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, facts: Mapping[str, Any]) -> None:
+        self.plan = plan
+        units = {unit.name: unit for unit in plan.units()}
+        with Store(folder / "measurements.sqlite", facts) as store:
+            base = store.base()
+            self._places = {int(index): place for place, (index,) in enumerate(base["requests"])}
+            self.base_outcomes = base
+            self.points = [self._point(units[one.unit], one) for one in store.measured()]
+            self.immediate = {name: store.immediate(name) for name in units}
+            self.spectra = list(store.spectra())
+        self.units = units
+
+    def _point(self, unit: Unit, one: Measured) -> Point:
+        chosen = [self._places[int(index)] for (index,) in one.outcomes["requests"]]
+        base = {kind: self._on_same(kind, own, one.outcomes, chosen) for kind, own in self.base_outcomes.items()}
+        figures = figure_draws(one.outcomes)
+        return Point(unit, one.variant, one.mark, one.outcomes, figures, figure_draws(base), one.layers)
+
+    def _on_same(self, kind: str, own: list[list[float]], edited: Outcomes, chosen: Sequence[int]) -> list[list[float]]:
+        of_requests = kind in EDITING or kind in ("fluency", "requests")
+        return [own[place] for place in chosen] if of_requests else own
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One row for each figure of each variant at each mark of each sequence; `COLUMNS`."""
+        for kind, draws in figure_draws(self.base_outcomes).items():
+            place = {"schedule": "", "restraint": "", "edits": 0, "moment": "before", "figure": kind, "seed": None}
+            yield self._row(place, "value", stated(kind, self.base_outcomes.get(kind), draws))
+        for point in self.points:
+            place = {"seed": point.unit.seed, "schedule": point.unit.schedule.word, "restraint": point.restraint}
+            place |= {"edits": point.edits, "moment": "final"}
+            for kind, draws in point.figures.items():
+                yield self._row(place | {"figure": kind}, "value", stated(kind, point.outcomes.get(kind), draws))
+                if kind in point.base:
+                    gap = draws.minus(point.base[kind]).mean()
+                    yield self._row(place | {"figure": kind}, "difference to base", gap)
+            for layer, own in point.layers.items():
+                for figure in LAYER_FIGURES:
+                    row = place | {"figure": figure, "layer": layer}
+                    yield self._row(row, "value", Mean(own.get(figure), 0, None, None))
+        for name, unit in self.units.items():
+            yield from self._immediate_rows(unit, self.immediate[name])
+
+    def _immediate_rows(self, unit: Unit, made: Sequence[Outcomes]) -> Iterator[dict[str, Any]]:
+        restraint = "none" if unit.schedule.kind == "merge" else unit.variants[0].word
+        place = {"seed": unit.seed, "schedule": unit.schedule.word, "restraint": restraint, "moment": "immediate"}
+        for mark in self.plan.marks:
+            if mark > len(made):
+                continue
+            outcomes = {kind: [one[kind][0] for one in made[:mark]] for kind in made[0]}
+            for kind, draws in figure_draws(outcomes).items():
+                row = place | {"edits": mark, "figure": kind}
+                yield self._row(row, "value", stated(kind, outcomes.get(kind), draws))
+
+    def _row(self, place: Mapping[str, Any], quantity: str, figure: Mean | Proportion) -> dict[str, Any]:
+        known = {"model": self.plan.model, "editor": self.plan.editor, "layer": "", "quantity": quantity}
+        numbers = {"value": figure.value, "n": figure.n or None, "low": figure.low, "high": figure.high}
+        row = known | dict(place) | numbers
+        return {name: row[name] for name in COLUMNS}
+
+
+def stated(kind: str, outcomes: Sequence[Sequence[float]] | None, draws: Draws) -> Mean | Proportion:
+    """A figure with its n and interval: Wilson's where it counts successes, else the bootstrap's over its units."""
+    counted = kind in EDITING or kind in ("recall", "applied")
+    if outcomes is not None and (counted or ("/" in kind and "rouge" not in kind)):
+        return Proportion.of(value == 1.0 for one in outcomes for value in one)
+    return draws.mean()
+
+
+def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write rows as Parquet or CSV, whichever the file's ending says, whole or not at all.
+
+    Raises:
+        ValueError: The ending is neither.
+    """
+    import pandas
+
+    frame = pandas.DataFrame(list(rows), columns=list(rows[0]))
+    part = path.with_name(f".{path.name}.part")
+    if path.suffix == ".parquet":
+        frame.to_parquet(part, index=False)
+    elif path.suffix == ".csv":
+        frame.to_csv(part, index=False, float_format="%.6g")
+    else:
+        raise ValueError(f"table: {path} must end in .parquet or .csv")
+    part.replace(path)

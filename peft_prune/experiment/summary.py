@@ -1,0 +1,297 @@
+"""What an experiment found, in tables with intervals: means over seeds, comparisons, and what predicts the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..evaluation import Mean, wilson_interval
+from ..evaluation.draws import Draws, over_seeds
+from .results import Point, Results, figure_draws
+
+SHOWN = (
+    *("efficacy", "generalization", "locality", "score", "efficacy_greedy", "generalization_greedy"),
+    *("locality_greedy", "score_greedy", "portability_greedy", "fluency", "abilities", "recall", "perplexity"),
+)
+COMPARED = ("efficacy_greedy", "score", "score_greedy", "abilities", "recall", "perplexity")
+PREDICTORS = {
+    "κ(W₀+ΔW) / κ(W₀)": lambda point: point.largest("growth"),
+    "‖ΔW‖₂ / σmax(W₀)": lambda point: _relative(point, "delta_spectral_norm"),
+    "‖ΔW‖_F / σmax(W₀)": lambda point: _relative(point, "delta_frobenius_norm"),
+    "perturbation bound": lambda point: point.largest("perturbation_bound"),
+    "output perturbation": lambda point: point.largest("output_perturbation"),
+}
+"""What may foretell a loss of ability: the largest over the layers."""
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A rank correlation over points of an experiment.
+
+    Args:
+        predictor: Name of the figure of the layers.
+        loss: Name of the ability whose loss against the base it may predict.
+        rho: Spearman's ρ; None where one of the two does not vary.
+        low: Lower end of the 95 % interval, by resampling sequences' variants with all their marks.
+        high: Upper end.
+        n: Number of points.
+        within: Mean ρ over the points of single marks, which leaves the number of edits out of play; None as above.
+    """
+
+    predictor: str
+    loss: str
+    rho: float | None
+    low: float | None
+    high: float | None
+    n: int
+    within: float | None
+
+
+def summarize(results: Results) -> dict[str, Any]:
+    """Everything that can be said of an experiment, ready for JSON; see `markdown` for the same as text."""
+    last = results.plan.marks[-1]
+    return {
+        "plan": results.plan.facts(),
+        "base": {kind: _stated(kind, draws) for kind, draws in figure_draws(results.base_outcomes).items()},
+        "final": [_line(group) for group in _groups(results, last)],
+        "immediate": _immediate(results, last),
+        "comparisons": comparisons(results, last),
+        "correlations": [vars(one) for one in correlations(results.points)],
+    }
+
+
+def comparisons(results: Results, mark: int) -> list[dict[str, Any]]:
+    """Pairs of variants that differ in one thing, over all seeds: the first minus the second, paired."""
+    groups = {(group[0].unit.schedule.word, group[0].restraint): group for group in _groups(results, mark)}
+    pairs = []
+    for schedule, word in groups:
+        kind, _, rest = word.partition(":")
+        if kind == "matched" and (schedule, rest) in groups:
+            pairs.append((f"{rest} − all of ΔW scaled to the same norm", (schedule, rest), (schedule, word)))
+        if kind == "strengths" and (schedule, rest) in groups:
+            pairs.append((f"{rest} with − without per-edit strengths", (schedule, word), (schedule, rest)))
+        if schedule != "merge" and ("merge", word) in groups:
+            pairs.append((f"{word}: {schedule} − merge", (schedule, word), ("merge", word)))
+        if schedule == "merge" and word not in ("none",) and kind not in ("matched", "strengths"):
+            pairs.append((f"{word} − none", (schedule, word), (schedule, "none")))
+    found = []
+    for label, one, other in pairs:
+        if other in groups:
+            found.append({"pair": label, "figures": _compared(groups[one], groups[other])})
+    return found
+
+
+def correlations(points: Sequence[Point]) -> list[Correlation]:
+    """Spearman's ρ between every predictor and the loss of abilities, of recall, and of text (log-perplexity)."""
+    losses: dict[str, Callable[[Point], float]] = {
+        kind: (lambda point, kind=kind: point.loss(kind).value)  # type: ignore[misc]
+        for kind in ("abilities", "recall")
+    }
+    losses["perplexity"] = lambda point: math.log(point.figures["perplexity"].value)
+    known = [kind for kind in losses if points and all(kind in point.figures for point in points)]
+    return [
+        _correlation(points, name, predictor, kind, losses[kind])
+        for kind in known
+        for name, predictor in PREDICTORS.items()
+        if not any(math.isnan(predictor(point)) for point in points)
+    ]
+
+
+def spearman(x: Tensor, y: Tensor) -> float | None:
+    """Spearman's rank correlation, ties sharing their mean rank; None where one side does not vary.
+
+    Args:
+        x: Numbers, (n,).
+        y: Numbers, (n,).
+    """
+    a, b = _ranks(x), _ranks(y)
+    a, b = a - a.mean(), b - b.mean()
+    scale = float(a.norm() * b.norm())
+    return float(a @ b) / scale if scale > 0 else None
+
+
+def _ranks(x: Tensor) -> Tensor:
+    _, inverse, counts = torch.unique(x.double(), return_inverse=True, return_counts=True)
+    ends = counts.cumsum(0).double()
+    return (ends - (counts.double() - 1) / 2)[inverse]
+
+
+def _correlation(
+    points: Sequence[Point],
+    name: str,
+    predictor: Callable[[Point], float],
+    kind: str,
+    loss: Callable[[Point], float],
+    resamples: int = 1000,
+) -> Correlation:
+    x = torch.tensor([predictor(point) for point in points], dtype=torch.float64)
+    y = torch.tensor([loss(point) for point in points], dtype=torch.float64)
+    keys = [(point.unit.name, point.restraint) for point in points]
+    members = [[i for i, key in enumerate(keys) if key == own] for own in dict.fromkeys(keys)]
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(resamples):
+        chosen = torch.randint(len(members), (len(members),), generator=generator).tolist()
+        index = torch.tensor([i for group in chosen for i in members[group]])
+        rho = spearman(x[index], y[index])
+        if rho is not None:
+            found.append(rho)
+    marks = [[i for i, point in enumerate(points) if point.edits == mark] for mark in {p.edits for p in points}]
+    within = [rho for own in marks if (rho := spearman(x[own], y[own])) is not None]
+    quantiles = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = torch.quantile(torch.tensor(found, dtype=torch.float64), quantiles).tolist() if found else (None, None)
+    mean = sum(within) / len(within) if within else None
+    return Correlation(name, kind, spearman(x, y), low, high, len(points), mean)
+
+
+def _groups(results: Results, mark: int) -> list[list[Point]]:
+    """The points of one mark, those of all seeds together."""
+    found: dict[tuple[str, str], list[Point]] = {}
+    for point in results.points:
+        if point.edits == mark:
+            found.setdefault((point.unit.schedule.word, point.restraint), []).append(point)
+    return list(found.values())
+
+
+def _line(group: Sequence[Point]) -> dict[str, Any]:
+    figures = {
+        kind: _stated(kind, over_seeds([point.figures[kind] for point in group]))
+        for kind in (*SHOWN, *sorted({k for k in group[0].figures if "/" in k}))
+        if all(kind in point.figures for point in group)
+    }
+    layers = {name: [predictor(point) for point in group] for name, predictor in PREDICTORS.items()}
+    kappa = {"condition_number": [point.largest("condition_number") for point in group]}
+    return {
+        "schedule": group[0].unit.schedule.word,
+        "restraint": group[0].restraint,
+        "seeds": len(group),
+        "figures": figures,
+        "layers": {name: _spread(values) for name, values in (kappa | layers).items()},
+    }
+
+
+def _stated(kind: str, draws: Draws) -> dict[str, Any]:
+    """Value, n and interval; Wilson's over the units where all went the same way, which no resample can vary."""
+    if kind not in ("perplexity", "fluency") and draws.value in (0.0, 1.0):
+        low, high = wilson_interval(round(draws.value * draws.n), draws.n)
+        return Mean(draws.value, draws.n, low, high).to_json()
+    return draws.mean().to_json()
+
+
+def _spread(values: Sequence[float]) -> dict[str, float] | None:
+    if any(math.isnan(value) for value in values):
+        return None
+    return {"value": sum(values) / len(values), "least": min(values), "largest": max(values)}
+
+
+def _compared(one: Sequence[Point], other: Sequence[Point]) -> dict[str, Any]:
+    pairs = [(a, b) for a in one for b in other if a.unit.seed == b.unit.seed]
+    found = {}
+    for kind in COMPARED:
+        if pairs and all(kind in a.figures and kind in b.figures for a, b in pairs):
+            found[kind] = over_seeds([a.figures[kind].minus(b.figures[kind]) for a, b in pairs]).mean().to_json()
+    return found
+
+
+def _immediate(results: Results, mark: int) -> list[dict[str, Any]]:
+    by_course: dict[tuple[str, str], list[dict[str, Draws]]] = {}
+    for name, unit in results.units.items():
+        made = results.immediate[name]
+        if len(made) >= mark:
+            outcomes = {kind: [one[kind][0] for one in made[:mark]] for kind in made[0]}
+            word = "none" if unit.schedule.kind == "merge" else unit.variants[0].word
+            by_course.setdefault((unit.schedule.word, word), []).append(figure_draws(outcomes))
+    return [
+        {
+            "schedule": schedule,
+            "restraint": word,
+            "figures": {kind: _stated(kind, over_seeds([one[kind] for one in parts])) for kind in parts[0]},
+        }
+        for (schedule, word), parts in by_course.items()
+    ]
+
+
+def _relative(point: Point, figure: str) -> float:
+    return max((own[figure] / own["sigma_max_base"] for own in point.layers.values()), default=math.nan)
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """The summary as Markdown tables."""
+    plan = summary["plan"]
+    head = (
+        f"{plan['editor']} on {plan['model']}: {plan['marks'][-1]} edits, {plan['seeds']} "
+        f"{'order' if plan['seeds'] == 1 else 'orders'} of the edits, batches of {plan['batch_size']}."
+    )
+    parts = [f"# {plan['editor']} on {plan['model']}", head, _final_table(summary), _comparison_table(summary)]
+    parts += [_correlation_table(summary)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _final_table(summary: dict[str, Any]) -> str:
+    kinds = [kind for kind in SHOWN if any(kind in line["figures"] for line in summary["final"])]
+    rows = [["before", "", *(_cell(summary["base"].get(kind)) for kind in kinds), "1", "0"]]
+    for line in summary["immediate"]:
+        cells = [_cell(line["figures"].get(kind)) for kind in kinds]
+        rows.append([f"{line['restraint']} (immediate)", line["schedule"], *cells, "", ""])
+    for line in summary["final"]:
+        cells = [_cell(line["figures"].get(kind)) for kind in kinds]
+        layers = [_range(line["layers"][name]) for name in ("κ(W₀+ΔW) / κ(W₀)", "‖ΔW‖₂ / σmax(W₀)")]
+        rows.append([line["restraint"], line["schedule"], *cells, *layers])
+    names = [kind.replace("_", " ") for kind in kinds]
+    caption = (
+        "## After the last edit\n\nValue [95 % interval over seeds and prompts]; for κ and ‖ΔW‖₂ the mean over seeds."
+    )
+    return f"{caption}\n\n" + _table(["restraint", "schedule", *names, "κ growth", "‖ΔW‖₂/σmax"], rows)
+
+
+def _comparison_table(summary: dict[str, Any]) -> str:
+    if not summary["comparisons"]:
+        return ""
+    kinds = [kind for kind in COMPARED if any(kind in one["figures"] for one in summary["comparisons"])]
+    rows = [
+        [one["pair"], *(_cell(one["figures"].get(kind), sign="+") for kind in kinds)] for one in summary["comparisons"]
+    ]
+    text = "## Differences\n\nThe first minus the second, paired on the same edits and items [95 % interval]."
+    return f"{text}\n\n" + _table(["pair", *(kind.replace("_", " ") for kind in kinds)], rows)
+
+
+def _correlation_table(summary: dict[str, Any]) -> str:
+    if not summary["correlations"]:
+        return ""
+    rows = []
+    for one in summary["correlations"]:
+        rho = "–" if one["rho"] is None else f"{one['rho']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]"
+        within = "–" if one["within"] is None else f"{one['within']:+.2f}"
+        rows.append([one["predictor"], one["loss"], rho, within, str(one["n"])])
+    text = (
+        "## What predicts the loss\n\n"
+        "Spearman's ρ over all variants and marks [95 % interval over sequences' variants]; "
+        "“at one mark” is the mean of the correlations over the variants at each single mark."
+    )
+    return f"{text}\n\n" + _table(["predictor", "loss of", "ρ", "ρ at one mark", "points"], rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
+    return "\n".join(lines)
+
+
+def _cell(figure: dict[str, Any] | None, sign: str = "") -> str:
+    if figure is None or figure["value"] is None:
+        return "–"
+    digits = ".3f" if abs(figure["value"]) < 10 else ".3g"
+    value, low, high = (_number(figure[name], sign + digits) for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _number(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else str(value)
+
+
+def _range(spread: dict[str, float] | None) -> str:
+    return "–" if spread is None else f"{spread['value']:.3g}"

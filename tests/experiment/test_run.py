@@ -1,0 +1,203 @@
+"""A small experiment on the built-in model, against editing and measuring by hand."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+from peft import get_peft_model
+
+from peft_prune import EditRequest, PruneEditConfig
+from peft_prune.builtin import edit_requests, known_facts, load_builtin_model, plain_texts
+from peft_prune.cli import main
+from peft_prune.editors import collect_second_moments, get_editor
+from peft_prune.evaluation import Fact, evaluate, exclude_subjects
+from peft_prune.experiment import Experiment, Material, Plan, Results, Schedule, Variant, write_table
+from peft_prune.session import EditSession
+
+WORDS = ("none", "log:2", "matched:log:2", "strengths:none")
+REQUESTS = [EditRequest.from_record(record) for record in edit_requests(30)]
+FACTS = exclude_subjects([Fact(one["prompt"], one["object"]) for one in known_facts()], REQUESTS)[:40]
+PLAN = Plan(
+    model="builtin",
+    editor="rome",
+    hyperparameters={"layers": (0,), "v_num_grad_steps": 25},
+    marks=(2, 4),
+    variants=tuple(Variant.parse(word) for word in WORDS),
+    schedules=(Schedule("merge"), Schedule("every", 2)),
+    seeds=1,
+)
+
+
+@pytest.fixture(scope="module")
+def moments():
+    model, tokenizer = load_builtin_model()
+    editor = get_editor("rome", model=model, layers=(0,))
+    return collect_second_moments(model, tokenizer, plain_texts(200), editor.modules(model), progress=False)
+
+
+def make(folder: Path, moments, plan: Plan = PLAN) -> Experiment:
+    model, tokenizer = load_builtin_model()
+    return Experiment(plan, model, tokenizer, REQUESTS, folder, statistics=moments, material=Material(facts=FACTS))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, moments) -> Experiment:
+    work = make(tmp_path_factory.mktemp("experiment"), moments)
+    work.run(progress=False)
+    return work
+
+
+@pytest.fixture(scope="module")
+def rows(finished: Experiment) -> pandas.DataFrame:
+    return pandas.DataFrame(Results(PLAN, finished.folder, finished.facts()).rows())
+
+
+def one(rows: pandas.DataFrame, **place) -> pandas.Series:
+    chosen = rows
+    for name, value in {"quantity": "value", "moment": "final", "schedule": "merge", "edits": 4, **place}.items():
+        chosen = chosen[chosen[name] == value]
+    assert len(chosen) == 1
+    return chosen.iloc[0]
+
+
+def test_figures_are_those_of_editing_and_evaluating_by_hand(rows: pandas.DataFrame, moments) -> None:
+    model, tokenizer = load_builtin_model()
+    editor = get_editor("rome", model=model, **PLAN.hyperparameters)
+    config = PruneEditConfig(restrain_on="merge", alpha=2.0, layers_to_transform=[0], task_type="CAUSAL_LM")
+    chosen = [REQUESTS[index] for index in random.Random(0).sample(range(30), 4)]
+    edited = get_peft_model(model, config).eval()
+    with EditSession(edited, tokenizer, editor, statistics=moments, on_failure="keep", on_conflict="keep") as session:
+        session.edit(chosen)
+    for word in ("none", "log:2"):
+        if word != "none":
+            edited.restrain()
+        figures = evaluate(edited, tokenizer, chosen, facts=FACTS, full=True)
+        for name in ("efficacy", "generalization_greedy", "locality_greedy", "recall"):
+            row, expected = one(rows, restraint=word, figure=name), figures["after"][name]
+            assert (row.value, row.n) == pytest.approx((expected["value"], expected["n"]))
+            assert (row.low, row.high) == pytest.approx((expected["low"], expected["high"]))
+        row = one(rows, restraint=word, figure="locality", quantity="difference to base")
+        assert row.value == pytest.approx(figures["difference"]["locality"]["value"])
+        (layer,) = [layer for _, layer in edited.edited_layers()]
+        spectrum = torch.linalg.svdvals(
+            layer.get_base_weight().double() + layer.effective_update("default").dense().double()
+        )
+        assert one(rows, restraint=word, figure="condition_number").value == pytest.approx(
+            float(spectrum[0] / spectrum[-1]), rel=1e-3
+        )
+
+
+def test_the_matched_control_has_the_norm_that_the_restraint_leaves(rows: pandas.DataFrame) -> None:
+    raw, restrained, matched = (
+        one(rows, restraint=word, figure="delta_spectral_norm").value for word in ("none", "log:2", "matched:log:2")
+    )
+    assert restrained < 0.9 * raw
+    assert matched == pytest.approx(restrained, rel=1e-4)
+    frobenius = [one(rows, restraint=w, figure="delta_frobenius_norm").value for w in ("none", "matched:log:2")]
+    assert frobenius[1] / frobenius[0] == pytest.approx(matched / raw, rel=1e-4)
+
+
+def test_per_edit_strengths_never_enlarge_the_update(rows: pandas.DataFrame) -> None:
+    plain, scaled = (one(rows, restraint=w, figure="delta_frobenius_norm").value for w in ("none", "strengths:none"))
+    assert scaled <= plain * (1 + 1e-6)
+
+
+def test_immediate_figures_count_every_edit_when_it_was_made(rows: pandas.DataFrame, finished: Experiment) -> None:
+    row = one(rows, moment="immediate", restraint="none", figure="efficacy_greedy")
+    assert row.n == 4
+    from peft_prune.session.history import History
+
+    with History.read(finished.folder / "histories" / "seed0-merge.sqlite") as history:
+        held = [record.status == "applied" for record in history.edits()]
+    assert row.value == sum(held) / 4
+
+
+def test_the_every_schedule_is_a_sequence_of_its_own(rows: pandas.DataFrame) -> None:
+    merged, every = (
+        one(rows, schedule=word, restraint="log:2", figure="delta_frobenius_norm").value
+        for word in ("merge", "every:2")
+    )
+    assert every != pytest.approx(merged, rel=1e-6)
+
+
+def test_an_interrupted_experiment_goes_on_to_the_same_table(
+    tmp_path: Path, moments, rows: pandas.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft_prune.experiment import run
+
+    calls, original = [], run.measure
+
+    def breaking(*arguments, **options):
+        calls.append(1)
+        if len(calls) in (3, 7):
+            raise KeyboardInterrupt
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(run, "measure", breaking)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path, moments).run(progress=False)
+    work = make(tmp_path, moments)
+    work.run(progress=False)
+    found = pandas.DataFrame(Results(PLAN, tmp_path, work.facts()).rows())
+    pandas.testing.assert_frame_equal(found, rows, rtol=1e-3, atol=1e-6)
+
+
+def test_a_folder_of_another_experiment_is_refused(finished: Experiment, moments) -> None:
+    from dataclasses import replace
+
+    other = make(finished.folder, moments, replace(PLAN, marks=(2, 5)))
+    with pytest.raises(ValueError, match=r"holds an experiment with marks = \[2, 4\], this one has \[2, 5\]"):
+        other.run(progress=False)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_table_reads_back(tmp_path: Path, rows: pandas.DataFrame, ending: str) -> None:
+    path = tmp_path / f"table.{ending}"
+    write_table(rows.to_dict("records"), path)
+    back = pandas.read_csv(path) if ending == "csv" else pandas.read_parquet(path)
+    assert list(back.columns) == list(rows.columns) and len(back) == len(rows)
+    assert back["value"].dropna().to_list() == pytest.approx(rows["value"].dropna().to_list(), rel=1e-5)
+
+
+def test_the_command_writes_table_figures_and_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    options = "--model builtin --fact-items 10 --json --table parquet --layers 0 --edits 1,2 --ability-items 4"
+    options += " --restraints none,log:2,matched:log:2"
+    assert (
+        main([*"experiment --fact-items 10 --json --table parquet".split(), *options.split(), "--out", str(out)]) == 0
+    )
+    summary = json.loads(capsys.readouterr().out)
+    assert [line["restraint"] for line in summary["final"]] == ["none", "log:2", "matched:log:2"]
+    assert {pair["pair"] for pair in summary["comparisons"]} >= {"log:2 − all of ΔW scaled to the same norm"}
+    assert {"abilities", "recall", "perplexity"} == {one["loss"] for one in summary["correlations"]}
+    table = pandas.read_parquet(out / "table.parquet")
+    assert set(table["edits"]) == {0, 1, 2}
+    for name in ("condition_number", "abilities", "editing", "singular_values"):
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "</svg>" in (out / f"{name}.svg").read_text()
+    assert "log:2 − none" in (out / "summary.md").read_text()
+    assert not list(out.glob(".*.part*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--edits", "5,x"), "edits: '5,x' must be whole numbers"),
+        (("--edits", "500"), "edits: 500 is more than the 200 requests"),
+        (("--restraints", "log:0.5"), "alpha: 0.5 must be a finite number above 1"),
+        (("--schedule", "often"), "schedule: 'often' is not one of merge, every:N, compounding:N"),
+        (("--table", "xls"), "table: 'xls' is not one of parquet, csv"),
+        (("--set", "stop=never"), "stop: 'never' is not one of probability, loss"),
+    ],
+)
+def test_bad_options_give_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, options, message: str) -> None:
+    assert main(["experiment", "--model", "builtin", "--out", str(tmp_path / "out"), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
