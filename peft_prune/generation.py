@@ -16,6 +16,7 @@ from .inference import (
     Progress,
     input_device,
     length_batches,
+    max_positions,
     padded,
     require_fit,
     underlying_model,
@@ -61,7 +62,7 @@ def greedy_answers(
     answers = [""] * len(prompts)
     done = 0
     with undisturbed(model), _plain_greedy(model, _end_ids(model, tokenizer)) as end_ids:
-        for batch in length_batches([len(ids) for ids in sequences], batch_size):
+        for batch in _batches([len(ids) for ids in sequences], limits, max_positions(model), batch_size):
             new_ids = _generate(
                 model, tokenizer, [sequences[i] for i in batch], max(limits[i] for i in batch), stop
             ).tolist()
@@ -103,6 +104,19 @@ def _limits(max_new_tokens: int | Sequence[int], count: int) -> list[int]:
         if limit < 1:
             raise ValueError(f"max_new_tokens: {limit} must be at least 1")
     return limits
+
+
+def _batches(
+    lengths: Sequence[int], limits: Sequence[int], positions: int | None, batch_size: int
+) -> Iterator[list[int]]:
+    """Batches in which every row has room for the longest answer of the batch: all rows go on until that one ends."""
+    for batch in length_batches(lengths, batch_size):
+        left = batch
+        while left:
+            most = max(limits[index] for index in left)
+            together = [index for index in left if positions is None or lengths[index] + most <= positions]
+            yield together
+            left = [index for index in left if index not in together]
 
 
 def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:

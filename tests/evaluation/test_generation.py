@@ -11,7 +11,7 @@ from peft_prune.errors import InvalidRequestError
 from peft_prune.generation import answers_with, greedy_answers
 from peft_prune.tokenization import prompt_ids
 
-from .tiny import dense_greedy, outspoken, sentences, spaced_tokenizer
+from .tiny import WORDS, dense_greedy, outspoken, sentences, spaced_tokenizer
 
 PROMPTS = sentences(24)
 
@@ -41,6 +41,19 @@ def test_each_prompt_may_have_its_own_limit(pair) -> None:
         for prompt, limit in zip(PROMPTS, limits, strict=True)
     ]
     assert greedy_answers(model, tokenizer, PROMPTS, max_new_tokens=limits) == alone
+
+
+def test_a_long_prompt_beside_a_long_answer_stays_within_the_positions() -> None:
+    model, tokenizer = outspoken("gpt2"), spaced_tokenizer()
+    prompts = [" ".join(WORDS[k % 20] for k in range(count)) for count in (9, 8, 3, 2)]
+    lengths = [len(ids) for ids in prompt_ids(tokenizer, prompts)]
+    limits = [model.config.n_positions - length for length in lengths]
+    assert max(lengths) + max(limits) > model.config.n_positions
+    alone = [
+        greedy_answers(model, tokenizer, [prompt], max_new_tokens=limit)[0]
+        for prompt, limit in zip(prompts, limits, strict=True)
+    ]
+    assert greedy_answers(model, tokenizer, prompts, max_new_tokens=limits) == alone
 
 
 def test_an_answer_ends_before_the_end_token() -> None:

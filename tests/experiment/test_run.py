@@ -189,7 +189,7 @@ def test_the_command_writes_table_figures_and_summary(tmp_path: Path, capsys: py
     ("options", "message"),
     [
         (("--edits", "5,x"), "edits: '5,x' must be whole numbers"),
-        (("--edits", "500"), "edits: 500 is more than the 200 requests"),
+        (("--edits", "500"), "edits: 500 is more than the 120 requests"),
         (("--restraints", "log:0.5"), "alpha: 0.5 must be a finite number above 1"),
         (("--schedule", "often"), "schedule: 'often' is not one of merge, every:N, compounding:N"),
         (("--table", "xls"), "table: 'xls' is not one of parquet, csv"),
