@@ -16,6 +16,7 @@ FLOORS = {
     "session": 3,
     "monitoring": 3,
     "evaluation": 4,
+    "metrics": 4,
     "reporting": 4,
     "experiment": 4,
     "builtin": 4,

@@ -13,11 +13,12 @@ from .moments import ImmediateScores
 from .scores import difference, differences, harmonic_score
 from .subjects import without_subjects
 from .table import comparison_table
-from .tasks import Ability, AbilityItem, ability_outcomes, load_ability, measure_ability
-from .text import load_texts, perplexity, perplexity_of, text_losses
+from .tasks import SCORERS, Ability, AbilityItem, ability_outcomes, load_ability, measure_ability
+from .text import load_texts, perplexity, perplexity_figure, perplexity_of, text_losses
 
 __all__ = [
     "EXTRACTORS",
+    "SCORERS",
     "Ability",
     "AbilityItem",
     "Fact",
@@ -43,6 +44,7 @@ __all__ = [
     "next_tokens",
     "ngram_entropy",
     "perplexity",
+    "perplexity_figure",
     "perplexity_of",
     "recall",
     "recalled",

@@ -14,7 +14,10 @@ from ..errors import InvalidRequestError
 from ..inference import Progress, max_positions
 from ..requests import read_records
 from ..tokenization import Continuation, text_ids
+from .draws import Draws
+from .draws import perplexity as perplexity_draws
 from .likelihood import token_log_probabilities
+from .metric import Mean
 
 DEFAULT_WINDOW = 1024
 
@@ -104,6 +107,15 @@ def perplexity_of(losses: Sequence[tuple[float, int]]) -> float:
     loss = sum(own for own, _ in losses) / sum(tokens for _, tokens in losses)
     # a model that has collapsed may pass the largest float
     return math.inf if loss > math.log(sys.float_info.max) else math.exp(loss)
+
+
+def perplexity_figure(losses: Sequence[tuple[float, int]]) -> Mean:
+    """:func:`perplexity_of` with the number of texts and the percentile bootstrap over them.
+
+    Texts without a predicted token have no part in it.
+    """
+    draws = Draws.of([one for one in losses if one[1] > 0], perplexity_draws)
+    return Mean(None, 0, None, None) if draws is None else draws.mean()
 
 
 def _window(model: Any, max_length: int | None) -> int:

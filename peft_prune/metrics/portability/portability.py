@@ -1,0 +1,30 @@
+"""Portability: whether what follows from an edit is answered accordingly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from peft_prune.evaluation import Proportion
+from peft_prune.generation import answers_with
+from peft_prune.metrics import base
+
+
+class Portability(base.EditMetric):
+    """Portability: whether what follows from an edit is answered accordingly."""
+
+    summary: ClassVar[str] = (
+        "The share of questions whose answer follows from an edit and that the edited model answers, by free greedy "
+        "generation, with one of the right answers."
+    )
+    predictions: ClassVar[str] = "what the edited model answered, as texts"
+    references: ClassVar[str | None] = "every right answer to each question, a list of texts"
+    sources: ClassVar[tuple[str, ...]] = ("https://arxiv.org/abs/2401.01286",)
+
+    def inputs(self) -> list[Mapping[str, Any]]:
+        return [{"predictions": base.TEXT, "references": base.TEXTS}]
+
+    def figures(self, predictions: Sequence[Any], references: Sequence[Any] | None) -> Mapping[str, Proportion]:
+        pairs = zip(predictions, references or (), strict=True)
+        hits = (any(answers_with(answer, right) for right in known) for answer, known in pairs)
+        return {"portability_greedy": Proportion.of(hits)}
