@@ -35,5 +35,9 @@ class HistoryLockedError(HistoryError):
     """Another session is writing the history."""
 
 
+class MissingPackageError(PeftPruneError, ImportError):
+    """An optional package is not installed; the message says which extra brings it."""
+
+
 class SessionStateError(PeftPruneError, RuntimeError):
     """A session cannot do what it is asked for in the state in which it is."""

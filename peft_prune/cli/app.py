@@ -16,6 +16,7 @@ from .demo import demo
 from .edit import edit
 from .evaluate import evaluate
 from .experiment import experiment
+from .harness import harness
 from .history import history, tune, undo
 from .locate import locate
 from .merge import merge
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (demo, locate, edit, evaluate, history, undo, tune, restrain, merge, experiment):
+for command in (demo, locate, edit, evaluate, harness, history, undo, tune, restrain, merge, experiment):
     app.command()(command)
 
 

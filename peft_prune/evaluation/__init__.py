@@ -6,6 +6,7 @@ from .editing import RequestAnswers, request_answers, request_outcomes, score_re
 from .evaluate import evaluate
 from .facts import Fact, exclude_subjects, load_facts, recall, recalled
 from .fluency import ngram_entropy, request_entropies
+from .harness import harness_figures, harness_model
 from .intervals import bootstrap_interval, wilson_interval
 from .likelihood import next_tokens, token_log_probabilities
 from .metric import Mean, Proportion
@@ -36,6 +37,8 @@ __all__ = [
     "exclude_subjects",
     "final_number",
     "harmonic_score",
+    "harness_figures",
+    "harness_model",
     "has_label",
     "load_ability",
     "load_facts",

@@ -7,6 +7,7 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
+from ..errors import MissingPackageError
 from ..generation import normalized
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -35,7 +36,7 @@ def rouge_scores(answers: Sequence[str], references: Sequence[Sequence[str]]) ->
     """F-measures of ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004) with stemming, of each answer against its best reference.
 
     Raises:
-        ImportError: rouge_score is not installed.
+        MissingPackageError: rouge_score is not installed.
     """
     scorer = _scorer()
     found: dict[str, list[float]] = {name: [] for name in ROUGE}
@@ -50,5 +51,5 @@ def _scorer() -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ModuleNotFoundError:
-        raise ImportError("rouge_score is not installed; install peft-prune[evaluation]") from None
+        raise MissingPackageError("rouge_score is not installed; install peft-prune[evaluation]") from None
     return RougeScorer(list(ROUGE), use_stemmer=True)

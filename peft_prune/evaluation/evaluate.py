@@ -22,6 +22,7 @@ from .metric import Mean, Proportion
 from .scores import SCORED, differences, harmonic_score
 from .tasks import Ability, measure_ability
 from .text import perplexity
+from .visibility import require_visible_edits
 
 StageProgress = Callable[[str, int, int], None]
 
@@ -86,7 +87,7 @@ def evaluate(
     answer = partial(request_answers, model, tokenizer, requests, batch_size=batch_size)
     edited = isinstance(model, PeftModel)
     if edited:
-        _require_visible_edits(model)
+        require_visible_edits(model)
     with undisturbed(model):
         with model.disable_adapter() if edited else nullcontext():
             base_answers = answer(progress=_stage(progress, "before: answers"))
@@ -175,14 +176,3 @@ def _ability(
 
 def _stage(progress: StageProgress | None, name: str) -> Progress | None:
     return None if progress is None else partial(progress, name)
-
-
-def _require_visible_edits(model: PeftModel) -> None:
-    status = model.get_model_status()
-    if status.merged_adapters:
-        raise ValueError(
-            f"model: adapters {status.merged_adapters} are merged into the base, whose own outputs are needed; "
-            "call unmerge_adapter() first"
-        )
-    if status.enabled is not True:
-        raise ValueError("model: its adapter is disabled, so the edits could not be seen; enable it first")

@@ -1,0 +1,67 @@
+"""`peft-prune harness`: tasks of lm-evaluation-harness before and after the edits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..evaluation import harness_figures
+from .models import load_adapter, load_model, load_tokenizer, print_json
+
+
+def harness(
+    model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
+    adapter: Annotated[Path, typer.Option(help="Folder of the adapter.")],
+    tasks: Annotated[str, typer.Option(help="Names of tasks, with commas between them.")],
+    include_path: Annotated[Optional[Path], typer.Option(help="Folder with task files of your own.")] = None,
+    num_fewshot: Annotated[
+        Optional[int], typer.Option(help="Solved items before each prompt; the task's own number if not given.")
+    ] = None,
+    limit: Annotated[Optional[int], typer.Option(help="Use the first so many items of each task.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Requests in one batch.")] = 8,
+    dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Run tasks of lm-evaluation-harness on the base model and on the edited one."""
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    edited = load_adapter(load_model(model, dtype), adapter)
+    found = harness_figures(
+        edited,
+        load_tokenizer(model),
+        names,
+        include_path=include_path,
+        num_fewshot=num_fewshot,
+        limit=limit,
+        batch_size=batch_size,
+    )
+    if json_output:
+        print_json(found)
+    else:
+        Console().print(_table(found))
+
+
+def _table(found: dict[str, Any]) -> Table:
+    table = Table(title="Tasks of lm-evaluation-harness, with standard errors; difference with its 95 % interval")
+    table.add_column("task")
+    for heading in ("before", "after", "difference"):
+        table.add_column(heading, justify="right")
+    for task, metrics in found["before"].items():
+        for metric, before in metrics.items():
+            arrow = {True: " ↑", False: " ↓"}.get(before["higher_is_better"], "")
+            gap = found["difference"].get(task, {}).get(metric)
+            table.add_row(
+                f"{task}: {metric}{arrow} (n = {before['n']})",
+                _cell(before),
+                _cell(found["after"][task][metric]),
+                "–" if gap is None else f"{gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]",
+            )
+    return table
+
+
+def _cell(figure: dict[str, Any]) -> str:
+    error = "" if figure["stderr"] is None else f" ± {figure['stderr']:.3f}"
+    return f"{figure['value']:.3f}{error}"

@@ -1,0 +1,144 @@
+"""The bridge to lm-evaluation-harness: any of its tasks, before and after the edits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import MissingPackageError
+from ..inference import undisturbed
+from .metric import Mean
+from .visibility import require_visible_edits
+
+
+def harness_model(model: Any, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 8) -> Any:
+    """A model as ``lm_eval.simple_evaluate`` takes it, with its adapter unmerged and as active as it is.
+
+    Args:
+        model: A causal language model of transformers, or a PEFT model of one.
+        tokenizer: Its tokenizer; the harness works with a copy, since it gives it a pad token.
+        batch_size: Requests in one batch.
+
+    Raises:
+        MissingPackageError: lm_eval is not installed.
+        ValueError: ``batch_size`` is below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size: {batch_size} must be at least 1")
+    return _harness().models.huggingface.HFLM(
+        pretrained=model, tokenizer=copy.deepcopy(tokenizer), backend="causal", batch_size=batch_size
+    )
+
+
+def harness_figures(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str],
+    *,
+    include_path: str | Path | None = None,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+) -> dict[str, Any]:
+    """Run tasks of lm-evaluation-harness on the base model and on the edited one.
+
+    Args:
+        model: A PEFT model with an unmerged, active adapter, or a plain causal language model.
+        tokenizer: Its tokenizer.
+        tasks: Names of tasks or groups.
+        include_path: Folder with task files of your own.
+        num_fewshot: Solved items before each prompt; the task's own number if not given.
+        limit: Use the first so many items of each task.
+        batch_size: Requests in one batch.
+
+    Returns:
+        ``{"before": M, "after": M, "difference": D}``, ready for JSON. M holds by task and then by metric, a filter's
+        name behind a comma where it has one, ``{"value", "stderr", "n", "higher_is_better"}`` as the harness computes
+        them. D holds "after" minus "before", paired by item, with the 95 % bootstrap interval over items, for metrics
+        that are a number for each item. A model without an adapter counts as a base: both are its own figures.
+
+    Raises:
+        MissingPackageError: lm_eval is not installed.
+        ValueError: A task is unknown, or the adapter is merged or disabled.
+    """
+    manager = _manager(tasks, include_path)
+    edited = isinstance(model, PeftModel)
+    if edited:
+        require_visible_edits(model)
+    options: dict[str, Any] = {"task_manager": manager, "num_fewshot": num_fewshot, "limit": limit}
+    with undisturbed(model):
+        lm = harness_model(model, tokenizer, batch_size=batch_size)
+        with model.disable_adapter() if edited else nullcontext():
+            before = _harness().simple_evaluate(lm, tasks=list(tasks), **options)
+        after = _harness().simple_evaluate(lm, tasks=list(tasks), **options) if edited else before
+    return {"before": _figures(before), "after": _figures(after), "difference": _differences(before, after)}
+
+
+def _harness() -> Any:
+    try:
+        import lm_eval
+        import lm_eval.models.huggingface
+        import lm_eval.tasks
+    except ModuleNotFoundError:
+        raise MissingPackageError("lm_eval is not installed; install peft-prune[lm-eval]") from None
+    return lm_eval
+
+
+def _manager(tasks: Sequence[str], include_path: str | Path | None) -> Any:
+    if not tasks:
+        raise ValueError("tasks: is empty, at least one name is needed")
+    if include_path is not None and not Path(include_path).is_dir():
+        raise ValueError(f"include_path: {include_path} is no folder")
+    path = None if include_path is None else str(include_path)
+    own = _harness().tasks.TaskManager(include_path=path, include_defaults=False) if path else None
+    if own is not None and set(tasks) <= set(own.all_tasks):
+        return own
+    manager = _harness().tasks.TaskManager(include_path=path)
+    unknown = sorted(set(tasks) - set(manager.all_tasks))
+    if unknown:
+        beside = f" nor in {path}" if path else ""
+        raise ValueError(f"tasks: {unknown[0]!r} is not among the harness's {len(manager.all_tasks)} tasks{beside}")
+    return manager
+
+
+def _figures(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for task, values in results["results"].items():
+        better = results["higher_is_better"].get(task, {})
+        count = results["n-samples"].get(task, {}).get("effective")
+        for name, value in values.items():
+            metric, separator, kind = name.partition(",")
+            if not separator or metric.endswith("_stderr"):
+                continue
+            error = values.get(f"{metric}_stderr,{kind}")
+            found.setdefault(task, {})[_label(metric, kind)] = {
+                "value": float(value),
+                "stderr": float(error) if isinstance(error, (int, float)) else None,
+                "n": count,
+                "higher_is_better": better.get(metric),
+            }
+    return found
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for task, samples in before["samples"].items():
+        pairs: dict[str, list[float]] = {}
+        for one, other in zip(samples, after["samples"][task], strict=True):
+            for metric in one["metrics"]:
+                values = (one[metric], other[metric])
+                if all(isinstance(value, (int, float)) for value in values):
+                    label = _label(metric, one["filter"])
+                    pairs.setdefault(label, []).append(float(values[1]) - float(values[0]))
+        found[task] = {label: Mean.of(gaps).to_json() for label, gaps in pairs.items()}
+    return found
+
+
+def _label(metric: str, kind: str) -> str:
+    return metric if kind == "none" else f"{metric},{kind}"

@@ -1,0 +1,21 @@
+"""Both the base and the edits of a model must be there to be seen."""
+
+from __future__ import annotations
+
+from peft import PeftModel
+
+
+def require_visible_edits(model: PeftModel) -> None:
+    """Check that disabling the adapter gives the base, and enabling it the edits.
+
+    Raises:
+        ValueError: The adapter is merged or disabled.
+    """
+    status = model.get_model_status()
+    if status.merged_adapters:
+        raise ValueError(
+            f"model: adapters {status.merged_adapters} are merged into the base, whose own outputs are needed; "
+            "call unmerge_adapter() first"
+        )
+    if status.enabled is not True:
+        raise ValueError("model: its adapter is disabled, so the edits could not be seen; enable it first")
