@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import InvalidRequestError
+from .errors import InvalidRequestError, MissingPackageError
+
+HUB = "hub:"
+"""What stands before the name of a data set that `datasets` loads, as in ``hub:owner/name:split``."""
 
 LIST_SEPARATOR = "|"
 """What stands between the texts of one cell in a CSV file."""
@@ -140,7 +143,8 @@ def load_requests(path: str | Path, *, limit: int | None = None) -> list[EditReq
 
     Args:
         path: File whose records have one of the forms of :meth:`EditRequest.from_record`. The columns of a CSV file are
-            the flat form's fields that hold text; several prompts in a cell stand with ``|`` between them.
+            the flat form's fields that hold text; several prompts in a cell stand with ``|`` between them. Or
+            ``hub:owner/name:split``, a data set of the Hub (or of a local folder) with such records.
         limit: Return the first ``limit`` records only; the rest is still checked.
 
     Raises:
@@ -161,9 +165,15 @@ def load_requests(path: str | Path, *, limit: int | None = None) -> list[EditReq
 def read_records(path: str | Path) -> list[Any]:
     """Read a non-empty JSON list, or one JSON value per line where the file name ends in ``.jsonl``.
 
+    ``hub:owner/name:split`` names a data set that the `datasets` library loads; the split may be left out where there
+    is only one. Fields that are null there are left out.
+
     Raises:
-        InvalidRequestError: The file is missing, unreadable, not of that form, or empty.
+        InvalidRequestError: The file or data set is missing, unreadable, not of that form, or empty.
+        MissingPackageError: `datasets` is needed and not installed.
     """
+    if str(path).startswith(HUB):
+        return _hub_records(str(path))
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -177,6 +187,25 @@ def read_records(path: str | Path) -> list[Any]:
         raise InvalidRequestError(f"{path}: must hold a JSON list, holds a {type(records).__name__}")
     if not records:
         raise InvalidRequestError(f"{path}: holds no records")
+    return records
+
+
+def _hub_records(source: str) -> list[Any]:
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        raise MissingPackageError("datasets is not installed; install peft-prune[evaluation]") from None
+    name, _, split = source.removeprefix(HUB).partition(":")
+    try:
+        found = datasets.load_dataset(name)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise InvalidRequestError(f"{source}: cannot be loaded: {' '.join(str(error).split())}") from None
+    splits = list(found)
+    if (split and split not in splits) or (not split and len(splits) > 1):
+        raise InvalidRequestError(f"{source}: split {split!r} is not one of {', '.join(splits)}")
+    records = [{key: value for key, value in row.items() if value is not None} for row in found[split or splits[0]]]
+    if not records:
+        raise InvalidRequestError(f"{source}: holds no records")
     return records
 
 

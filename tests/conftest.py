@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+
+# tests never reach for a network; the libraries read this once, when they are imported
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 from transformers import PreTrainedModel
 
 from .tiny import tiny_gpt2, tiny_llama

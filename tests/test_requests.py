@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +107,21 @@ def test_a_bad_csv_file_is_named_by_its_place(tmp_path, text, words) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InvalidRequestError, match=f"requests.csv: {words}"):
         load_requests(path)
+
+
+def test_a_data_set_is_loaded_by_its_name(tmp_path: Path) -> None:
+    records = [{"prompt": "{} is in", "subject": f"City {i}", "target_new": "Peru"} for i in range(3)]
+    records[0]["target_true"] = "Chile"
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (tmp_path / "data" / f"{split}.jsonl").write_text(lines)
+    found = load_requests(f"hub:{tmp_path / 'data'}:test", limit=2)
+    assert [(one.subject, one.target_true) for one in found] == [("City 0", "Chile"), ("City 1", None)]
+    with pytest.raises(InvalidRequestError, match="split '' is not one of train, test"):
+        load_requests(f"hub:{tmp_path / 'data'}")
+
+
+def test_a_data_set_that_cannot_be_reached_is_named() -> None:
+    with pytest.raises(InvalidRequestError, match=r"hub:nobody/nothing:train: cannot be loaded: .*nobody/nothing"):
+        load_requests("hub:nobody/nothing:train")

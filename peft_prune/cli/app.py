@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-import click
 import typer
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
@@ -20,7 +20,11 @@ from .harness import harness
 from .history import history, tune, undo
 from .locate import locate
 from .merge import merge
+from .options import SeveralValues
 from .restrain import restrain
+
+# typer carries its own copy of click, whose base of all usage errors has no public name
+_USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 app = typer.Typer(
     name="peft-prune",
@@ -30,8 +34,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (demo, locate, edit, evaluate, harness, history, undo, tune, restrain, merge, experiment):
+for command in (demo, locate, edit, harness, history, undo, tune, restrain, merge):
     app.command()(command)
+for several in (evaluate, experiment):
+    app.command(cls=SeveralValues)(several)
 
 
 @app.callback(invoke_without_command=True)
@@ -49,11 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = command.main(
             list(sys.argv[1:] if arguments is None else arguments), "peft-prune", standalone_mode=False
         )
-    except click.exceptions.Abort:
+    except typer.Abort:
         return _complain("interrupted", 130)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
+    except _USAGE_ERROR as error:
+        return _complain(error.format_message(), error.exit_code)
     except (PeftPruneError, ValueError, OSError) as error:
         return _complain(" ".join(str(error).split()), 2)
     return result if isinstance(result, int) else 0

@@ -28,7 +28,7 @@ from .progress import progress_bar
 
 def edit(
     model: Annotated[str, typer.Option(help="Model to edit: a folder or a Hub name.")],
-    requests: Annotated[Path, typer.Option(help="Edit requests: CounterFact records or flat objects, JSON or JSONL.")],
+    requests: Annotated[Path, typer.Option(help="Edit requests: a JSON, JSONL or CSV file, or hub:owner/name:split.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
     editor: Annotated[str, typer.Option(help="Editing method.")] = "rome",
     layers: Annotated[

@@ -14,7 +14,7 @@ from ..evaluation import comparison_table, load_facts, load_texts
 from ..evaluation import evaluate as evaluate_model
 from ..monitoring import layer_conditions
 from ..requests import load_requests
-from .models import load_adapter, load_model, load_tokenizer, print_json
+from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json
 from .progress import progress_bar
 
 
@@ -31,19 +31,39 @@ def evaluate(
         ),
     ] = None,
     text: Annotated[Optional[Path], typer.Option(help="Texts for perplexity: a JSON list of strings, or .txt.")] = None,
+    abilities: Annotated[
+        Optional[list[Path]],
+        typer.Option(help="Files of general abilities, one or several. See the docs for the forms."),
+    ] = None,
+    items: Annotated[int, typer.Option("--ability-items", help="Items of each ability that are used.")] = 100,
+    fluency: Annotated[int, typer.Option(help="Tokens generated for n-gram entropy; 0 leaves it out.")] = 0,
+    full: Annotated[
+        bool, typer.Option(help="Add the harmonic score, and the differences with their intervals.")
+    ] = False,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     strict_base: Annotated[bool, typer.Option(help="Refuse an adapter that was made for other weights.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Measure efficacy, generalization, locality, recall and perplexity before and after the edits."""
+    """Measure the edits and what they cost, before and after, from the base model's own outputs."""
+    if fluency < 0:
+        raise ValueError(f"fluency: {fluency} must be at least 0")
     records = load_requests(requests, limit=limit)
     known = None if facts is None else load_facts(facts)
     texts = None if text is None else load_texts(text)
+    tasks = load_abilities(abilities or (), items)
     tokenizer = load_tokenizer(model)
     edited = load_adapter(load_model(model, dtype), adapter, strict_base=strict_base)
     with progress_bar(quiet=json_output) as progress:
         figures: dict[str, Any] = evaluate_model(
-            edited, tokenizer, records, facts=known, texts=texts, progress=progress
+            edited,
+            tokenizer,
+            records,
+            facts=known,
+            texts=texts,
+            abilities=tasks or None,
+            fluency_tokens=fluency,
+            full=full,
+            progress=progress,
         )
     conditions = layer_conditions(edited)
     figures["layers"] = {name: asdict(condition) for name, condition in conditions.items()}
@@ -52,8 +72,20 @@ def evaluate(
         print_json(figures)
         return
     Console().print(comparison_table({"before": figures["before"], "after": figures["after"]}))
+    if full:
+        Console().print(_difference_table(figures["difference"]))
     Console().print(_layer_table(figures["layers"]))
     Console().print("The adapter has been restrained." if figures["restrained"] else "The adapter is not restrained.")
+
+
+def _difference_table(differences: dict[str, dict[str, float]]) -> Table:
+    table = Table(title="After minus before, paired by request")
+    table.add_column("figure")
+    table.add_column("difference [95 % interval]", justify="right")
+    for name, gap in differences.items():
+        interval = f"{gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]"
+        table.add_row(f"{name.replace('_', ' ')} (n = {gap['n']})", interval)
+    return table
 
 
 def _layer_table(layers: dict[str, dict[str, float]]) -> Table:

@@ -26,7 +26,6 @@ from ..evaluation import (
     AbilityItem,
     Fact,
     exclude_subjects,
-    load_ability,
     load_facts,
     load_texts,
     without_subjects,
@@ -49,7 +48,7 @@ from ..experiment import (
 from ..fingerprint import base_fingerprint
 from ..requests import EditRequest, load_requests
 from .edit import hyperparameters
-from .models import load_model, load_tokenizer, print_json
+from .models import load_abilities, load_model, load_tokenizer, print_json
 
 BUILTIN = "builtin"
 BUILTIN_REQUESTS = 120
@@ -76,7 +75,8 @@ def experiment(
         str, typer.Option(help="merge, every:N or compounding:N; several with commas between them.")
     ] = "merge",
     abilities: Annotated[
-        Optional[list[Path]], typer.Option(help="File of a general ability; repeatable. See the docs for the forms.")
+        Optional[list[Path]],
+        typer.Option(help="Files of general abilities, one or several. See the docs for the forms."),
     ] = None,
     items: Annotated[int, typer.Option("--ability-items", help="Items of each ability that are used.")] = 100,
     facts: Annotated[Optional[Path], typer.Option(help="Facts the base knows, for recall.")] = None,
@@ -187,12 +187,7 @@ def _builtin_abilities(count: int) -> dict[str, Ability]:
 def _abilities(paths: Sequence[Path] | None, builtin: bool, most: int) -> dict[str, Ability]:
     if paths is None:
         return _builtin_abilities(most) if builtin else {}
-    found: dict[str, Ability] = {}
-    for path in paths:
-        ability = load_ability(path, limit=most)
-        name = ability.name if ability.name not in found else path.stem
-        found[name] = ability
-    return found
+    return load_abilities(paths, most)
 
 
 def _moments(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import AdapterError, UnsupportedModelError
+from ..evaluation import Ability, load_ability
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
@@ -63,6 +65,15 @@ def load_adapter(model: PreTrainedModel, path: Path, *, strict_base: bool = Fals
         raise AdapterError(f"{error} ({path})" if str(path) not in str(error) else str(error)) from None
     except (SafetensorError, json.JSONDecodeError, ValueError, KeyError) as error:
         raise AdapterError(f"adapter: {path} cannot be loaded: {_first_line(error)}") from None
+
+
+def load_abilities(paths: Sequence[Path], items: int) -> dict[str, Ability]:
+    """General abilities by name, at most so many items of each; two files of one kind are told apart by file name."""
+    found: dict[str, Ability] = {}
+    for path in paths:
+        ability = load_ability(path, limit=items)
+        found[ability.name if ability.name not in found else path.stem] = ability
+    return found
 
 
 def print_json(content: dict[str, Any]) -> None:

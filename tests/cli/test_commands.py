@@ -229,3 +229,48 @@ def test_nothing_is_written_when_no_edit_took(capsys, folder, tmp_path) -> None:
     weak = ("--set", "clamp_norm_factor=0.0001", "--set", "mom2_adjustment=false")
     code, _, errors = run(capsys, "edit", *arguments, "--layers", 1, *weak)
     assert code == 2 and "none of 4 edits took" in errors and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("edit", "--nonsense"), "No such option: --nonsense"),
+        (("evaluate",), "Missing option '--model'"),
+        (("evaluate", "--limit", "few"), "Invalid value for '--limit'"),
+        (("repair",), "No such command 'repair'"),
+    ],
+)
+def test_what_is_no_command_line_gives_one_line(capsys, arguments, message) -> None:
+    code, output, errors = run(capsys, *arguments)
+    assert code == 2 and output == "" and message in errors and errors.count("\n") == 1
+
+
+def test_evaluate_adds_abilities_fluency_and_differences_where_they_are_asked_for(capsys, folder, adapter) -> None:
+    facts = json.loads((folder / "facts.json").read_text())
+    (folder / "tasks.json").write_text(json.dumps([{"prompt": f["prompt"], "answer": f["object"]} for f in facts]))
+    questions = [{"question": f["prompt"], "answer": [f["object"], "ten"]} for f in facts]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
+    arguments = ("evaluate", "--model", folder / "model", "--adapter", adapter, "--requests", folder / "requests.json")
+    arguments += ("--abilities", folder / "tasks.json", folder / "questions.jsonl", "--ability-items", 7)
+    code, output, errors = run(capsys, *arguments, "--fluency", 4, "--full", "--json")
+    assert code == 0, errors
+    figures = json.loads(output)
+    for moment in ("before", "after"):
+        assert set(figures[moment]["abilities"]) == {"other", "question_answering"}
+        assert all(figure["n"] == 7 for figure in figures[moment]["abilities"].values())
+        assert figures[moment]["fluency"]["n"] == 4
+        assert {"score", "score_greedy"} <= set(figures[moment])
+    gap = figures["difference"]["efficacy_greedy"]
+    assert gap["value"] == figures["after"]["efficacy_greedy"]["value"] - figures["before"]["efficacy_greedy"]["value"]
+    assert gap["low"] <= gap["value"] <= gap["high"]
+    code, output, _ = run(capsys, *arguments, "--full")
+    assert code == 0 and "After minus before" in output and "other" in output
+
+
+def test_an_option_may_have_several_values_or_be_repeated() -> None:
+    from peft_prune.cli.options import repeated
+
+    given = ["--base", "b", "--edited", "x", "y", "--out", "o", "--edited", "z", "--json"]
+    assert repeated(given, {"--edited"}) == [
+        *("--base", "b", "--edited", "x", "--edited", "y", "--out", "o", "--edited", "z", "--json")
+    ]
