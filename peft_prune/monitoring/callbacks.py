@@ -9,6 +9,8 @@ from typing import Any
 from .condition import LayerCondition
 
 ACTIONS = ("warn", "restrain", "rollback", "stop")
+CONDITION_GROWTH = "condition_growth"
+"""Name of κ(W0 + ΔW) / κ(W0), the largest over the layers."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,25 @@ class Alert:
     action: str
     source: str
     message: str
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A bound that a callback watches, for the history and its reports.
+
+    Args:
+        figure: `CONDITION_GROWTH`, or the name under which the callback's measurements stand.
+        value: What must not be passed.
+        base: The base model's own value.
+        higher_is_better: Whether the figure must stay above the limit, or below it.
+        action: What happens when it is passed, one of `ACTIONS`.
+    """
+
+    figure: str
+    value: float
+    base: float
+    higher_is_better: bool
+    action: str
 
 
 @dataclass
@@ -93,6 +114,10 @@ class SessionCallback:
 
     def on_session_end(self, session: Any) -> None:
         """The session is being closed."""
+
+    def limits(self) -> Sequence[Limit]:
+        """The bounds that this callback watches; asked for once a call to ``edit`` has begun."""
+        return ()
 
 
 def checked_action(action: str) -> str:

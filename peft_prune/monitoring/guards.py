@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from .callbacks import BatchReport, SessionCallback, checked_action
+from .callbacks import CONDITION_GROWTH, BatchReport, Limit, SessionCallback, checked_action
 
 
 class ConditionGuard(SessionCallback):
@@ -34,6 +34,10 @@ class ConditionGuard(SessionCallback):
         name = max(above, key=above.__getitem__)
         self._say(report, self.action, name, above[name])
 
+    def limits(self) -> list[Limit]:
+        """The growth that is allowed."""
+        return [Limit(CONDITION_GROWTH, self.max_growth, 1.0, False, self.action)]
+
     def after_restraint(self, session: Any, report: BatchReport) -> None:
         """Say so where the restraint that this guard asked for was not enough."""
         for name, figures in report.figures.items():
@@ -52,7 +56,7 @@ class AbilityGuard(SessionCallback):
         probe: Called with the PEFT model; gives a number, such as the accuracy on a file of facts or the perplexity of
             a text. Before the first batch it is called once with the adapter disabled.
         max_drop: Largest loss against the base, relative to the base's value: 0.05 lets an accuracy of 0.80 fall to
-            0.76, and with ``higher_is_better=False`` a perplexity of 20 rise to 21.
+            0.76, and with ``higher_is_better=False`` a perplexity of 20 rise to 21. Infinity measures only.
         every: Batches between two calls.
         action: "warn", "restrain", "rollback" (the batch) or "stop".
         higher_is_better: Off for perplexities and losses.
@@ -102,6 +106,14 @@ class AbilityGuard(SessionCallback):
     def after_restraint(self, session: Any, report: BatchReport) -> None:
         """Measure again after the restraint that this guard asked for."""
         self._look(session, report, "warn", " even after the restraint")
+
+    def limits(self) -> list[Limit]:
+        """The value that must not be passed; none where any loss is allowed, or before the base has been measured."""
+        if self.baseline is None or math.isinf(self.max_drop):
+            return []
+        room = self.max_drop * abs(self.baseline)
+        value = self.baseline - room if self.higher_is_better else self.baseline + room
+        return [Limit(self.name, value, self.baseline, self.higher_is_better, self.action)]
 
     def drop(self, value: float) -> float:
         """The loss of ``value`` against the base, relative to the base's own."""

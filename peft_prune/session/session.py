@@ -223,6 +223,7 @@ class EditSession:
         given = [requests] if isinstance(requests, (EditRequest, Mapping)) else list(requests)
         results: list[EditResult] = []
         self._call("on_edit_begin", len(given))
+        self._note_limits()
         try:
             for batch in in_batches([Given.of(item) for item in given], batch_size):
                 results += self._batch(batch) if self._stopped is None else self._skip(batch)
@@ -452,6 +453,12 @@ class EditSession:
         self._pending = {
             name: layer.prune_edit_update[self._adapter].pending for name, layer in self.model.edited_layers()
         }
+
+    def _note_limits(self) -> None:
+        """Write down what the callbacks watch, so that a report can draw it."""
+        limits = [dataclasses.asdict(limit) for callback in self.callbacks for limit in callback.limits()]
+        if limits and limits != self.history.meta.get("limits"):
+            self.history.update_meta(limits=limits)
 
     def _note_foreign_restraint(self) -> None:
         """Write down a restraint that somebody applied past the session, by saving the model for instance."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from accelerate.tracking import GeneralTracker
 
 from peft_prune.monitoring import (
+    CONDITION_GROWTH,
     AbilityGuard,
     BatchReport,
     ConditionGuard,
@@ -53,6 +55,27 @@ def test_a_guard_can_have_the_restraint_applied() -> None:
         any("even after the restraint" in message for message in messages)
         or row["condition_number"] < 1.5 * row["condition_number_base"]
     )
+
+
+def test_the_history_knows_what_the_guards_of_the_last_call_watched(tmp_path) -> None:
+    path = tmp_path / "edits.db"
+    guards = [ConditionGuard(5.0, "restrain"), AbilityGuard(first_logit, 0.5), AbilityGuard(first_logit, math.inf)]
+    with session(path, callbacks=guards) as run:
+        assert "limits" not in run.history.meta
+        run.edit(REQUESTS[:1])
+        with run.model.disable_adapter():
+            base = first_logit(run.model)
+        growth, logit = run.history.meta["limits"]
+    assert growth == {
+        "figure": CONDITION_GROWTH, "value": 5.0, "base": 1.0, "higher_is_better": False, "action": "restrain"
+    }  # fmt: skip
+    assert logit == {
+        "figure": "first_logit", "value": 0.5 * base, "base": base, "higher_is_better": True, "action": "warn"
+    }  # fmt: skip
+    lower = AbilityGuard(first_logit, 0.25, higher_is_better=False, name="loss")
+    with resumed(path, callbacks=[lower]) as run:
+        run.edit(REQUESTS[1:2])
+        assert [(one["figure"], one["value"]) for one in run.history.meta["limits"]] == [("loss", 1.25 * base)]
 
 
 def test_a_guard_can_roll_a_batch_back(tmp_path) -> None:
