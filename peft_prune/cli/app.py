@@ -21,7 +21,9 @@ from .history import history, tune, undo
 from .locate import locate
 from .merge import merge
 from .options import SeveralValues
+from .report import report
 from .restrain import restrain
+from .resume import resume
 
 # typer carries its own copy of click, whose base of all usage errors has no public name
 _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -34,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (demo, locate, edit, harness, history, undo, tune, restrain, merge):
+for command in (demo, locate, edit, resume, harness, history, undo, tune, restrain, merge, report):
     app.command()(command)
 for several in (evaluate, experiment):
     app.command(cls=SeveralValues)(several)

@@ -13,7 +13,7 @@ import typer
 from peft import get_peft_model
 from rich.console import Console
 
-from ..editors import Editor, SecondMoments, collect_second_moments, get_editor
+from ..editors import SecondMoments, collect_second_moments, get_editor
 from ..errors import EditFailedError
 from ..evaluation import load_texts, without_subjects
 from ..fingerprint import base_fingerprint
@@ -24,6 +24,7 @@ from ..session import EditResult, EditSession
 from ..tuner import PruneEditConfig
 from .models import load_model, load_tokenizer, print_json
 from .progress import progress_bar
+from .watching import MaxDrop, MaxGrowth, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
 
 
 def edit(
@@ -36,7 +37,10 @@ def edit(
     ] = None,
     history: Annotated[
         Optional[Path],
-        typer.Option(help="New SQLite file for the log of all edits; without it the adapter alone is kept."),
+        typer.Option(
+            help="New SQLite file for the log of all edits; without it the adapter alone is kept. peft-prune resume "
+            "goes on with it."
+        ),
     ] = None,
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many requests only.")] = None,
     batch_size: Annotated[int, typer.Option(help="Requests that are computed together.")] = 1,
@@ -58,6 +62,12 @@ def edit(
     set_: Annotated[
         Optional[list[str]], typer.Option("--set", help="A hyperparameter of the editor as name=value; repeatable.")
     ] = None,
+    max_growth: MaxGrowth = None,
+    watch_facts: WatchFacts = None,
+    watch_text: WatchText = None,
+    watch_every: WatchEvery = 10,
+    max_drop: MaxDrop = None,
+    on_limit: OnLimit = "warn",
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -66,7 +76,8 @@ def edit(
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} must be at least 1")
     if history is not None and history.exists():
-        raise ValueError(f"history: {history} exists; give another file")
+        raise ValueError(f"history: {history} exists; go on with it by peft-prune resume, or give another file")
+    watch = Watch(max_growth, watch_facts, watch_text, watch_every, max_drop, on_limit)
     records = load_requests(requests, limit=limit)
     config = PruneEditConfig(
         restraint=restraint,
@@ -84,8 +95,32 @@ def edit(
     with whole_folder(out, overwrite=overwrite) as folder:
         base = load_model(model, dtype)
         method = get_editor(editor, model=base, **settings)
-        outcomes = _edit(base, tokenizer, method, config, records, source, batch_size, history, json_output, folder)
-    _report(outcomes, out, json_output)
+        config.layers_to_transform = list(method.layers(base))
+        statistics = source.moments(base, tokenizer, method.modules(base), records, json_output)
+        options: dict[str, Any] = {"statistics": statistics, "history": history}
+        options["monitor"] = history is not None or max_growth is not None
+        edited = get_peft_model(base, config).eval()
+        guards = watch.guards(tokenizer, records)
+        with progress_bar(quiet=json_output) as progress:
+            options["callbacks"] = [*guards, EditProgress(progress, len(records))]
+            with EditSession(edited, tokenizer, method, **options) as session:
+                if statistics is not None and history is not None and stats is None:
+                    statistics.save(moments_beside(history))
+                outcomes = session.edit(records, batch_size=batch_size)
+                require_one(outcomes)
+                session.save(folder)
+    report_edits(outcomes, out, json_output)
+
+
+def moments_beside(history: Path) -> Path:
+    """Where the second moments of a history's session are kept, so that it can be gone on with."""
+    return history.with_name(f"{history.name}.moments.safetensors")
+
+
+def require_one(outcomes: Sequence[EditResult]) -> None:
+    """Raise EditFailedError where no edit took."""
+    if outcomes and not any(outcome.applied for outcome in outcomes):
+        raise EditFailedError(f"none of {len(outcomes)} edits took; the first: {outcomes[0].reason}")
 
 
 @dataclass(frozen=True)
@@ -110,33 +145,9 @@ class _Statistics:
         return collect_second_moments(model, tokenizer, texts, modules, progress=not quiet)
 
 
-def _edit(
-    model: Any,
-    tokenizer: Any,
-    editor: Editor,
-    config: PruneEditConfig,
-    requests: Sequence[EditRequest],
-    source: _Statistics,
-    batch_size: int,
-    history: Path | None,
-    quiet: bool,
-    out: Path,
-) -> list[EditResult]:
-    config.layers_to_transform = list(editor.layers(model))
-    statistics = source.moments(model, tokenizer, editor.modules(model), requests, quiet)
-    with progress_bar(quiet=quiet) as progress:
-        watch = _Progress(progress, len(requests))
-        options: dict[str, Any] = {"statistics": statistics, "history": history, "callbacks": [watch]}
-        edited = get_peft_model(model, config).eval()
-        with EditSession(edited, tokenizer, editor, monitor=history is not None, **options) as session:
-            results = session.edit(requests, batch_size=batch_size)
-            if not any(result.applied for result in results):
-                raise EditFailedError(f"none of {len(results)} edits took; the first: {results[0].reason}")
-            session.save(out)
-    return results
+class EditProgress(SessionCallback):
+    """Moves a bar."""
 
-
-class _Progress(SessionCallback):
     def __init__(self, progress: Callable[[str, int, int], None], total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0
 
@@ -169,8 +180,9 @@ def _value(text: str) -> Any:
         return float(text) if re.fullmatch(r"[-+]?\.\d+", text) else text
 
 
-def _report(outcomes: Sequence[EditResult], out: Path, json_output: bool) -> None:
-    failed = [{"index": o.id - 1, "reason": o.reason} for o in outcomes if not o.applied]
+def report_edits(outcomes: Sequence[EditResult], out: Path, json_output: bool, first: int = 1) -> None:
+    """Print what became of the requests, the first of which has this number in the history."""
+    failed = [{"index": o.id - first, "reason": o.reason} for o in outcomes if not o.applied]
     if json_output:
         applied = len(outcomes) - len(failed)
         print_json({"requested": len(outcomes), "applied": applied, "failed": failed, "adapter": str(out)})

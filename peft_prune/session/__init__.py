@@ -2,6 +2,7 @@
 
 from .attribution import Attribution, attribute
 from .history import EditRecord, Factors, History
+from .reading import adapter_of
 from .results import BatchFailedError, EditResult
 from .session import EditSession
 from .strengths import Calibration, calibrate_strengths
@@ -20,6 +21,7 @@ __all__ = [
     "TradeOff",
     "TradeOffs",
     "Verification",
+    "adapter_of",
     "attribute",
     "calibrate_strengths",
     "tune_restraint",

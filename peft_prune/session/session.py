@@ -141,7 +141,7 @@ class EditSession:
         log = History.open(history, author)
         try:
             facts = log.meta
-            _require_base(facts, model, history)
+            require_base(facts, model, history)
             session = cls.__new__(cls)
             session.history = log
             if editor is None:
@@ -546,7 +546,8 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _require_base(facts: Mapping[str, Any], model: Any, history: str | Path) -> None:
+def require_base(facts: Mapping[str, Any], model: Any, history: str | Path) -> None:
+    """Raise HistoryError where the model is not the one that these facts of a history are about."""
     made_for, found = facts["base"], base_fingerprint(model)
     if made_for is not None and found is not None and not same_base(made_for, found):
         raise HistoryError(

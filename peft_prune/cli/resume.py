@@ -1,0 +1,58 @@
+"""`peft-prune resume`: go on with a history, on another day and in another process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ..folders import whole_folder
+from ..requests import load_requests
+from ..session import EditSession, History
+from .edit import EditProgress, moments_beside, report_edits, require_one
+from .models import load_model, load_tokenizer
+from .progress import progress_bar
+from .watching import MaxDrop, MaxGrowth, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
+
+
+def resume(
+    history: Annotated[Path, typer.Argument(help="SQLite file of an earlier session.", metavar="HISTORY")],
+    model: Annotated[str, typer.Option(help="The unedited base model: a folder or a Hub name.")],
+    requests: Annotated[Path, typer.Option(help="Edit requests: a JSON, JSONL or CSV file, or hub:owner/name:split.")],
+    out: Annotated[Path, typer.Option(help="Folder for the adapter with all edits that stand.")],
+    limit: Annotated[Optional[int], typer.Option(help="Use the first so many requests only.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Requests that are computed together.")] = 1,
+    stats: Annotated[
+        Optional[Path],
+        typer.Option(help="The second moment that its edits were made with; the one kept beside it if not given."),
+    ] = None,
+    max_growth: MaxGrowth = None,
+    watch_facts: WatchFacts = None,
+    watch_text: WatchText = None,
+    watch_every: WatchEvery = 10,
+    max_drop: MaxDrop = None,
+    on_limit: OnLimit = "warn",
+    dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Edit further facts with the editor and the restraint of a history; no earlier edit is computed again."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size: {batch_size} must be at least 1")
+    records = load_requests(requests, limit=limit)
+    watch = Watch(max_growth, watch_facts, watch_text, watch_every, max_drop, on_limit)
+    with History.read(history) as log:
+        first = log.last_edit + 1
+        known = [record.request for record in log.edits(standing=True) if record.request is not None]
+    if stats is None and moments_beside(history).is_file():
+        stats = moments_beside(history)
+    tokenizer = load_tokenizer(model)
+    with whole_folder(out, overwrite=overwrite) as folder, progress_bar(quiet=json_output) as progress:
+        callbacks = [*watch.guards(tokenizer, [*known, *records]), EditProgress(progress, len(records))]
+        base = load_model(model, dtype)
+        with EditSession.resume(history, base, tokenizer, statistics=stats, callbacks=callbacks) as session:
+            outcomes = session.edit(records, batch_size=batch_size)
+            require_one(outcomes)
+            session.save(folder)
+    report_edits(outcomes, out, json_output, first)

@@ -1,0 +1,86 @@
+"""Guards on the command line: limits that a session watches and its history draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from ..evaluation import exclude_subjects, load_facts, load_texts, perplexity, recall
+from ..monitoring import AbilityGuard, ConditionGuard, SessionCallback
+from ..monitoring.callbacks import checked_action
+from ..requests import EditRequest
+
+MaxGrowth = Annotated[
+    Optional[float], typer.Option(help="Growth of the condition number that no layer may exceed, such as 5.")
+]
+WatchFacts = Annotated[
+    Optional[Path], typer.Option(help="Facts the base knows, whose recall is measured while editing.")
+]
+WatchText = Annotated[Optional[Path], typer.Option(help="Texts whose perplexity is measured while editing.")]
+WatchEvery = Annotated[int, typer.Option(help="Batches between two such measurements.")]
+MaxDrop = Annotated[
+    Optional[float], typer.Option(help="Largest loss of recall or perplexity, as a share of the base's, such as 0.05.")
+]
+OnLimit = Annotated[str, typer.Option(help="What to do past a limit: warn, restrain, rollback or stop.")]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is asked to be watched.
+
+    Args:
+        max_growth: For a ConditionGuard.
+        facts: File of facts for recall.
+        text: File of texts for perplexity.
+        every: Batches between two measurements.
+        max_drop: Largest loss as a share of the base's value; None measures only.
+        action: What happens past a limit.
+
+    Raises:
+        ValueError: A value is not accepted.
+        InvalidRequestError: A file is malformed.
+    """
+
+    max_growth: float | None
+    facts: Path | None
+    text: Path | None
+    every: int
+    max_drop: float | None
+    action: str
+
+    def __post_init__(self) -> None:
+        checked_action(self.action)
+        if self.max_drop is not None and self.facts is None and self.text is None:
+            raise ValueError(f"max_drop: {self.max_drop} needs --watch-facts or --watch-text")
+        self.guards(None, ())  # what is wrong shows before a model is loaded
+
+    def guards(self, tokenizer: Any, requests: Sequence[EditRequest]) -> list[SessionCallback]:
+        """The guards; facts that name a subject of ``requests`` are left out."""
+        found: list[SessionCallback] = []
+        if self.max_growth is not None:
+            found.append(ConditionGuard(self.max_growth, self.action))
+        drop = math.inf if self.max_drop is None else self.max_drop
+        options: dict[str, Any] = {"every": self.every, "action": self.action}
+        if self.facts is not None:
+            kept = exclude_subjects(load_facts(self.facts), requests)
+            if not kept:
+                raise ValueError(f"watch_facts: every fact of {self.facts} names an edited subject")
+            found.append(AbilityGuard(partial(_recall, tokenizer, kept), drop, name="recall", **options))
+        if self.text is not None:
+            probe = partial(_perplexity, tokenizer, load_texts(self.text))
+            found.append(AbilityGuard(probe, drop, name="perplexity", higher_is_better=False, **options))
+        return found
+
+
+def _recall(tokenizer: Any, facts: Sequence[Any], model: Any) -> float:
+    return recall(model, tokenizer, facts).value or 0.0
+
+
+def _perplexity(tokenizer: Any, texts: Sequence[str], model: Any) -> float:
+    return perplexity(model, tokenizer, texts)

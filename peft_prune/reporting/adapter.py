@@ -1,0 +1,241 @@
+"""The report of a saved adapter: what it holds, and what it does to a model where one is given."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ..errors import AdapterError
+from ..evaluation import Proportion
+from ..monitoring import CONDITION_GROWTH, Limit
+from ..requests import EditRequest
+from ..spectral import LowRankUpdate
+from .courses import spectrum_chart
+from .document import Block, Cell, Level, Report, Row, Section, Table, Tile
+from .limits import level_of, limits_of, progress
+from .measured import evaluation_table, layers_table
+from .now import Now
+from .redaction import OpenRedactor, Redactor
+from .sentences import VERDICTS
+from .words import TERMS, count, interval, number, percent
+
+_FACTOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.prune_edit_(?P<side>[AB])\.weight$")
+
+
+def adapter_report(
+    folder: Path,
+    *,
+    now: Now | None = None,
+    requests: Mapping[int, EditRequest] | None = None,
+    max_growth: float | None = None,
+    redact: bool = False,
+    redact_key: str | None = None,
+) -> Report:
+    """The report of a PRUNE_EDIT adapter.
+
+    Args:
+        folder: Folder of the adapter.
+        now: The model with this adapter; without it there is nothing to say of condition numbers or answers.
+        requests: What was edited, by number, as given to `Now.of`.
+        max_growth: A limit of κ(W0 + ΔW) / κ(W0) to judge by.
+        redact: Replace subjects, targets and answers by codes.
+        redact_key: A key of one's own.
+
+    Raises:
+        AdapterError: The folder holds no whole PRUNE_EDIT adapter.
+        ValueError: ``max_growth`` is not above 1.
+    """
+    config, updates = read_adapter(folder)
+    asked = requests or {}
+    limit = next(iter(limits_of({}, max_growth)), None)
+    growth = {} if now is None else {name: one.growth for name, one in now.figures.items()}
+    share = progress(limit, max(growth.values())) if limit is not None and growth else None
+    level: Level = "open" if share is None else level_of(share)
+    names = [text for one in asked.values() for text in (one.subject, one.target_new, one.target_true or "")]
+    redactor = Redactor(redact_key, names) if redact else OpenRedactor()
+    sections = [Section("layers-section", "What it does to the layers", _layers(updates, now))]
+    if now is not None and now.evaluation is not None:
+        sections.append(Section("measured", "What was measured", [evaluation_table(now.evaluation)]))
+    if now is not None and asked:
+        sections.append(Section("edits", "Edits that were asked about", [_answers(asked, now, redactor)]))
+    return Report(
+        title="An adapter with edits",
+        subtitle=f"{folder.name}, for {config.get('base_model_name_or_path') or 'a base that it does not name'}",
+        level=level,
+        verdict=VERDICTS[level],
+        summary=_summary(config, updates, growth, limit, now),
+        advice=_advice(config, level, now),
+        tiles=_tiles(config, updates, growth, limit, level, now),
+        sections=sections,
+        facts=_facts(folder, config),
+        terms=TERMS,
+        redacted=redact,
+    )
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, LowRankUpdate]]:
+    """Configuration and factors of a saved adapter, by module name, without a model.
+
+    Raises:
+        AdapterError: The folder holds no whole PRUNE_EDIT adapter.
+    """
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "adapter_model.safetensors")
+    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+        raise AdapterError(f"adapter: {folder} cannot be read: {error}") from None
+    if config.get("peft_type") != "PRUNE_EDIT":
+        raise AdapterError(f"adapter: {folder} is of type {config.get('peft_type')}, PRUNE_EDIT is accepted")
+    sides: dict[str, dict[str, Any]] = {}
+    for key, tensor in tensors.items():
+        found = _FACTOR.match(key)
+        if found:
+            sides.setdefault(found["module"], {})[found["side"]] = tensor
+    if not sides or any(set(own) != {"A", "B"} for own in sides.values()):
+        raise AdapterError(f"adapter: {folder} lacks factors of a layer; the file is incomplete")
+    return config, {name: LowRankUpdate(own["B"], own["A"]) for name, own in sides.items()}
+
+
+def _layers(updates: Mapping[str, LowRankUpdate], now: Now | None) -> list[Block]:
+    spectra = {name: update.singular_values().tolist() for name, update in updates.items()}
+    rows: list[Row] = [
+        [
+            name,
+            Cell(str(updates[name].rank), updates[name].rank),
+            Cell(number(values[0] if values else 0.0), values[0] if values else 0.0),
+            Cell(number(updates[name].frobenius_norm()), updates[name].frobenius_norm()),
+        ]
+        for name, values in spectra.items()
+    ]
+    columns = ["layer", "rank of ΔW", "‖ΔW‖₂", "‖ΔW‖_F"]
+    blocks: list[Block] = [Table("factors", "Factors in the file", columns, rows, numeric=(1, 2, 3))]
+    held = {name: values for name, values in spectra.items() if values}
+    if held:
+        largest = max(held, key=lambda name: held[name][0])
+        sigma = None if now is None else now.spectra[largest][1]
+        blocks.append(
+            spectrum_chart("singular", f"Largest directions of ΔW in {largest}", {"ΔW": held[largest][:200]}, sigma)
+        )
+    if now is not None:
+        blocks.append(layers_table({name: vars(one) for name, one in now.figures.items()}, "now"))
+    return blocks
+
+
+def _answers(requests: Mapping[int, EditRequest], now: Now, redactor: Redactor) -> Table:
+    rows: list[Row] = []
+    for index, request in requests.items():
+        found = now.verification[index]
+        state = "holds" if found.holds else "does not hold"
+        rows.append(
+            [
+                Cell(str(index), index),
+                redactor.code(request.subject),
+                redactor.free(request.relation_id or request.prompt),
+                redactor.code(request.target_new),
+                redactor.code(found.answer.strip()),
+                Cell(f"{found.probability:.2f}", found.probability),
+                Cell(state, state, "good" if found.holds else "passed", mark=True),
+            ]
+        )
+    columns = ["request", "subject", "relation", "new target", "answer now", "probability", "state"]
+    return Table(
+        "edit-list",
+        "",
+        columns,
+        rows,
+        numeric=(0, 5),
+        searchable=True,
+        filters=("holds", "does not hold"),
+        filter_column=6,
+        note="The answer is the model's own, free one to the bare prompt.",
+    )
+
+
+def _summary(
+    config: Mapping[str, Any],
+    updates: Mapping[str, LowRankUpdate],
+    growth: Mapping[str, float],
+    limit: Limit | None,
+    now: Now | None,
+) -> list[str]:
+    held = [name for name, update in updates.items() if update.rank]
+    edits, layers = int(config.get("edits") or 0), count(len(held), "layer")
+    what = count(edits, "edit") if edits else "changes that were not made as edits"
+    said = [f"The adapter holds {what} in {layers}."]
+    said.append(
+        f"It has been restrained ({_restraint(config)})." if config.get("restrained") else "It has not been restrained."
+    )
+    if growth:
+        worst = max(growth, key=growth.__getitem__)
+        allowed = "" if limit is None else f"; at most {number(limit.value)} is allowed"
+        said.append(f"The condition number of {worst} is {number(growth[worst])} times the base's{allowed}.")
+    if now is not None and now.verification:
+        holds = Proportion.of(one.holds for one in now.verification.values())
+        kept = sum(one.holds for one in now.verification.values())
+        said.append(
+            f"Asked freely, the model gives the new answer to {kept} of {holds.n} requests, "
+            f"{percent(holds.value or 0.0)} ({interval(holds)})."
+        )
+    return said
+
+
+def _advice(config: Mapping[str, Any], level: Level, now: Now | None) -> list[str]:
+    said = []
+    if now is None:
+        said.append(
+            "Give --model to see what the adapter does to the condition numbers, and --requests to see what holds."
+        )
+    elif level == "open":
+        said.append("Give --max-growth to judge the condition number by.")
+    if level == "passed" and not config.get("restrained"):
+        said.append("Restrain it: peft-prune restrain writes a restrained adapter beside this one.")
+    elif level == "passed":
+        said.append("Take the edits from their history with a stronger restraint (peft-prune tune), or undo some.")
+    lost = [] if now is None else [str(index) for index, one in now.verification.items() if not one.holds]
+    if lost:
+        said.append(f"{count(len(lost), 'request')} do not hold; the table names them.")
+    return said or ["Nothing needs to be done."]
+
+
+def _tiles(
+    config: Mapping[str, Any],
+    updates: Mapping[str, LowRankUpdate],
+    growth: Mapping[str, float],
+    limit: Limit | None,
+    level: Level,
+    now: Now | None,
+) -> list[Tile]:
+    tiles = [
+        Tile("edits", f"{int(config.get('edits') or 0):,}"),
+        Tile("layers", str(sum(1 for update in updates.values() if update.rank))),
+        Tile("largest rank", str(max((update.rank for update in updates.values()), default=0))),
+        Tile("restrained", "yes" if config.get("restrained") else "no", _restraint(config)),
+    ]
+    if growth:
+        note = "no limit set" if limit is None else f"limit {number(limit.value)}"
+        state = None if limit is None or limit.figure != CONDITION_GROWTH else level
+        tiles.append(Tile("growth of κ", f"{number(max(growth.values()))} ×", note, state))
+    if now is not None and now.verification:
+        holds = Proportion.of(one.holds for one in now.verification.values())
+        tiles.append(Tile("hold now", percent(holds.value or 0.0), f"n = {holds.n}, {interval(holds)}"))
+    return tiles
+
+
+def _restraint(config: Mapping[str, Any]) -> str:
+    name = str(config.get("restraint", "none"))
+    return f"{name}, α = {config['alpha']:g}" if name == "log" and config.get("alpha") else name
+
+
+def _facts(folder: Path, config: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+    return [
+        ("adapter", str(folder)),
+        ("base", str(config.get("base_model_name_or_path") or "not named")),
+        ("restraint", _restraint(config)),
+        ("peft", str(config.get("peft_version", "not named"))),
+    ]

@@ -1,0 +1,224 @@
+"""Charts that several reports share: bars by day, courses over edits, singular values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import date
+
+from ..monitoring import Limit
+from .document import Cell, Chart, Row, Table
+from .drawing import INK, LIMIT, STATE_COLOURS, colour, drawing, legend_above, plain_log, shortened, whole_ticks
+from .words import number
+
+_DASHES = {"linestyle": (0, (5, 3)), "linewidth": 1.4}
+
+
+def days_chart(by_day: Mapping[date, Mapping[str, int]]) -> Chart:
+    """Edits of each day by state."""
+    states = [state for state in STATE_COLOURS if any(counts.get(state) for counts in by_day.values())]
+    days = list(by_day)
+    with drawing() as (axes, drawn):
+        bottom = [0] * len(days)
+        for state in states:
+            heights = [by_day[day].get(state, 0) for day in days]
+            axes.bar(_places(days), heights, 0.8, bottom=bottom, color=STATE_COLOURS[state], label=state)
+            bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+        axes.set_xlim(min(_places(days)) - 3, max(_places(days)) + 3)
+        _date_ticks(axes, days)
+        whole_ticks(axes.yaxis)
+        axes.set_ylabel("edits")
+        axes.grid(axis="x", visible=False)
+        legend_above(axes, 5)
+        svg = drawn("days")
+    rows = [[day.isoformat(), *(str(by_day[day].get(state, 0)) for state in states)] for day in days]
+    total = sum(sum(counts.values()) for counts in by_day.values())
+    numbers = Table("days-numbers", "", ["day (UTC)", *states], rows, numeric=range(1, len(states) + 1))
+    return Chart("days", "Edits per day", svg, f"{total} edits on {len(days)} days, by what became of them.", numbers)
+
+
+def relations_chart(by_relation: Mapping[str, Mapping[str, int]], most: int = 12) -> Chart:
+    """Edits of each relation by state; rare relations together."""
+    shown = dict(list(by_relation.items())[:most])
+    rest = list(by_relation.items())[most:]
+    if rest:
+        together: dict[str, int] = {}
+        for _, counts in rest:
+            for state, amount in counts.items():
+                together[state] = together.get(state, 0) + amount
+        shown[f"{len(rest)} other relations"] = together
+    states = [state for state in STATE_COLOURS if any(counts.get(state) for counts in shown.values())]
+    names = list(shown)
+    with drawing(height=0.9 + 0.24 * len(names)) as (axes, drawn):
+        left = [0] * len(names)
+        for state in states:
+            widths = [shown[name].get(state, 0) for name in names]
+            axes.barh(range(len(names)), widths, 0.7, left=left, color=STATE_COLOURS[state], label=state)
+            left = [low + width for low, width in zip(left, widths, strict=True)]
+        axes.set_yticks(range(len(names)), [_cut(name) for name in names])
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        whole_ticks(axes.xaxis)
+        axes.set_xlabel("edits")
+        legend_above(axes, 5)
+        svg = drawn("relations")
+    rows = []
+    for name, counts in by_relation.items():
+        tried = counts.get("applied", 0) + counts.get("undone", 0) + counts.get("failed", 0)
+        took = counts.get("applied", 0) + counts.get("undone", 0)
+        share = "–" if tried == 0 else f"{took} of {tried}"
+        rows.append([name, *(str(counts.get(state, 0)) for state in states), share])
+    numbers = Table(
+        "relations-numbers", "", ["relation", *states, "took, of those tried"], rows, numeric=range(1, len(states) + 2)
+    )
+    description = f"The {len(shown)} most frequent of {len(by_relation)} relations, by what became of their edits."
+    return Chart("relations", "Edits by relation", svg, description, numbers)
+
+
+def course_chart(
+    key: str,
+    title: str,
+    courses: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    ylabel: str,
+    xlabel: str = "edits asked for",
+    limit: Limit | None = None,
+    base: float | None = None,
+    caption: str = "",
+    ticks: Sequence[str] = (),
+) -> Chart:
+    """Figures over the edits, one line each, with the limit and the base's own value as lines across.
+
+    Args:
+        key: Short name.
+        title: Heading.
+        courses: Places and values by name; values that are no finite number leave a gap.
+        ylabel: Of the values.
+        xlabel: Of the places.
+        limit: Drawn with its value.
+        base: Drawn dotted.
+        caption: Below the picture.
+        ticks: Names of the places, where these are 0, 1, 2, ….
+    """
+    short = shortened(list(courses))
+    finite = [y for _, values in courses.values() for y in values if math.isfinite(y)]
+    with drawing() as (axes, drawn):
+        for index, (name, (places, values)) in enumerate(courses.items()):
+            seen = [y if math.isfinite(y) else math.nan for y in values]
+            style = "o-" if len(places) <= 40 else "-"
+            axes.plot(places, seen, style, ms=3, color=colour(index), label=short[name] if len(courses) > 1 else None)
+        if limit is not None:
+            axes.axhline(limit.value, color=LIMIT, label=f"limit {number(limit.value)}", **_DASHES)
+        if base is not None:
+            axes.axhline(base, color=INK, linestyle=":", linewidth=1.2, label=f"base model {number(base)}")
+        if finite and limit is not None and max(finite) > 20 * limit.value > 0:
+            axes.set_yscale("log")
+            plain_log(axes.yaxis)
+        if ticks:
+            axes.set_xticks(range(len(ticks)), [_cut(tick, 16) for tick in ticks])
+        else:
+            whole_ticks(axes.xaxis)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        legend_above(axes, 4)
+        svg = drawn(key)
+    numbers = _course_numbers(key, courses, short, xlabel, ticks)
+    latest = "; ".join(f"{short[name]}: {number(values[-1])}" for name, (_, values) in courses.items())
+    said = "" if limit is None else f" The limit is {number(limit.value)}."
+    return Chart(key, title, svg, f"{ylabel} over {xlabel}. Latest: {latest}.{said}", numbers, caption)
+
+
+def spectrum_chart(
+    key: str, title: str, curves: Mapping[str, Sequence[float]], limit: float | None, caption: str = ""
+) -> Chart:
+    """Singular values, the largest first, beside σmax(W₀) where it is known."""
+    with drawing() as (axes, drawn):
+        for index, (name, values) in enumerate(curves.items()):
+            shown = [value for value in values if value > 0]
+            axes.plot(
+                range(1, len(shown) + 1),
+                shown,
+                "o-" if len(shown) <= 40 else "-",
+                ms=3,
+                color=colour(index),
+                label=name,
+            )
+        if limit is not None:
+            axes.axhline(limit, color=LIMIT, label=f"σmax(W₀) {number(limit)}", **_DASHES)
+        axes.set(xlabel="singular direction, the largest first", ylabel="singular value", yscale="log")
+        plain_log(axes.yaxis)
+        whole_ticks(axes.xaxis)
+        legend_above(axes, 4)
+        svg = drawn(key)
+    length = max((len(values) for values in curves.values()), default=0)
+    rows = [
+        [str(place + 1), *(number(values[place], 4) if place < len(values) else "" for values in curves.values())]
+        for place in range(min(length, 200))
+    ]
+    numbers = Table(f"{key}-numbers", "", ["direction", *curves], rows, numeric=range(len(curves) + 1))
+    largest = "; ".join(f"{name}: {number(values[0])}" for name, values in curves.items() if len(values))
+    return Chart(key, title, svg, f"Singular values. Largest: {largest}.", numbers, caption)
+
+
+def bars_chart(key: str, title: str, bars: Mapping[str, float], *, xlabel: str, described: str) -> Chart:
+    """Horizontal bars, the first at the top.
+
+    Args:
+        key: Short name.
+        title: Heading.
+        bars: Lengths by label.
+        xlabel: Of the lengths.
+        described: For those who cannot see it.
+    """
+    names = list(bars)
+    with drawing(height=0.7 + 0.24 * max(len(names), 3)) as (axes, drawn):
+        axes.barh(range(len(names)), list(bars.values()), 0.7, color=colour(0))
+        axes.set_yticks(range(len(names)), [_cut(name) for name in names])
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(xlabel)
+        svg = drawn(key)
+    rows: list[Row] = [[name, Cell(number(value, 4), value)] for name, value in bars.items()]
+    return Chart(key, title, svg, described, Table(f"{key}-numbers", "", ["", xlabel], rows, numeric=(1,)))
+
+
+def _course_numbers(
+    key: str,
+    courses: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    short: Mapping[str, str],
+    xlabel: str,
+    ticks: Sequence[str],
+) -> Table:
+    places = sorted({place for own, _ in courses.values() for place in own})
+    values = {name: dict(zip(*own, strict=True)) for name, own in courses.items()}
+    rows = [
+        [
+            ticks[int(place)] if ticks else f"{place:g}",
+            *(Cell(number(own[place], 4), own[place]) if place in own else "" for own in values.values()),
+        ]
+        for place in places
+    ]
+    return Table(
+        f"{key}-numbers", "", [xlabel, *(short[name] for name in courses)], rows, numeric=range(1, len(courses) + 1)
+    )
+
+
+def _places(days: Sequence[date]) -> list[float]:
+    from matplotlib.dates import date2num
+
+    return [float(date2num(day)) for day in days]
+
+
+def _date_ticks(axes: object, days: Sequence[date]) -> None:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    axis = axes.xaxis  # type: ignore[attr-defined]
+    if len(days) <= 8:
+        axis.set_ticks(_places(days), [day.strftime("%d %b") for day in days])
+        return
+    locator = AutoDateLocator(minticks=3, maxticks=8)
+    axis.set_major_locator(locator)
+    axis.set_major_formatter(ConciseDateFormatter(locator))
+
+
+def _cut(text: str, most: int = 30) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

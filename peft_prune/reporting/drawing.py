@@ -1,0 +1,129 @@
+"""Pictures as SVG that is part of a page: its font, its colours in light and dark, no file beside it."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import MissingPackageError
+
+INK, FAINT, LIMIT = "#010101", "#020202", "#030303"
+"""Stand-ins that `drawn` replaces by the page's own colours for text, grids and limits."""
+
+SERIES = ("#2f7ec7", "#d9730d", "#2a9d6f", "#c2559d", "#8a6fd1", "#b8860b", "#4aa3a2", "#d1495b")
+"""Colours that stand out from a white and from a nearly black page."""
+
+STATE_COLOURS = {
+    "applied": "#2a9d6f",
+    "undone": "#8a8f98",
+    "failed": "#d1495b",
+    "rejected": "#d9730d",
+    "skipped": "#b8860b",
+}
+
+_VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", LIMIT: "var(--limit)"}
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "peft_prune",
+    "font.size": 9.0,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+
+
+@contextmanager
+def drawing(height: float = 2.5, width: float = 4.8) -> Iterator[tuple[Any, Callable[[str], str]]]:
+    """Axes to draw on, and a function that gives the SVG under a key unique on the page.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise MissingPackageError("matplotlib is not installed; install peft-prune[report]") from None
+    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots()
+
+        def drawn(key: str) -> str:
+            stream = io.StringIO()
+            figure.savefig(stream, format="svg", metadata={"Date": None})
+            return for_a_page(stream.getvalue(), key)
+
+        yield axes, drawn
+
+
+def for_a_page(svg: str, key: str) -> str:
+    """An SVG file as part of a page: no head, no metadata, ids of its own, the page's font and colours."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r'\1 aria-hidden="true" focusable="false"', svg, count=1)
+    svg = re.sub(r'\bid="', f'id="{key}-', svg)
+    svg = re.sub(r"url\(#", f"url(#{key}-", svg)
+    svg = re.sub(r'href="#', f'href="#{key}-', svg)
+    svg = re.sub(r"(font: [^;\"]*?[\d.]+px) [^;\"]*", r"\1 var(--font)", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    return svg
+
+
+def colour(index: int) -> str:
+    """The colour of a series, in turn."""
+    return SERIES[index % len(SERIES)]
+
+
+def whole_ticks(axis: Any) -> None:
+    """Ticks at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def plain_log(axis: Any) -> None:
+    """Ticks of a logarithmic axis as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def legend_above(axes: Any, columns: int = 3) -> None:
+    """The legend in rows above the axes, where it covers nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        axes.figure.legend(handles, labels, loc="outside upper left", ncols=min(columns, len(labels)))
+
+
+def shortened(names: Sequence[str]) -> dict[str, str]:
+    """Module names without the parts that all have in common, so that they fit beside an axis."""
+    if len(names) < 2:
+        return {name: name for name in names}
+    parts = [name.split(".") for name in names]
+    least = min(len(part) for part in parts)
+    start = next((i for i in range(least) if len({part[i] for part in parts}) > 1), least)
+    end = next((i for i in range(1, least - start + 1) if len({part[-i] for part in parts}) > 1), 1) - 1
+    short = {name: ".".join(part[start : len(part) - end]) or name for name, part in zip(names, parts, strict=True)}
+    return {name: f"layer {own}" if own.isdigit() else own for name, own in short.items()}

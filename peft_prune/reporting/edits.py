@@ -1,0 +1,76 @@
+"""The table of all edits."""
+
+from __future__ import annotations
+
+from ..session import EditRecord, Verification
+from .document import Cell, Level, Row, Table
+from .log import STATES, EditLog
+from .now import Now
+from .redaction import Redactor
+from .words import moment
+
+_LEVELS: dict[str, Level] = {"applied": "good", "failed": "passed", "rejected": "near", "skipped": "near"}
+
+
+def edits_table(log: EditLog, now: Now | None, redactor: Redactor) -> Table:
+    """Every edit with its answers before and after, and what became of it; the newest first."""
+    columns = ["edit", "time (UTC)", "subject", "relation", "new target", "before", "after"]
+    columns += ["now"] if now is not None else []
+    columns += ["probability", "state", "why", "by"]
+    rows = [_row(log, record, now, redactor) for record in reversed(log.records)]
+    states = log.states()
+    return Table(
+        "edit-list",
+        "",
+        columns,
+        rows,
+        numeric=(0, columns.index("probability")),
+        searchable=True,
+        filters=[state for state in STATES if states[state]],
+        filter_column=columns.index("state"),
+        note="Before and after are the model's own free answers to the bare prompt; the probability is that of the new "
+        "target, after the edit.",
+        empty="There are no edits yet.",
+    )
+
+
+def _row(log: EditLog, record: EditRecord, now: Now | None, redactor: Redactor) -> Row:
+    request, when, state = record.request, log.finished[record.id], log.state(record)
+    probability = record.probability_after
+    cells: list[Cell | str] = [
+        Cell(str(record.id), record.id),
+        Cell(moment(when), when.timestamp()),
+        "" if request is None else redactor.code(request.subject),
+        "" if request is None else redactor.free(request.relation_id or request.prompt),
+        "" if request is None else redactor.code(request.target_new),
+        redactor.code((record.answer_before or "").strip()),
+        redactor.code((record.answer_after or "").strip()),
+    ]
+    if now is not None:
+        cells.append(_now(now.verification.get(record.id), redactor))
+    cells += [
+        Cell("–" if probability is None else f"{probability:.2f}", -1.0 if probability is None else probability),
+        Cell(state, state, _LEVELS.get(state), mark=True),
+        redactor.free(_why(record)),
+        log.authors[record.id],
+    ]
+    return cells
+
+
+def _now(found: Verification | None, redactor: Redactor) -> Cell | str:
+    if found is None:
+        return ""
+    return Cell(redactor.code(found.answer.strip()), None, "good" if found.holds else "passed")
+
+
+def _why(record: EditRecord) -> str:
+    said = [record.reason or ""]
+    if record.undone_at:
+        said.append(f"{record.undone_reason} ({record.undone_by}, {record.undone_at[:16].replace('T', ' ')})")
+    if record.stronger and record.status == "applied":
+        said.append(f"second try with {record.stronger}")
+    if record.strength != 1.0:
+        said.append(f"strength {record.strength:.2f}")
+    if record.status == "failed" and record.stands:
+        said.append("kept all the same")
+    return "; ".join(part for part in said if part)

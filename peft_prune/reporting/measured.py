@@ -1,0 +1,93 @@
+"""Tables of what was measured: figures of the layers, and an evaluation before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .document import Cell, Row, Table
+from .words import number
+
+
+def layers_table(layers: Mapping[str, Mapping[str, Any]], when: str) -> Table:
+    """Figures of the layers.
+
+    Args:
+        layers: Rows of `LayerCondition`'s fields by module.
+        when: When they were taken.
+    """
+    rows: list[Row] = []
+    for name, own in layers.items():
+        base, edited = own["condition_number_base"], own["condition_number"]
+        growth = None if not base or edited is None else edited / base
+        relative = None if not own["sigma_max_base"] else own["delta_spectral_norm"] / own["sigma_max_base"]
+        values = (own["rank"], base, edited, growth, relative, own.get("output_perturbation"))
+        rows.append([name, *(Cell(number(value), value) for value in values)])
+    return Table(
+        "layers",
+        f"Edited layers, {when}",
+        ["layer", "rank of ΔW", "κ(W₀)", "κ(W₀+ΔW)", "growth", "‖ΔW‖₂ / σmax(W₀)", "change of ordinary outputs"],
+        rows,
+        numeric=range(1, 7),
+        note="The change of ordinary outputs is the mean squared change over the mean squared output, where the "
+        "session knew a second moment.",
+        empty="No figures of the layers were taken.",
+        wide=True,
+    )
+
+
+def evaluation_table(found: Mapping[str, Any]) -> Table:
+    """An evaluation before and after, with n and 95 % intervals.
+
+    Args:
+        found: What `evaluate` returns.
+    """
+    before, after = (_flat(found[moment]) for moment in ("before", "after"))
+    gaps = found.get("difference", {})
+    rows: list[Row] = []
+    for name, own in before.items():
+        if _value(own) is None and _value(after[name]) is None:
+            continue
+        gap = gaps.get(name)
+        rows.append(
+            [
+                name.replace("_greedy", ", free answers").replace("_", " ").replace("/", ": "),
+                Cell(_count(own)),
+                Cell(_text(own), _value(own)),
+                Cell(_text(after[name]), _value(after[name])),
+                ""
+                if gap is None or gap["value"] is None
+                else f"{gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]",
+            ]
+        )
+    return Table(
+        "evaluation",
+        "Before and after",
+        ["figure", "n", "base model", "edited model", "difference"],
+        rows,
+        numeric=(1, 2, 3, 4),
+        note="With 95 % intervals. Before comes from the base model's own outputs; free answers are greedy "
+        "generations.",
+        wide=True,
+    )
+
+
+def _flat(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in figures.items() if k != "abilities"} | dict(figures.get("abilities", {}))
+
+
+def _value(figure: Any) -> float | None:
+    return figure.get("value") if isinstance(figure, Mapping) else figure
+
+
+def _count(figure: Any) -> str:
+    return str(figure["n"]) if isinstance(figure, Mapping) else ""
+
+
+def _text(figure: Any) -> str:
+    value = _value(figure)
+    if value is None:
+        return "–"
+    if not isinstance(figure, Mapping):
+        return number(value, 4)
+    return f"{value:.3f} [{figure['low']:.2f}, {figure['high']:.2f}]"
