@@ -27,6 +27,10 @@ class AdapterError(PeftPruneError, ValueError):
     """A saved adapter is damaged, incomplete, or made for another base."""
 
 
+class CheckpointError(PeftPruneError, ValueError):
+    """A checkpoint on disk is missing, damaged, or does not match another one; the message names the tensor."""
+
+
 class HistoryError(PeftPruneError, RuntimeError):
     """A history cannot be read or written, or belongs to another model."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,18 +27,37 @@ def base_fingerprint(model: Any) -> str | None:
     Returns:
         ``"structure:samples"``, or None where weights are quantized or not at hand (offloaded, on the meta device).
     """
-    structure, weights = hashlib.sha256(), []
-    for name, parameter in _base_parameters(unwrapped(model)):
+    parameters = dict(_base_parameters(unwrapped(model)))
+    for parameter in parameters.values():
         if parameter.is_meta or not parameter.is_floating_point() or type(parameter) is not nn.Parameter:
             return None
-        structure.update(f"{name} {tuple(parameter.shape)};".encode())
-        if parameter.ndim == 2 and parameter.numel():
-            weights.append(parameter)
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    return fingerprint_of(shapes, partial(_element, parameters))
+
+
+def fingerprint_of(shapes: Mapping[str, tuple[int, ...]], read: Callable[[str, int], float]) -> str | None:
+    """The fingerprint of weights that need not be in memory.
+
+    Args:
+        shapes: Shape of every parameter by name, in the model's order, tied ones once.
+        read: The element of a parameter of two dimensions at a place counted row by row.
+
+    Returns:
+        As `base_fingerprint`; None where no parameter has two dimensions.
+    """
+    structure, sizes = hashlib.sha256(), dict[str, int]()
+    for name, shape in shapes.items():
+        structure.update(f"{name} {shape};".encode())
+        if len(shape) == 2 and shape[0] * shape[1]:
+            sizes[name] = shape[0] * shape[1]
+    weights = list(sizes)
     if not weights:
         return None
     count = max(_SAMPLES // _PER_TENSOR, 1)
     chosen = [weights[(index * len(weights)) // count] for index in range(count)]
-    values = torch.cat([_sample(weight, index) for index, weight in enumerate(chosen)])
+    values = torch.tensor(
+        [read(name, place) for index, name in enumerate(chosen) for place in _places(sizes[name], index)]
+    )
     samples = base64.b64encode(values.numpy().astype("<f4").tobytes()).decode()
     return f"{structure.hexdigest()[:16]}:{samples}"
 
@@ -71,11 +91,14 @@ def _base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield inside + name[len(inside) + len(".base_layer") :], parameter
 
 
-def _sample(weight: Tensor, index: int) -> Tensor:
-    """A few elements of one tensor, other ones for every index, as float32 on the CPU."""
-    places = [(7919 * (index * _PER_TENSOR + k) + 13) % weight.numel() for k in range(_PER_TENSOR)]
-    flat = weight.detach().reshape(-1) if weight.is_contiguous() else weight.detach().flatten()
-    return flat[torch.tensor(places, device=weight.device)].float().cpu()
+def _places(count: int, index: int) -> list[int]:
+    """Places of a few elements of one tensor, other ones for every index."""
+    return [(7919 * (index * _PER_TENSOR + k) + 13) % count for k in range(_PER_TENSOR)]
+
+
+def _element(parameters: Mapping[str, Tensor], name: str, place: int) -> float:
+    weight = parameters[name].detach()
+    return float(weight[place // weight.shape[1], place % weight.shape[1]])
 
 
 def _decoded(samples: str) -> Tensor:

@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from .. import __version__
 from ..errors import PeftPruneError
+from .audit import audit
 from .demo import demo
 from .edit import edit
 from .evaluate import evaluate
@@ -38,7 +39,7 @@ app = typer.Typer(
 )
 for command in (demo, locate, edit, resume, harness, history, undo, tune, restrain, merge, report):
     app.command()(command)
-for several in (evaluate, experiment):
+for several in (evaluate, experiment, audit):
     app.command(cls=SeveralValues)(several)
 
 

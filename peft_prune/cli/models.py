@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import AdapterError, UnsupportedModelError
+from ..errors import AdapterError, CheckpointError, UnsupportedModelError
 from ..evaluation import Ability, load_ability
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -65,6 +66,23 @@ def load_adapter(model: PreTrainedModel, path: Path, *, strict_base: bool = Fals
         raise AdapterError(f"{error} ({path})" if str(path) not in str(error) else str(error)) from None
     except (SafetensorError, json.JSONDecodeError, ValueError, KeyError) as error:
         raise AdapterError(f"adapter: {path} cannot be loaded: {_first_line(error)}") from None
+
+
+def local_checkpoint(path: str) -> Path:
+    """A checkpoint's folder or file; what is no path is a Hub name, whose weights are fetched.
+
+    Raises:
+        CheckpointError: It is neither, or cannot be fetched.
+    """
+    if Path(path).exists():
+        return Path(path)
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise CheckpointError(f"checkpoint: {path} does not exist")
+    try:
+        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors"]))
+    except (OSError, ValueError) as error:
+        reason = _first_line(error)
+        raise CheckpointError(f"checkpoint: {path} is no folder here and cannot be fetched: {reason}") from None
 
 
 def load_abilities(paths: Sequence[Path], items: int) -> dict[str, Ability]:

@@ -1,9 +1,10 @@
 """Reports for people who do not read code: one HTML file on a history, an adapter, or checkpoints."""
 
 from .adapter import adapter_report
+from .audit import audit_report
 from .document import Report
 from .history import history_report
 from .now import Now
 from .render import render, write_report
 
-__all__ = ["Now", "Report", "adapter_report", "history_report", "render", "write_report"]
+__all__ = ["Now", "Report", "adapter_report", "audit_report", "history_report", "render", "write_report"]

@@ -51,7 +51,9 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in per cent, with one decimal where it is not whole."""
+    """A share in per cent, with one decimal where it is not whole; a tiny one with one digit."""
+    if 0 < abs(share) < 5e-4:
+        return f"{100 * share:.1g} %"
     text = f"{100 * share:.1f}"
     return text.removesuffix(".0") + " %"
 
@@ -63,9 +65,9 @@ def interval(figure: Proportion) -> str:
     return f"{percent(figure.low)} to {percent(figure.high)}"
 
 
-def count(amount: int, what: str) -> str:
+def count(amount: int, what: str, several: str | None = None) -> str:
     """A number and its noun, in the plural where it needs one."""
-    return f"{amount:,} {what}" + ("" if amount == 1 else "s")
+    return f"{amount:,} {what if amount == 1 else several or what + 's'}"
 
 
 def listed(names: Sequence[object], most: int = 6) -> str:

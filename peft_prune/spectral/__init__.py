@@ -1,7 +1,7 @@
 """Floor 0: the mathematics of low-rank updates and their restraint; tensors in, tensors out, torch alone."""
 
 from .condition import ConditionNumber, ConditionReport, ProjectedUpdate
-from .lowrank import LowRankUpdate, Spectrum, reorthogonalize, truncate
+from .lowrank import LowRankUpdate, Spectrum, energy_rank, reorthogonalize, truncate
 from .norms import CountedNorm, counted_sigma_max, sigma_max
 from .output import OutputPerturbation
 from .restraint import (
@@ -18,6 +18,7 @@ from .restraint import (
     restraint_names,
     restraint_text,
 )
+from .streaming import StripGram, effective_rank
 
 __all__ = [
     "ClipRestraint",
@@ -33,7 +34,10 @@ __all__ = [
     "Restraint",
     "ScaleRestraint",
     "Spectrum",
+    "StripGram",
     "counted_sigma_max",
+    "effective_rank",
+    "energy_rank",
     "get_restraint",
     "parse_restraint",
     "register_restraint",

@@ -81,7 +81,7 @@ class ConditionNumber:
         none = LowRankUpdate.zeros(*weight.shape, dtype=weight.dtype, device=weight.device)
         first = torch.zeros_like(self._values)
         first[0] = 1.0
-        self._base = _report(math.sqrt(float(self._values[-1])), self._stretch(first, none))
+        self._base = report_of(math.sqrt(float(self._values[-1])), self._stretch(first, none))
 
     @property
     def sigma_max(self) -> float:
@@ -118,7 +118,7 @@ class ConditionNumber:
         else:
             largest = changed.largest()
             bottom = changed.bottom(largest)
-        return _report(math.sqrt(max(largest, 0.0)), self._stretch(bottom, projected.update))
+        return report_of(math.sqrt(max(largest, 0.0)), self._stretch(bottom, projected.update))
 
     @torch.no_grad()
     def project(self, update: LowRankUpdate, previous: ProjectedUpdate | None = None) -> ProjectedUpdate:
@@ -280,7 +280,7 @@ def _same_leading(old: Tensor, new: Tensor) -> int:
     return int(same.to(torch.int64).cumprod(0).sum())
 
 
-def _report(largest: float, smallest: float) -> ConditionReport:
+def report_of(largest: float, smallest: float) -> ConditionReport:
     """The report for extreme singular values."""
     if smallest * _LARGEST_CONDITION <= largest:
         return ConditionReport(largest, 0.0, math.inf)

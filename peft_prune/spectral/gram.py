@@ -96,12 +96,18 @@ def gram(columns: Tensor) -> Tensor:
     """XᵀX in float64 for X of shape (n, r), strip by strip so that no float64 copy of X is ever whole."""
     rank = columns.shape[1]
     total = torch.zeros(rank, rank, dtype=torch.float64, device=columns.device)
-    blocks = [slice(start, min(start + _BLOCK, rank)) for start in range(0, rank, _BLOCK)]
     for strip in in_float64(columns):
-        for i, rows in enumerate(blocks):
-            for cols in blocks[: i + 1]:
-                total[rows, cols].addmm_(strip[:, rows].T, strip[:, cols])
+        add_lower_gram(total, strip)
     return total.tril() + total.tril(-1).T
+
+
+def add_lower_gram(total: Tensor, strip: Tensor) -> None:
+    """Add SᵀS of a float64 strip S, (rows, r), to ``total``, (r, r); what stands above its diagonal means nothing."""
+    rank = total.shape[0]
+    blocks = [slice(start, min(start + _BLOCK, rank)) for start in range(0, rank, _BLOCK)]
+    for i, rows in enumerate(blocks):
+        for cols in blocks[: i + 1]:
+            total[rows, cols].addmm_(strip[:, rows].T, strip[:, cols])
 
 
 def in_float64(columns: Tensor) -> Iterator[Tensor]:

@@ -197,19 +197,36 @@ def truncate(
         raise ValueError("rank: give rank, energy or both")
     if rank is not None and rank < 0:
         raise ValueError(f"rank: {rank} must be at least 0")
-    if energy is not None and not 0.0 < energy <= 1.0:
-        raise ValueError(f"energy: {energy} must be above 0 and at most 1")
     spectrum = decompose(update)
-    # tail[k] is the energy lost when k directions are kept, summed from the small end so that nothing cancels.
-    tail = torch.cat([spectrum.s.square().flip(0).cumsum(0).flip(0), spectrum.s.new_zeros(1)])
+    tail = _lost_energies(spectrum.s)
     total = float(tail[0])
     keep = spectrum.s.numel() if rank is None else min(rank, spectrum.s.numel())
     if energy is not None:
-        enough = tail <= (1.0 - energy) * total
-        keep = min(keep, int(enough.to(torch.int64).argmax()))
+        keep = min(keep, energy_rank(spectrum.s, energy))
     kept = Spectrum(spectrum.U[:, :keep], spectrum.s[:keep], spectrum.Vh[:keep])
     error = math.sqrt(float(tail[keep]) / total) if total > 0 else 0.0
     return kept.update().to(result_dtype(update.dtype)), error
+
+
+def energy_rank(singular_values: Tensor, energy: float) -> int:
+    """Fewest leading directions that hold this share of ‖ΔW‖_F².
+
+    Args:
+        singular_values: (k,), descending.
+        energy: In (0, 1].
+
+    Raises:
+        ValueError: ``energy`` is out of range.
+    """
+    if not 0.0 < energy <= 1.0:
+        raise ValueError(f"energy: {energy} must be above 0 and at most 1")
+    tail = _lost_energies(singular_values.double())
+    return int((tail <= (1.0 - energy) * tail[0]).to(torch.int64).argmax())
+
+
+def _lost_energies(s: Tensor) -> Tensor:
+    """Σ of s² beyond the first k values, for k from 0 on, (k + 1,); summed from the small end, so nothing cancels."""
+    return torch.cat([s.square().flip(0).cumsum(0).flip(0), s.new_zeros(1)])
 
 
 @torch.no_grad()

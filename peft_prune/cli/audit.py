@@ -1,0 +1,93 @@
+"""`peft-prune audit`: checkpoints that were edited or fine-tuned by any tool, against their base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..audit import Audit, Extraction, extract
+from ..audit import audit as audit_checkpoints
+from ..reporting import audit_report, write_report
+from ..reporting.words import number, percent
+from .models import local_checkpoint, print_json
+from .progress import progress_bar
+
+
+def audit(
+    base: Annotated[str, typer.Option(help="The model from before: a folder, a safetensors file or a Hub name.")],
+    edited: Annotated[
+        list[str], typer.Option(help="The checkpoints from after, one or several, in the order of the series.")
+    ],
+    out: Annotated[Path, typer.Option(help="HTML file to write; one that exists is replaced.")] = Path("audit.html"),
+    only: Annotated[
+        Optional[str], typer.Option(help="Regular expression: compare only tensors whose name it matches.")
+    ] = None,
+    max_growth: Annotated[
+        Optional[float], typer.Option(help="Growth of the condition number to judge the last checkpoint by.")
+    ] = None,
+    extract_to: Annotated[
+        Optional[Path],
+        typer.Option("--extract", help="Folder for an adapter of the last checkpoint's difference."),
+    ] = None,
+    rank: Annotated[Optional[int], typer.Option(help="With --extract: most directions of a matrix.")] = None,
+    energy: Annotated[
+        Optional[float], typer.Option(help="With --extract: share of the difference's energy to keep, such as 0.99.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="With --extract: replace an existing folder.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Compare edited checkpoints with their base, shard by shard, and write a report."""
+    if extract_to is None and (rank is not None or energy is not None):
+        raise ValueError("extract: --rank and --energy need --extract DIR")
+    before, after = local_checkpoint(base), [local_checkpoint(one) for one in edited]
+    made = None
+    with progress_bar(quiet=json_output) as progress:
+        found = audit_checkpoints(
+            before, after, only=only, progress=lambda name, done, total: progress(f"Comparing {name}", done, total)
+        )
+        audit_report(found, max_growth=max_growth)  # a bad limit shows before an adapter is written
+        if extract_to is not None:
+            made = extract(
+                before,
+                found.series[-1],
+                extract_to,
+                rank=rank,
+                energy=energy,
+                overwrite=overwrite,
+                progress=lambda name, done, total: progress(f"Extracting {name}", done, total),
+            )
+    write_report(audit_report(found, max_growth=max_growth, extraction=made), out)
+    if json_output:
+        extraction = None if made is None else made.to_json()
+        print_json({**found.to_json(), "extraction": extraction, "report": str(out)})
+        return
+    Console().print(_table(found))
+    if made is not None:
+        Console().print(_extracted(made), highlight=False, markup=False)
+    Console().print(f"Report in {out}", highlight=False)
+
+
+def _table(found: Audit, most: int = 20) -> Table:
+    last = found.series[-1]
+    table = Table(title=f"{last.name}: {len(last.matrices)} matrices differ, {last.unchanged} tensors do not")
+    for column in ("matrix", "rank", "effective rank", "‖ΔW‖₂ / σmax(W₀)", "κ before", "κ after", "growth"):
+        table.add_column(column, justify="left" if column == "matrix" else "right", overflow="fold")
+    shown = sorted(last.matrices.values(), key=lambda one: -one.growth)
+    for one in shown[:most]:
+        values = (one.effective_rank, one.relative_norm, one.condition_number_base, one.condition_number, one.growth)
+        table.add_row(one.name, str(one.rank), *(number(value) for value in values))
+    if len(shown) > most:
+        table.add_row(f"and {len(shown) - most} more, in the report")
+    return table
+
+
+def _extracted(made: Extraction) -> str:
+    left = f"; {len(made.left_out)} tensors left out, such as {next(iter(made.left_out))}" if made.left_out else ""
+    return (
+        f"Adapter of {len(made.ranks)} layers, rank up to {max(made.ranks.values())}, in {made.folder}: error "
+        f"{percent(made.error)} of the difference{left}"
+    )
