@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
-STRIP_BYTES = 64 * 2**20
+STRIP_BYTES = 16 * 2**20
 """What is read of a tensor at once."""
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

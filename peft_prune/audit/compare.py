@@ -30,7 +30,7 @@ class MatrixChange:
         rank_99: Fewest directions that hold 99 % of ‖ΔW‖_F².
         delta_spectral_norm: ‖ΔW‖₂.
         delta_frobenius_norm: ‖ΔW‖_F.
-        rounding_edge: Largest singular value of independent rounding errors of this size, estimated.
+        rounding_edge: Estimate of the largest singular value of rounding errors alone, see `_RoundingErrors`.
         sigma_max_base: σmax(W0).
         frobenius_norm_base: ‖W0‖_F.
         condition_number_base: κ(W0).
@@ -118,7 +118,7 @@ def compare_matrix(pair: Pair, base: BaseMatrix) -> MatrixChange:
     """
     width = min(pair.base.shape)
     before, after, delta = StripGram(width), StripGram(width), StripGram(width)
-    changed, squared_rounding, squared_base = 0, 0.0, 0.0
+    rounding, changed, squared_base = _RoundingErrors(width), 0, 0.0
     for old, new in tall_strips(pair):
         difference = new.double() - old.double()
         if base.gram is None:
@@ -127,15 +127,14 @@ def compare_matrix(pair: Pair, base: BaseMatrix) -> MatrixChange:
         delta.add(difference)
         changed += int((difference != 0).sum())
         squared_base += float(old.double().square().sum())
-        squared_rounding += float(_rounding_variance(new))
+        rounding.add(new, difference)
     if base.gram is None:
         base.gram = before
     values, spectrum = delta.singular_values(), base.spectrum
     count = pair.base.shape[0] * pair.base.shape[1]
-    edge = math.sqrt(squared_rounding / count) * sum(math.sqrt(side) for side in pair.base.shape)
     condition, condition_base = after.condition(), base.gram.condition()
     # values below 1e-7 of the largest are lost in the Gram matrix
-    noise = max(edge, 1e-7 * float(values[0]))
+    noise = max(rounding.edge, 1e-7 * float(values[0]))
     return MatrixChange(
         name=pair.name,
         shape=pair.base.shape,
@@ -145,7 +144,7 @@ def compare_matrix(pair: Pair, base: BaseMatrix) -> MatrixChange:
         rank_99=energy_rank(values, 0.99),
         delta_spectral_norm=float(values[0]),
         delta_frobenius_norm=float(torch.linalg.vector_norm(values)),
-        rounding_edge=edge,
+        rounding_edge=rounding.edge,
         sigma_max_base=float(spectrum[0]),
         frobenius_norm_base=math.sqrt(squared_base),
         condition_number_base=condition_base.condition_number,
@@ -171,7 +170,7 @@ def tall_strips(pair: Pair) -> Iterator[tuple[Tensor, Tensor]]:
         yield from _strips(pair)
         return
     before, after = pair.base.whole(), pair.edited.whole()
-    step = max(2**23 // rows, 1)
+    step = max(2**21 // rows, 1)
     for start in range(0, columns, step):
         yield before[:, start : start + step].T, after[:, start : start + step].T
 
@@ -182,9 +181,33 @@ def _strips(pair: Pair) -> Iterator[tuple[Tensor, Tensor]]:
         yield pair.base.rows(start, stop), pair.edited.rows(start, stop)
 
 
-def _rounding_variance(values: Tensor) -> Tensor:
-    """Sum over the elements of the variance of rounding to their dtype: a twelfth of the squared unit in the last
-    place."""
+class _RoundingErrors:
+    """The size of a matrix of independent rounding errors, whose variances differ from element to element.
+
+    Its spectral norm is about the largest row norm plus the largest column norm of the standard deviations (Bandeira
+    and van Handel 2016, corollary 3.9, without the logarithmic term). An error is that of storing W1 in its dtype, and
+    of having ΔW in that dtype before it was added, as tools do that work in half precision.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._columns = torch.zeros(width, dtype=torch.float64)
+        self._largest_row = 0.0
+
+    def add(self, stored: Tensor, difference: Tensor) -> None:
+        """Take the next rows of W1 and of ΔW."""
+        variances = _rounding_variances(stored) + _rounding_variances(difference.to(stored.dtype))
+        self._columns = self._columns.to(variances.device) + variances.sum(0)
+        self._largest_row = max(self._largest_row, float(variances.sum(1).max()))
+
+    @property
+    def edge(self) -> float:
+        """The estimate."""
+        return math.sqrt(self._largest_row) + math.sqrt(float(self._columns.max()))
+
+
+def _rounding_variances(values: Tensor) -> Tensor:
+    """A twelfth of the squared unit in the last place of every element, float64."""
     _, exponent = torch.frexp(values.float() if values.dtype != torch.float64 else values)
-    unit = torch.ldexp(torch.full_like(exponent, torch.finfo(values.dtype).eps / 2, dtype=torch.float64), exponent)
-    return torch.where(values == 0, 0.0, unit).square().sum() / 12
+    half_unit = torch.full_like(exponent, torch.finfo(values.dtype).eps / 2, dtype=torch.float64)
+    # frexp's mantissa lies in [0.5, 1), so a unit in the last place is eps times half of two to the exponent
+    return torch.where(values == 0, 0.0, torch.ldexp(half_unit, exponent)).square() / 12

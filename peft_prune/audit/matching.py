@@ -65,11 +65,12 @@ def match(base: Checkpoint, edited: Checkpoint, structure: Structure | None) -> 
     extra = [name for name in after if name not in before]
     # masks and position tables, which old checkpoints hold and newer ones do not
     strange = [] if known is None else [name for name in dict.fromkeys((*before, *after)) if name not in known]
-    missing = [name for name in missing if name not in strange]
-    extra = [name for name in extra if name not in strange]
-    if missing or extra:
-        raise CheckpointError(_mismatch(base, edited, missing, extra, len(before)))
-    common = [name for name in before if name in after and name not in strange]
+    unknown = set(strange)
+    lacking, surplus = ([name for name in names if name not in unknown] for names in (missing, extra))
+    if lacking or surplus:
+        # a tensor under another name is unknown to the model, and still the best hint
+        raise CheckpointError(_mismatch(base, edited, lacking, extra if lacking else surplus, len(before)))
+    common = [name for name in before if name in after and name not in unknown]
     same = [name for name in common if before[name].shape == after[name].shape]
     if not same:
         raise CheckpointError(f"checkpoint: no tensor of {edited.path} has the shape that it has in {base.path}")
