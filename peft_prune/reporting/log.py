@@ -94,7 +94,7 @@ class EditLog:
             ],
             changes=[(_time(event["at"]), _said(event)) for event in changes],
             figures_edits=last_edit.get(newest, 0),
-            changed_since=any(newest and _time(event["at"]) > when[newest] for event in changes),
+            changed_since=any(newest and (event["batch"] or 0) >= newest for event in changes),
         )
 
     def state(self, record: EditRecord) -> str:

@@ -1,0 +1,1 @@
+from .scene import history_file  # noqa: F401
