@@ -86,3 +86,61 @@ def test_an_existing_history_is_not_written_over(capsys, folder, log, tmp_path) 
         "--stats-text", folder / "texts.json", "--out", tmp_path / "other", "--history", log,
     )  # fmt: skip
     assert code == 2 and "exists" in errors and not (tmp_path / "other").exists()
+
+
+NEW = [{"prompt": "note sea {}", "subject": subject, "target_new": "ten"} for subject in ("soot", "net")]
+
+
+def test_resume_goes_on_with_the_editor_and_the_moments_of_the_history(capsys, folder, log, tmp_path) -> None:  # noqa: F811
+    (tmp_path / "more.json").write_text(json.dumps(NEW))
+    before = [record.id for record in History.read(log).edits(standing=True)]
+    arguments = ("--model", folder / "model", "--requests", tmp_path / "more.json")
+    code, output, errors = run(capsys, "resume", log, *arguments, "--out", tmp_path / "longer", "--json")
+    assert code == 0, errors
+    document = json.loads(output)
+    assert set(document) == {"requested", "applied", "failed", "adapter"} and document["requested"] == 2
+    assert [failure["index"] for failure in document["failed"]] == [0, 1][document["applied"] :]
+    with History.read(log) as history:
+        assert history.last_edit == 6 and len(history.table("runs")) == 2
+        settings = json.loads((tmp_path / "longer" / "adapter_config.json").read_text())
+        assert settings["edits"] == history.standing == len(before) + document["applied"]
+        assert settings["restraint"] == "clip" and settings["restrained"] is True
+    log.with_name("edits.db.moments.safetensors").unlink()
+    code, _, errors = run(capsys, "resume", log, *arguments, "--out", tmp_path / "again")
+    assert code == 2 and "second moment" in errors and not (tmp_path / "again").exists()
+
+
+def test_limits_on_the_command_line_are_watched_and_written_down(capsys, folder, tmp_path) -> None:  # noqa: F811
+    options = ("--restraint", "none", "--history", tmp_path / "edits.db", "--max-growth", 1.01, "--watch-every", 2)
+    options += ("--watch-facts", folder / "facts.json", "--watch-text", folder / "texts.json", "--max-drop", 0.9)
+    with pytest.warns(UserWarning, match="ConditionGuard"):
+        edit(capsys, folder, tmp_path / "adapter", *options)
+    with History.read(tmp_path / "edits.db") as history:
+        limits = {one["figure"]: one for one in history.meta["limits"]}
+        measured = history.table("measurements")
+        kinds = {event["kind"] for event in history.table("events")}
+    assert set(limits) == {"condition_growth", "recall", "perplexity"} and "alert" in kinds
+    assert limits["recall"]["value"] == pytest.approx(0.1 * limits["recall"]["base"])
+    assert limits["perplexity"]["value"] == pytest.approx(1.9 * limits["perplexity"]["base"])
+    assert [(row["batch"], row["name"]) for row in measured] == [
+        *((2, "recall"), (2, "perplexity"), (4, "recall"), (4, "perplexity"))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--max-growth", 1), "max_growth: 1.0 must be above 1"),
+        (("--max-drop", 0.1), "max_drop: 0.1 needs --watch-facts or --watch-text"),
+        (("--on-limit", "cry"), "action: 'cry' is not one of warn, restrain, rollback, stop"),
+        (("--watch-facts", "nowhere.json"), "nowhere.json: cannot be read"),
+        (("--watch-every", 0, "--watch-text", "{texts}"), "every: 0 must be at least 1"),
+    ],
+)
+def test_limits_that_cannot_be_give_one_line(capsys, folder, tmp_path, options, message) -> None:  # noqa: F811
+    options = [str(option).format(texts=folder / "texts.json") for option in options]
+    code, _, errors = run(
+        capsys, "edit", "--model", folder / "model", "--requests", folder / "requests.json", "--layers", 1,
+        "--out", tmp_path / "out", *options,
+    )  # fmt: skip
+    assert code == 2 and message in errors and errors.count("\n") == 1 and not list(tmp_path.iterdir())
