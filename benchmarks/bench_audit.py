@@ -18,21 +18,28 @@ LAYERS, HIDDEN, INNER, VOCABULARY = 24, 2048, 8192, 32_000
 SHARD_LAYERS = 6
 EDITED = (9, 10, 11, 12, 13)
 
+MEMORY = """
+def memory(field):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+"""
+"""Linux: what a process has now and has had at most, without what its parent had before it was started."""
+
 AUDIT = """
-import resource, sys, time
+import sys, time
 from peft_prune.audit import audit
 
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = memory("VmRSS")
 start = time.perf_counter()
 found = audit(sys.argv[1], [sys.argv[2]])
 seconds = time.perf_counter() - start
-peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+peak = memory("VmHWM") - before
 ranks = [one.rank for one in found.series[0].matrices.values()]
 print(peak, seconds, len(ranks), max(ranks))
 """
 
 BOTH_IN_MEMORY = """
-import resource, sys, time
+import sys, time
 from pathlib import Path
 import torch
 from safetensors.torch import load_file
@@ -40,7 +47,7 @@ from safetensors.torch import load_file
 def whole(folder):
     return {n: t.clone() for f in sorted(Path(folder).glob("*.safetensors")) for n, t in load_file(f).items()}
 
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = memory("VmRSS")
 start = time.perf_counter()
 base, edited = whole(sys.argv[1]), whole(sys.argv[2])
 for name, weight in base.items():
@@ -49,7 +56,7 @@ for name, weight in base.items():
         for matrix in (old, new, new - old):
             torch.linalg.svdvals(matrix)
 seconds = time.perf_counter() - start
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, seconds)
+print(memory("VmHWM") - before, seconds)
 """
 
 
@@ -99,7 +106,7 @@ def rows() -> Iterator[Row]:
 
 
 def _measured(script: str, folder: Path) -> list[float]:
-    command = [sys.executable, "-W", "ignore", "-c", script, str(folder / "base"), str(folder / "edited")]
+    command = [sys.executable, "-W", "ignore", "-c", MEMORY + script, str(folder / "base"), str(folder / "edited")]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return [float(value) for value in output.split()]
 

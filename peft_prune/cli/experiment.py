@@ -91,6 +91,10 @@ def experiment(
     ] = None,
     stats_text: Annotated[Optional[Path], typer.Option(help="Texts for the second moment.")] = None,
     stats: Annotated[Optional[Path], typer.Option(help="A second moment saved earlier.")] = None,
+    against: Annotated[
+        Optional[list[Path]],
+        typer.Option(help="Folders of other experiments on the same model and material, for paired differences."),
+    ] = None,
     table: Annotated[str, typer.Option(help="Form of the table: parquet or csv.")] = "csv",
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in.")] = "float32",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -100,6 +104,7 @@ def experiment(
         raise ValueError(f"table: {table!r} is not one of parquet, csv")
     if stats is not None and stats_text is not None:
         raise ValueError("stats: give --stats or --stats-text, not both")
+    others = [Results.load(folder) for folder in against or ()]  # what cannot be compared shows first
     builtin = model == BUILTIN
     plan = Plan(
         model=model if builtin else Path(model).name,
@@ -123,7 +128,7 @@ def experiment(
     moments = _moments(plan, base, tokenizer, records, stats, stats_text, out, not json_output)
     work = Experiment(plan, base, tokenizer, records, out, statistics=moments, material=material)
     work.run(progress=not json_output)
-    summary = _write(Results(plan, out, work.facts()), out, table)
+    summary = _write(Results(plan, out, work.facts()), others, out, table)
     if json_output:
         print_json(summary)
         return
@@ -132,9 +137,9 @@ def experiment(
     console.print(f"Tables, figures and histories are in {out}", highlight=False)
 
 
-def _write(results: Results, out: Path, ending: str) -> dict[str, Any]:
+def _write(results: Results, others: Sequence[Results], out: Path, ending: str) -> dict[str, Any]:
     write_table(list(results.rows()), out / f"table.{ending}")
-    summary = summarize(results)
+    summary = summarize(results, others)
     for name, content in (("summary.json", json.dumps(summary, indent=1)), ("summary.md", markdown(summary))):
         part = out / f".{name}.part"
         part.write_text(content, encoding="utf-8")

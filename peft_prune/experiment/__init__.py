@@ -5,7 +5,7 @@ from .measuring import Material
 from .plan import MARKS, RESTRAINTS, Plan, Schedule, Unit, Variant
 from .results import COLUMNS, Results, write_table
 from .run import Experiment
-from .summary import correlations, markdown, spearman, summarize
+from .summary import comparisons_against, correlations, markdown, spearman, summarize
 
 __all__ = [
     "COLUMNS",
@@ -18,6 +18,7 @@ __all__ = [
     "Schedule",
     "Unit",
     "Variant",
+    "comparisons_against",
     "correlations",
     "draw_figures",
     "markdown",

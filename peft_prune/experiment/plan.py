@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..spectral import parse_restraint, restraint_text
@@ -175,6 +175,19 @@ class Plan:
         if count < self.marks[-1]:
             raise ValueError(f"edits: {self.marks[-1]} is more than the {count} requests")
         return random.Random(seed).sample(range(count), self.marks[-1])
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> Plan:
+        """The plan that `facts` describes; what else the mapping holds is left alone."""
+        values = {one.name: facts[one.name] for one in fields(cls)}
+        return cls(
+            **values
+            | {
+                "marks": tuple(facts["marks"]),
+                "variants": tuple(Variant.parse(word) for word in facts["variants"]),
+                "schedules": tuple(Schedule.parse(word) for word in facts["schedules"]),
+            }
+        )
 
     def facts(self) -> dict[str, Any]:
         """Everything that decides the figures, ready for JSON."""

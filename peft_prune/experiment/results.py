@@ -92,13 +92,14 @@ class Results:
     Args:
         plan: The experiment's plan.
         folder: Its folder.
+        facts: What decides its figures; those of a folder that was begun with others are refused.
 
     Raises:
         ValueError: Nothing has been measured there, or by another experiment.
     """
 
     def __init__(self, plan: Plan, folder: Path, facts: Mapping[str, Any]) -> None:
-        self.plan = plan
+        self.plan, self.facts = plan, facts
         units = {unit.name: unit for unit in plan.units()}
         with Store(folder / "measurements.sqlite", facts) as store:
             base = store.base()
@@ -108,6 +109,20 @@ class Results:
             self.immediate = {name: store.immediate(name) for name in units}
             self.spectra = list(store.spectra())
         self.units = units
+
+    @classmethod
+    def load(cls, folder: Path) -> Results:
+        """What an experiment of another time has measured, by its folder alone.
+
+        Raises:
+            ValueError: The folder holds no experiment, or one that is being written.
+        """
+        path = folder / "measurements.sqlite"
+        if not path.is_file():
+            raise ValueError(f"against: {folder} holds no experiment")
+        with Store(path, {}) as store:
+            facts = store.facts()
+        return cls(Plan.from_facts(facts), folder, facts)
 
     def _point(self, unit: Unit, one: Measured) -> Point:
         chosen = [self._places[int(index)] for (index,) in one.outcomes["requests"]]

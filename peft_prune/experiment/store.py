@@ -64,7 +64,7 @@ class Store:
             raise
 
     def _check(self, path: Path, facts: dict[str, Any]) -> None:
-        found = {key: json.loads(value) for key, value in self._connection.execute("SELECT key, value FROM meta")}
+        found = self.facts()
         for key, value in facts.items():
             if found and found.get(key) != value:
                 raise ValueError(
@@ -74,6 +74,10 @@ class Store:
         if not found:
             rows = [(key, json.dumps(value)) for key, value in facts.items()]
             self._connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the figures, as it was given when the file was begun."""
+        return {key: json.loads(value) for key, value in self._connection.execute("SELECT key, value FROM meta")}
 
     def close(self) -> None:
         """Give the file free."""

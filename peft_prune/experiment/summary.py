@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,15 +53,24 @@ class Correlation:
     within: float | None
 
 
-def summarize(results: Results) -> dict[str, Any]:
-    """Everything that can be said of an experiment, ready for JSON; see `markdown` for the same as text."""
+def summarize(results: Results, against: Sequence[Results] = ()) -> dict[str, Any]:
+    """Everything that can be said of an experiment, ready for JSON; see `markdown` for the same as text.
+
+    Args:
+        results: Of the experiment.
+        against: Of others on the same model, requests and material, to compare with.
+
+    Raises:
+        ValueError: One of ``against`` cannot be compared.
+    """
     last = results.plan.marks[-1]
     return {
         "plan": results.plan.facts(),
         "base": {kind: _stated(kind, draws) for kind, draws in figure_draws(results.base_outcomes).items()},
         "final": [_line(group) for group in _groups(results, last)],
         "immediate": _immediate(results, last),
-        "comparisons": comparisons(results, last),
+        "comparisons": comparisons(results, last)
+        + [one for other in against for one in comparisons_against(results, other)],
         "correlations": [vars(one) for one in correlations(results.points)],
     }
 
@@ -84,6 +94,49 @@ def comparisons(results: Results, mark: int) -> list[dict[str, Any]]:
         if other in groups:
             found.append({"pair": label, "figures": _compared(groups[one], groups[other])})
     return found
+
+
+def comparisons_against(results: Results, other: Results) -> list[dict[str, Any]]:
+    """Every restraint and schedule that two experiments share, over all seeds: the first minus the other, paired.
+
+    Raises:
+        ValueError: They were not made on the same model, requests, facts, texts, abilities and seeds.
+    """
+    for name in ("model", "base", "requests", "material", "seeds"):
+        # JSON has no tuples, so that what was read compares with what was given
+        own, theirs = (json.dumps(one.facts[name]) for one in (results, other))
+        if own != theirs:
+            raise ValueError(f"against: that experiment has {name} = {theirs}, this one {own}")
+    common = [mark for mark in results.plan.marks if mark in other.plan.marks]
+    if not common:
+        raise ValueError(f"against: no mark of {list(other.plan.marks)} is one of {list(results.plan.marks)}")
+    mark = common[-1]
+    theirs_by_word = {(g[0].unit.schedule.word, g[0].restraint): g for g in _groups(other, mark)}
+    found = []
+    for group in _groups(results, mark):
+        key = (group[0].unit.schedule.word, group[0].restraint)
+        if key in theirs_by_word:
+            _require_same_edits(group, theirs_by_word[key])
+            pair = f"{_label(results, other)}: {key[1]} ({key[0]}, {mark} edits)"
+            found.append({"pair": pair, "figures": _compared(group, theirs_by_word[key])})
+    return found
+
+
+def _require_same_edits(one: Sequence[Point], other: Sequence[Point]) -> None:
+    chosen = [{point.unit.seed: point.outcomes["requests"] for point in group} for group in (one, other)]
+    if chosen[0] != chosen[1]:
+        raise ValueError("against: that experiment edited other requests, or in another order")
+
+
+def _label(results: Results, other: Results) -> str:
+    """What two plans differ in, the first minus the other."""
+    own, theirs = results.plan, other.plan
+    if own.editor != theirs.editor:
+        return f"{own.editor} − {theirs.editor}"
+    ours, others = (json.loads(json.dumps(plan.hyperparameters)) for plan in (own, theirs))
+    names = [name for name in {**ours, **others} if ours.get(name) != others.get(name)]
+    said = [", ".join(f"{name}={one.get(name, 'default')}" for name in names) for one in (ours, others)]
+    return f"{own.editor} with {said[0]} − with {said[1]}" if names else f"{own.editor} − the same"
 
 
 def correlations(points: Sequence[Point]) -> list[Correlation]:

@@ -61,6 +61,12 @@ def test_a_plan_that_cannot_be_is_named(values: dict, message: str) -> None:
         Plan(model="m", editor="rome", **values)
 
 
+def test_a_plan_is_read_back_from_its_facts() -> None:
+    words = ("none", "matched:log:1.2")
+    plan = Plan("m", "memit", {"history": False}, (3, 8), tuple(map(Variant.parse, words)), (Schedule("every", 5),), 2)
+    assert Plan.from_facts(plan.facts() | {"base": "x"}) == plan
+
+
 def test_too_few_requests_are_named() -> None:
     with pytest.raises(ValueError, match="edits: 100 is more than the 20 requests"):
         Plan(model="m", editor="rome").order(20, 0)

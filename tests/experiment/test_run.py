@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pandas
@@ -16,7 +17,18 @@ from peft_prune.builtin import edit_requests, known_facts, load_builtin_model, p
 from peft_prune.cli import main
 from peft_prune.editors import collect_second_moments, get_editor
 from peft_prune.evaluation import Fact, evaluate, exclude_subjects
-from peft_prune.experiment import Experiment, Material, Plan, Results, Schedule, Variant, write_table
+from peft_prune.experiment import (
+    Experiment,
+    Material,
+    Plan,
+    Results,
+    Schedule,
+    Variant,
+    comparisons_against,
+    markdown,
+    summarize,
+    write_table,
+)
 from peft_prune.session import EditSession
 
 WORDS = ("none", "log:2", "matched:log:2", "strengths:none")
@@ -149,11 +161,48 @@ def test_an_interrupted_experiment_goes_on_to_the_same_table(
 
 
 def test_a_folder_of_another_experiment_is_refused(finished: Experiment, moments) -> None:
-    from dataclasses import replace
-
     other = make(finished.folder, moments, replace(PLAN, marks=(2, 5)))
     with pytest.raises(ValueError, match=r"holds an experiment with marks = \[2, 4\], this one has \[2, 5\]"):
         other.run(progress=False)
+
+
+def test_experiments_that_differ_in_one_thing_are_compared_pair_by_pair(
+    finished: Experiment, moments, rows: pandas.DataFrame, tmp_path: Path
+) -> None:
+    values = {**PLAN.hyperparameters, "stop": "loss"}
+    variants = tuple(Variant.parse(word) for word in ("none", "clip"))
+    plan = replace(PLAN, hyperparameters=values, variants=variants, schedules=(Schedule("merge"),))
+    work = make(tmp_path, moments, plan)
+    work.run(progress=False)
+    own, other = Results(plan, tmp_path, work.facts()), Results.load(finished.folder)
+    assert json.dumps(other.plan.facts()) == json.dumps(PLAN.facts())
+    (found,) = comparisons_against(own, other)
+    assert found["pair"] == "rome with stop=loss − with stop=default: none (merge, 4 edits)"
+    mine = pandas.DataFrame(own.rows())
+    for figure in ("recall", "efficacy_greedy"):
+        gap = one(mine, restraint="none", figure=figure).value - one(rows, restraint="none", figure=figure).value
+        assert found["figures"][figure]["value"] == pytest.approx(gap)
+    assert found in summarize(own, [other])["comparisons"]
+    assert "rome with stop=loss − with stop=default" in markdown(summarize(own, [other]))
+
+
+def test_experiments_on_other_edits_or_material_are_not_compared(finished: Experiment, moments, tmp_path: Path) -> None:
+    theirs = Results.load(finished.folder)
+    plan = replace(PLAN, marks=(4, 30), variants=PLAN.variants[:1], schedules=PLAN.schedules[:1])
+    model, tokenizer = load_builtin_model()
+    work = Experiment(plan, model, tokenizer, REQUESTS, tmp_path, statistics=moments, material=Material(facts=FACTS))
+    work.plan = replace(plan, marks=(4,))
+    work.run(progress=False)
+    with pytest.raises(ValueError, match="against: that experiment edited other requests, or in another order"):
+        comparisons_against(Results(work.plan, tmp_path, work.facts()), theirs)
+    less = Experiment(
+        plan, model, tokenizer, REQUESTS, tmp_path, statistics=moments, material=Material(facts=FACTS[:5])
+    )
+    theirs.facts = less.facts() | {"seeds": 1}
+    with pytest.raises(ValueError, match="against: that experiment has material = "):
+        comparisons_against(Results(work.plan, tmp_path, work.facts()), theirs)
+    with pytest.raises(ValueError, match=r"against: .* holds no experiment"):
+        Results.load(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
