@@ -16,6 +16,8 @@ from .log import Course, EditLog
 from .now import Now
 
 DIRECTIONS = 12
+MODULES = 3
+"""Layers whose directions are taken apart; each reads the factors of all edits."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +99,13 @@ class State:
 
     @cached_property
     def attribution(self) -> dict[str, Attribution]:
-        """Which edits carry the large directions, of every module that an edit changes, the worst first."""
-        changed: dict[str, None] = {}
-        for record in self.history.edits(standing=True):
-            if record.leader == record.id:
-                changed |= dict.fromkeys(self.history.factors(record.id).updates)
-        names = sorted(changed, key=lambda name: -self._growth_of(name))
-        return {name: attribute(self.history, name, DIRECTIONS) for name in names}
+        """Which edits carry the large directions, of the `MODULES` whose condition number has grown most."""
+        leaders = [record.id for record in self.history.edits(standing=True) if record.leader == record.id]
+        if not leaders:
+            return {}
+        # an editor changes the same layers at every edit
+        names = sorted(self.history.factors(leaders[-1]).updates, key=lambda name: -self._growth_of(name))
+        return {name: attribute(self.history, name, DIRECTIONS) for name in names[:MODULES]}
 
     def limit_of(self, figure: str) -> Limit | None:
         """The limit of a figure, where there is one."""
