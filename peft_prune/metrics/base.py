@@ -70,3 +70,26 @@ class EditMetric(evaluate.Metric, ABC):
         for name, figure in self.figures(predictions, references).items():
             found |= {name: figure.value, f"{name}_n": figure.n, f"{name}_low": figure.low, f"{name}_high": figure.high}
         return found
+
+
+class PreferenceMetric(EditMetric):
+    """Whether the wanted target wins: in a free answer, or with ``config_name="probability"`` in log-probability."""
+
+    sources: ClassVar[tuple[str, ...]] = ("https://arxiv.org/abs/2202.05262", "https://arxiv.org/abs/2405.16821")
+    configurations: ClassVar[tuple[str, ...]] = ("default", "probability")
+
+    @abstractmethod
+    def agrees(self, answer: str, reference: str) -> bool:
+        """Whether a free answer counts."""
+
+    def inputs(self) -> list[Mapping[str, Any]]:
+        """Texts, or numbers for the configuration "probability"."""
+        kind = NUMBER if self.config_name == "probability" else TEXT
+        return [{"predictions": kind, "references": kind}]
+
+    def figures(self, predictions: Sequence[Any], references: Sequence[Any] | None) -> Mapping[str, Proportion]:
+        """The share under the module's own name, with the ending ``_greedy`` for free answers."""
+        pairs = zip(predictions, references or (), strict=True)
+        if self.config_name == "probability":
+            return {self.name: Proportion.of(one > other for one, other in pairs)}
+        return {f"{self.name}_greedy": Proportion.of(self.agrees(one, other) for one, other in pairs)}

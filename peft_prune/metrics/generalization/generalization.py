@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from peft_prune.evaluation import Proportion
 from peft_prune.generation import answers_with
 from peft_prune.metrics import base
 
 
-class Generalization(base.EditMetric):
+class Generalization(base.PreferenceMetric):
     """Generalization: whether an edit holds on paraphrases."""
 
     summary: ClassVar[str] = (
@@ -24,15 +22,6 @@ class Generalization(base.EditMetric):
     references: ClassVar[str | None] = (
         "the new target of each, as texts; with 'probability' the mean log-probability of the true one"
     )
-    sources: ClassVar[tuple[str, ...]] = ("https://arxiv.org/abs/2202.05262", "https://arxiv.org/abs/2405.16821")
-    configurations: ClassVar[tuple[str, ...]] = ("default", "probability")
 
-    def inputs(self) -> list[Mapping[str, Any]]:
-        kind = base.NUMBER if self.config_name == "probability" else base.TEXT
-        return [{"predictions": kind, "references": kind}]
-
-    def figures(self, predictions: Sequence[Any], references: Sequence[Any] | None) -> Mapping[str, Proportion]:
-        pairs = zip(predictions, references or (), strict=True)
-        if self.config_name == "probability":
-            return {"generalization": Proportion.of(one > other for one, other in pairs)}
-        return {"generalization_greedy": Proportion.of(answers_with(one, other) for one, other in pairs)}
+    def agrees(self, answer: str, reference: str) -> bool:
+        return answers_with(answer, reference)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from peft_prune.evaluation import Proportion
 from peft_prune.generation import normalized
 from peft_prune.metrics import base
 
 
-class Locality(base.EditMetric):
+class Locality(base.PreferenceMetric):
     """Locality: whether an edit has left other subjects alone."""
 
     summary: ClassVar[str] = (
@@ -25,15 +23,6 @@ class Locality(base.EditMetric):
         "what the unedited base model answered to the same prompts, as texts; with 'probability' the mean "
         "log-probability of the new one"
     )
-    sources: ClassVar[tuple[str, ...]] = ("https://arxiv.org/abs/2202.05262", "https://arxiv.org/abs/2405.16821")
-    configurations: ClassVar[tuple[str, ...]] = ("default", "probability")
 
-    def inputs(self) -> list[Mapping[str, Any]]:
-        kind = base.NUMBER if self.config_name == "probability" else base.TEXT
-        return [{"predictions": kind, "references": kind}]
-
-    def figures(self, predictions: Sequence[Any], references: Sequence[Any] | None) -> Mapping[str, Proportion]:
-        pairs = zip(predictions, references or (), strict=True)
-        if self.config_name == "probability":
-            return {"locality": Proportion.of(one > other for one, other in pairs)}
-        return {"locality_greedy": Proportion.of(normalized(one) == normalized(other) for one, other in pairs)}
+    def agrees(self, answer: str, reference: str) -> bool:
+        return normalized(answer) == normalized(reference)
