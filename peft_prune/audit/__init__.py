@@ -2,7 +2,7 @@
 
 from .checkpoint import Checkpoint, StoredTensor
 from .compare import MatrixChange, OtherChange
-from .extract import Extraction, extract
+from .extract import Extraction, Rule, extract, require_apart
 from .run import Audit, CheckpointAudit, audit, total_change
 
 __all__ = [
@@ -12,8 +12,10 @@ __all__ = [
     "Extraction",
     "MatrixChange",
     "OtherChange",
+    "Rule",
     "StoredTensor",
     "audit",
     "extract",
+    "require_apart",
     "total_change",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,47 @@ from ..spectral import LowRankUpdate, StripGram, energy_rank
 from ..tuner import PruneEditConfig
 from .checkpoint import Checkpoint
 from .compare import tall_strips
-from .matching import Pair, match
+from .matching import Pair, canonical_tensors, match
 from .run import CheckpointAudit, Progress, total_change
 from .structure import Structure
+
+_LOST = 1e-7
+"""Singular values below this times the largest are lost in a Gram matrix."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How many directions of a matrix are kept.
+
+    Args:
+        rank: At most so many.
+        energy: As few as hold this share of ‖ΔW‖_F². With both, the smaller number counts; with neither, the directions
+            that stand out from rounding (`MatrixChange.rank`).
+
+    Raises:
+        ValueError: ``rank`` is below 1, or ``energy`` is out of range.
+    """
+
+    rank: int | None = None
+    energy: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and self.rank < 1:
+            raise ValueError(f"rank: {self.rank} must be at least 1")
+        if self.energy is not None and not 0.0 < self.energy <= 1.0:
+            raise ValueError(f"energy: {self.energy} must be above 0 and at most 1")
+
+    def count(self, values: Tensor, standing_out: int) -> int:
+        """Directions to keep of a matrix with these singular values, (n,), descending."""
+        told_from_zero = int((values > _LOST * values[0]).sum())
+        limits = [told_from_zero]
+        if self.rank is None and self.energy is None:
+            limits.append(max(standing_out, 1))
+        if self.rank is not None:
+            limits.append(self.rank)
+        if self.energy is not None:
+            limits.append(energy_rank(values, self.energy))
+        return min(limits)
 
 
 @dataclass(frozen=True)
@@ -31,18 +69,21 @@ class Extraction:
     Args:
         folder: Folder of the adapter.
         ranks: By module.
-        errors: ‖ΔW − BA‖_F / ‖ΔW‖_F by module.
-        error: The same over all tensors that differ, those left out included.
+        errors: ‖ΔW − BA‖_F / ‖ΔW‖_F by module, of the factors as they were written.
+        error: The same over all tensors that the audit compared and that differ, those left out included; None where
+            one is not finite or has another shape.
         left_out: Tensors that an adapter cannot hold, with the reason.
         factor_bytes: Size of the factors.
+        knows_base: Whether the file holds the base's fingerprint.
     """
 
     folder: str
     ranks: Mapping[str, int]
     errors: Mapping[str, float]
-    error: float
+    error: float | None
     left_out: Mapping[str, str]
     factor_bytes: int
+    knows_base: bool
 
     def to_json(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -53,151 +94,152 @@ class Extraction:
             "error": self.error,
             "left_out": dict(self.left_out),
             "factor_bytes": self.factor_bytes,
+            "knows_base": self.knows_base,
         }
 
 
 def extract(
-    base: str | Path,
+    base: Checkpoint | str | Path,
+    edited: Checkpoint | str | Path,
     found: CheckpointAudit,
     folder: str | Path,
     *,
-    rank: int | None = None,
-    energy: float | None = None,
+    rule: Rule | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Extraction:
     """Write a PRUNE_EDIT adapter that turns the base into the edited checkpoint, as far as its rank goes.
 
     Every matrix gets the best approximation of its ΔW of that rank (Eckart and Young 1936). The adapter is marked as
-    not restrained; ``peft-prune restrain`` acts on it.
+    not restrained; ``peft-prune restrain`` acts on it. Its factors are in memory until all are made, as they are for
+    whoever loads it.
 
     Args:
         base: The base that the audit was made with.
-        found: The audited checkpoint.
+        edited: The checkpoint that the audit is of.
+        found: The audit of it.
         folder: Where the adapter goes, whole or not at all.
-        rank: Most directions of a matrix.
-        energy: As few directions as hold this share of ‖ΔW‖_F². With both, the smaller number counts; with neither, the
-            directions that stand out from rounding (`MatrixChange.rank`).
+        rule: How many directions of a matrix are kept.
         overwrite: Replace an existing folder.
         progress: Called with the name of the matrix, the number done and their total.
 
     Raises:
         CheckpointError: Nothing that changed is the weight of a linear layer, the configuration describes no model, or
-            no low rank stands out where neither ``rank`` nor ``energy`` is given.
-        ValueError: ``rank`` is below 1, ``energy`` is out of range, or ``folder`` exists.
+            the factors of a matrix would be larger than the matrix.
+        ValueError: ``folder`` exists, or holds or lies in a checkpoint.
     """
-    if rank is not None and rank < 1:
-        raise ValueError(f"rank: {rank} must be at least 1")
-    if energy is not None and not 0.0 < energy <= 1.0:
-        raise ValueError(f"energy: {energy} must be above 0 and at most 1")
-    before = Checkpoint.open(base)
+    rule = rule or Rule()
+    before = base if isinstance(base, Checkpoint) else Checkpoint.open(base)
+    after = edited if isinstance(edited, Checkpoint) else Checkpoint.open(edited)
+    require_apart(Path(folder), [before, after])
     structure = Structure.of(before)
-    linear, left_out = _sorted(found, structure)
+    linear, left_out = _sorted(found, structure, before)
     if not linear:
         raise CheckpointError(
-            f"checkpoint: nothing that an adapter can hold differs in {found.path}: {_reasons(left_out)}"
+            f"checkpoint: nothing that an adapter can hold differs in {found.given}: {_reasons(left_out)}"
         )
-    if rank is None and energy is None:
-        _require_low_rank(found, linear)
-    pairs = {pair.name: pair for pair in match(before, Checkpoint.open(found.path), structure).pairs}
-    updates: dict[str, LowRankUpdate] = {}
-    lost: dict[str, float] = {}
+    pairs = {pair.name: pair for pair in match(before, after, structure).pairs}
+    parts = _Parts()
     with whole_folder(Path(folder), overwrite=overwrite) as temporary:
         for index, (name, (module, transposed)) in enumerate(linear.items()):
-            count = _count(found, name, rank, energy)
-            updates[module], lost[module] = _approximation(pairs[name], count, transposed)
+            update, lost = _approximation(pairs[name], rule, found.matrices[name].rank)
+            parts.add(module, update if not transposed else _transposed(update), lost)
             if progress is not None:
                 progress(name, index + 1, len(linear))
-        size = _write(temporary, updates, before, structure)
+        fingerprint = _fingerprint(before, structure)
+        size = _write(temporary, parts.updates, before, fingerprint)
     norms = {module: found.matrices[name].delta_frobenius_norm for name, (module, _) in linear.items()}
     return Extraction(
         folder=str(folder),
-        ranks={module: update.rank for module, update in updates.items()},
-        errors={module: lost[module] / norms[module] for module in updates},
-        error=_total_error(found, left_out, lost),
+        ranks={module: update.rank for module, update in parts.updates.items()},
+        errors={module: parts.lost[module] / norms[module] for module in parts.updates},
+        error=_total_error(found, left_out, parts.lost),
         left_out=left_out,
         factor_bytes=size,
+        knows_base=fingerprint is not None,
     )
 
 
-def _sorted(found: CheckpointAudit, structure: Structure) -> tuple[dict[str, tuple[str, bool]], dict[str, str]]:
+def require_apart(folder: Path, checkpoints: list[Checkpoint]) -> None:
+    """Raise ValueError where a folder to be written is, holds or lies in a checkpoint."""
+    target = folder.resolve()
+    for one in checkpoints:
+        own = one.folder.resolve()
+        if target == own or own.is_relative_to(target) or target.is_relative_to(own):
+            raise ValueError(f"extract: {folder} is, holds or lies in the checkpoint {one.given}; give another folder")
+
+
+@dataclass
+class _Parts:
+    updates: dict[str, LowRankUpdate] = field(default_factory=dict)
+    lost: dict[str, float] = field(default_factory=dict)
+
+    def add(self, module: str, update: LowRankUpdate, lost: float) -> None:
+        self.updates[module], self.lost[module] = update, lost
+
+
+def _sorted(
+    found: CheckpointAudit, structure: Structure, base: Checkpoint
+) -> tuple[dict[str, tuple[str, bool]], dict[str, str]]:
     """The changed weights of linear layers with their modules, and everything else with the reason to leave it out."""
     linear: dict[str, tuple[str, bool]] = {}
     left_out = dict.fromkeys(found.others, "it is no matrix")
-    tied = {**structure.tied, **{target: name for name, target in structure.tied.items()}}
+    ties = structure.tied_in(canonical_tensors(base, structure))
+    tied = {**ties, **{target: name for name, target in ties.items()}}
     for name in found.matrices:
         module = structure.linear_module(name)
         if name in tied:
             left_out[name] = f"it is tied to {tied[name]}"
+        elif name not in structure.parameters:
+            left_out[name] = "transformers has no layer of that name in the model"
         elif module is None:
             left_out[name] = "it is not the weight of a linear layer"
         else:
             linear[name] = module
     left_out |= dict.fromkeys(found.reshaped, "it has another shape")
+    left_out |= dict.fromkeys(found.not_finite, "it holds NaN or Inf")
     return linear, left_out
 
 
-def _require_low_rank(found: CheckpointAudit, linear: Mapping[str, Any]) -> None:
-    for name in linear:
-        one = found.matrices[name]
-        if one.rank * sum(one.shape) >= one.shape[0] * one.shape[1]:
-            raise CheckpointError(
-                f"checkpoint: {name} differs in {one.rank} directions, so factors would be as large as the matrix; "
-                "give a rank or an energy"
-            )
-
-
-def _count(found: CheckpointAudit, name: str, rank: int | None, energy: float | None) -> int:
-    one = found.matrices[name]
-    limits = [min(one.shape)]
-    if rank is None and energy is None:
-        limits.append(max(one.rank, 1))
-    if rank is not None:
-        limits.append(rank)
-    if energy is not None:
-        kept = torch.tensor(one.singular_values, dtype=torch.float64)
-        total = one.delta_frobenius_norm**2
-        # the audit keeps the largest values only; what is beyond them is one more "direction" here
-        rest = math.sqrt(max(total - float(kept.square().sum()), 0.0))
-        need = energy_rank(torch.cat([kept, kept.new_tensor([rest])]), energy)
-        limits.append(need if need <= len(kept) else min(one.shape))
-    return min(limits)
-
-
-def _approximation(pair: Pair, count: int, transposed: bool) -> tuple[LowRankUpdate, float]:
-    """The best update of this rank as (out, in) factors, and ‖ΔW − BA‖_F."""
+def _approximation(pair: Pair, rule: Rule, standing_out: int) -> tuple[LowRankUpdate, float]:
+    """The best update of that rank in the stored orientation, and ‖ΔW − BA‖_F of the float32 factors."""
     gram = StripGram(min(pair.base.shape))
     for before, after in tall_strips(pair):
         gram.add(after.double() - before.double())
-    vectors = gram.leading(count)
     values = gram.singular_values()
-    projected = torch.cat([(after.double() - before.double()) @ vectors for before, after in tall_strips(pair)])
-    lost = math.sqrt(max(float(values.square().sum() - projected.square().sum()), 0.0))
+    count = rule.count(values, standing_out)
+    if count * sum(pair.base.shape) >= math.prod(pair.base.shape):
+        size = "as large as the matrix; give a smaller rank or energy"
+        raise CheckpointError(f"checkpoint: {pair.name}: factors of rank {count} would be {size}")
+    vectors = gram.leading(count)
+    left = torch.cat([(after.double() - before.double()) @ vectors for before, after in tall_strips(pair)])
     # each side carries the root of the singular value, as everywhere in the package
-    root = values[:count].sqrt().clamp(min=torch.finfo(torch.float64).tiny)
-    tall = LowRankUpdate((projected / root).float(), (vectors * root).T.float())
+    root = torch.linalg.vector_norm(left, dim=0).sqrt()
+    tall = LowRankUpdate((left / root).float(), (vectors * root).T.float())
+    squared, done = 0.0, 0
+    for before, after in tall_strips(pair):
+        strip = tall.B[done : done + len(before)].double() @ tall.A.double()
+        squared += float((after.double() - before.double() - strip).square().sum())
+        done += len(before)
     is_wide = pair.base.shape[0] < pair.base.shape[1]
-    stored = LowRankUpdate(tall.A.T.contiguous(), tall.B.T.contiguous()) if is_wide else tall
-    if transposed:
-        stored = LowRankUpdate(stored.A.T.contiguous(), stored.B.T.contiguous())
-    return stored, lost
+    return (_transposed(tall) if is_wide else tall), math.sqrt(squared)
 
 
-def _write(folder: Path, updates: Mapping[str, LowRankUpdate], base: Checkpoint, structure: Structure) -> int:
+def _transposed(update: LowRankUpdate) -> LowRankUpdate:
+    return LowRankUpdate(update.A.T.contiguous(), update.B.T.contiguous())
+
+
+def _write(folder: Path, updates: Mapping[str, LowRankUpdate], base: Checkpoint, fingerprint: str | None) -> int:
     config = PruneEditConfig(
         target_modules=sorted(updates),
         restraint="none",
         restrain_on="merge",
         task_type="CAUSAL_LM",
-        base_model_name_or_path=str(base.path),
+        base_model_name_or_path=str(base.folder) if base.path.is_file() else base.given,
         inference_mode=True,
     )
-    config.record(
-        restrained=False,
-        edits=0,
-        ranks={module: update.rank for module, update in updates.items()},
-        base_fingerprint=_fingerprint(base, structure),
-    )
+    ranks = {module: update.rank for module, update in updates.items()}
+    config.record(restrained=False, edits=0, ranks=ranks, base_fingerprint=fingerprint)
     config.save_pretrained(str(folder))
     tensors: dict[str, Tensor] = {}
     for module, update in updates.items():
@@ -208,12 +250,19 @@ def _write(folder: Path, updates: Mapping[str, LowRankUpdate], base: Checkpoint,
 
 
 def _fingerprint(base: Checkpoint, structure: Structure) -> str | None:
-    """As `base_fingerprint` gives it for the loaded model, from a few rows of the files."""
-    stored = {structure.canonical(name): tensor for name, tensor in base.tensors.items()}
-    for name, target in structure.tied.items():
-        if name in stored:
+    """As `base_fingerprint` gives it for the loaded model, from a few rows of the files; None where names differ."""
+    stored = canonical_tensors(base, structure)
+    for name, target in structure.tied_in(stored).items():
+        if name in stored or target in stored:
+            stored.setdefault(name, stored.get(target, stored.get(name)))  # type: ignore[arg-type]
             stored.setdefault(target, stored[name])
-    names = [name for name, _ in structure.model.named_parameters() if name not in structure.tied]
+    ties = structure.tied_in(stored)
+    names: list[str] = []
+    for name in structure.parameters:
+        # of parameters that are one, a loaded model names the first
+        others = {ties.get(name), *(one for one, target in ties.items() if target == name)}
+        if not others & set(names):
+            names.append(name)
     if any(name not in stored for name in names):
         return None
 
@@ -224,11 +273,13 @@ def _fingerprint(base: Checkpoint, structure: Structure) -> str | None:
     return fingerprint_of({name: stored[name].shape for name in names}, read)
 
 
-def _total_error(found: CheckpointAudit, left_out: Mapping[str, str], lost: Mapping[str, float]) -> float:
+def _total_error(found: CheckpointAudit, left_out: Mapping[str, str], lost: Mapping[str, float]) -> float | None:
+    total = total_change(found)
+    if math.isnan(total) or found.reshaped:
+        return None
     squares = [value**2 for value in lost.values()]
     squares += [found.others[name].delta_norm ** 2 for name in left_out if name in found.others]
     squares += [found.matrices[name].delta_frobenius_norm ** 2 for name in left_out if name in found.matrices]
-    total = total_change(found)
     return math.sqrt(sum(squares)) / total if total > 0 else 0.0
 
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint, StoredTensor
-from .structure import WRAPPERS, Structure
+from .structure import Structure, without_wrappers
+
+_TABLES = re.compile(
+    r"(^|\.)(attn\.(bias|masked_bias)|attention\.(bias|masked_bias)|masked_bias|causal_mask|attn_mask"
+    r"|(rotary_emb\.)?(original_)?inv_freq|rotary_emb\.(cos|sin)_cached|position_ids|embed_positions\.weights)$"
+)
+"""Masks and position tables, which older checkpoints hold and newer ones make themselves."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +38,15 @@ class Matching:
     """All pairs of two checkpoints.
 
     Args:
-        pairs: In the base's order; a tied tensor that only one of them stores is compared with the one it is tied to.
+        pairs: In the base's order; a tied tensor that only one of them stores is compared with the one it is tied to,
+            and one that both tie is there once.
         reshaped: Names with the shapes before and after, which cannot be compared.
-        ignored: Tensors that are no parameters of the model.
-        renamed: How many names of the edited checkpoint differ from the base's.
+        ignored: Masks and position tables.
     """
 
     pairs: tuple[Pair, ...]
     reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
     ignored: tuple[str, ...]
-    renamed: int
 
 
 def match(base: Checkpoint, edited: Checkpoint, structure: Structure | None) -> Matching:
@@ -49,52 +55,62 @@ def match(base: Checkpoint, edited: Checkpoint, structure: Structure | None) -> 
     Args:
         base: Before.
         edited: After.
-        structure: The base's model; without it names must agree up to wrappers.
+        structure: The base's model; without it names must agree up to wrappers and a prefix of all.
 
     Raises:
-        CheckpointError: A tensor that is no buffer is in one of them alone; the message names it and the closest name.
+        CheckpointError: A weight is in one of them alone; the message names it and the closest name.
     """
-    before, after = _canonical(base, structure), _canonical(edited, structure)
+    before, after = canonical_tensors(base, structure), canonical_tensors(edited, structure)
     if structure is None:
         before, after = _without_prefix(before, after), _without_prefix(after, before)
-    tied = {} if structure is None else structure.tied
-    _complete(before, after, tied)
-    _complete(after, before, tied)
-    known = None if structure is None else set(structure.parameters)
+    else:
+        both_tie = set(structure.tied_in(before)) & set(structure.tied_in(after))
+        ties = [(name, structure.tied[name]) for name in structure.tied]
+        _complete(before, after, ties)
+        _complete(after, before, ties)
+        for name, target in ties:
+            if name in both_tie and target in before and target in after:
+                before.pop(name, None)
+                after.pop(name, None)
+    ignored = [name for name in dict.fromkeys((*before, *after)) if _is_table(name, structure)]
+    for name in ignored:
+        before.pop(name, None)
+        after.pop(name, None)
     missing = [name for name in before if name not in after]
     extra = [name for name in after if name not in before]
-    # masks and position tables, which old checkpoints hold and newer ones do not
-    strange = [] if known is None else [name for name in dict.fromkeys((*before, *after)) if name not in known]
-    unknown = set(strange)
-    lacking, surplus = ([name for name in names if name not in unknown] for names in (missing, extra))
-    if lacking or surplus:
-        # a tensor under another name is unknown to the model, and still the best hint
-        raise CheckpointError(_mismatch(base, edited, lacking, extra if lacking else surplus, len(before)))
-    common = [name for name in before if name in after and name not in unknown]
-    same = [name for name in common if before[name].shape == after[name].shape]
-    if not same:
-        raise CheckpointError(f"checkpoint: no tensor of {edited.path} has the shape that it has in {base.path}")
-    return Matching(
-        tuple(Pair(name, before[name], after[name]) for name in same),
-        {name: (before[name].shape, after[name].shape) for name in common if name not in set(same)},
-        tuple(strange),
-        sum(before[name].key != after[name].key for name in common),
-    )
+    if missing or extra:
+        raise CheckpointError(_mismatch(base, edited, missing, extra, len(before)))
+    reshaped = {name: (one.shape, after[name].shape) for name, one in before.items() if one.shape != after[name].shape}
+    pairs = tuple(Pair(name, one, after[name]) for name, one in before.items() if name not in reshaped)
+    if not pairs:
+        raise CheckpointError(f"checkpoint: no tensor of {edited.given} has the shape that it has in {base.given}")
+    return Matching(pairs, reshaped, tuple(ignored))
 
 
-def _canonical(checkpoint: Checkpoint, structure: Structure | None) -> dict[str, StoredTensor]:
+def canonical_tensors(checkpoint: Checkpoint, structure: Structure | None) -> dict[str, StoredTensor]:
+    """A checkpoint's tensors by the model's own names, where it has one for them.
+
+    Raises:
+        CheckpointError: Two tensors have the same name once wrappers are off.
+    """
     found: dict[str, StoredTensor] = {}
     for name, stored in checkpoint.tensors.items():
-        own = WRAPPERS.sub("", name) if structure is None else structure.canonical(name)
+        own = without_wrappers(name) if structure is None else structure.canonical(name)
         if own in found:
-            raise CheckpointError(f"checkpoint: {checkpoint.path} holds {own} twice, as {found[own].key} and as {name}")
+            twice = f"as {found[own].key} and as {name}"
+            raise CheckpointError(f"checkpoint: {checkpoint.given} holds {own} twice, {twice}")
         found[own] = stored
     return found
 
 
-def _complete(own: dict[str, StoredTensor], other: Mapping[str, StoredTensor], tied: Mapping[str, str]) -> None:
+def _is_table(name: str, structure: Structure | None) -> bool:
+    # a parameter of that name is a weight: GPT-2's mask and some models' attention have a bias called alike
+    return _TABLES.search(name) is not None and (structure is None or name not in structure.parameters)
+
+
+def _complete(own: dict[str, StoredTensor], other: Mapping[str, StoredTensor], ties: Sequence[tuple[str, str]]) -> None:
     """Add the tied tensors that only the other checkpoint stores, as the ones they are tied to, and the other way."""
-    for name, target in tied.items():
+    for name, target in ties:
         for one, source in ((name, target), (target, name)):
             if one in other and one not in own and source in own:
                 own[one] = own[source]
@@ -102,8 +118,9 @@ def _complete(own: dict[str, StoredTensor], other: Mapping[str, StoredTensor], t
 
 def _mismatch(base: Checkpoint, edited: Checkpoint, missing: Sequence[str], extra: Sequence[str], total: int) -> str:
     if not missing:
-        return f"checkpoint: {edited.path} has {len(extra)} tensors that {base.path} lacks, such as {extra[0]}"
-    said = f"checkpoint: {edited.path} lacks {len(missing)} of the {total} tensors of {base.path}, such as {missing[0]}"
+        return f"checkpoint: {edited.given} has {len(extra)} tensors that {base.given} lacks, such as {extra[0]}"
+    amount = f"{len(missing)} of the {total} tensors"
+    said = f"checkpoint: {edited.given} lacks {amount} of {base.given}, such as {missing[0]}"
     if not extra:
         return said
     close = difflib.get_close_matches(missing[0], extra, n=1, cutoff=0.0)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint
-from .compare import BaseMatrix, MatrixChange, OtherChange, compare_matrix, compare_other, differs
+from .compare import BaseMatrix, MatrixChange, OtherChange, compare_matrix, compare_other, look
 from .matching import Matching, Pair, match
 from .structure import Structure
 
@@ -25,40 +24,47 @@ class CheckpointAudit:
 
     Args:
         path: Where it lies.
+        given: The name under which it was asked for.
         matrices: Changed matrices by name.
         others: Other changed tensors by name.
+        not_finite: Elements that are NaN or Inf before and after, of tensors that have any; these are not compared.
         unchanged: How many tensors are the base's.
-        reshaped: Tensors of another shape, which were not compared, with both shapes.
-        ignored: Tensors that are no parameters of the model.
+        reshaped: Tensors of another shape, which are not compared, with both shapes.
+        ignored: Masks and position tables.
     """
 
     path: str
+    given: str
     matrices: Mapping[str, MatrixChange]
     others: Mapping[str, OtherChange]
+    not_finite: Mapping[str, tuple[int, int]]
     unchanged: int
     reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
     ignored: tuple[str, ...]
 
     @property
-    def name(self) -> str:
-        """Its folder's or file's name."""
-        return Path(self.path).name
+    def changed(self) -> int:
+        """How many tensors are not the base's, as far as that can be told."""
+        return len(self.matrices) + len(self.others) + len(self.not_finite) + len(self.reshaped)
 
     @property
     def worst(self) -> MatrixChange | None:
-        """The matrix whose condition number has grown most."""
-        return max(self.matrices.values(), key=lambda one: one.growth, default=None)
+        """The matrix whose condition number has grown most; None where none has one that can grow."""
+        known = [one for one in self.matrices.values() if not math.isnan(one.growth)]
+        return max(known, key=lambda one: one.growth, default=None)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, ready for JSON; the matrices with ``growth`` and ``relative_norm``."""
         return {
             "path": self.path,
+            "given": self.given,
             "unchanged": self.unchanged,
             "matrices": {
                 name: asdict(one) | {"growth": one.growth, "relative_norm": one.relative_norm}
                 for name, one in self.matrices.items()
             },
             "others": {name: asdict(one) for name, one in self.others.items()},
+            "not_finite": {name: list(counts) for name, counts in self.not_finite.items()},
             "reshaped": {name: [list(shape) for shape in shapes] for name, shapes in self.reshaped.items()},
             "ignored": list(self.ignored),
         }
@@ -69,12 +75,16 @@ class Audit:
     """A base and a series of checkpoints.
 
     Args:
-        base: Where the base lies.
+        base: The name under which the base was asked for.
         series: The checkpoints in the order in which they were given.
+        only: What was compared, where that was not everything.
+        notes: What a reader must know of how it was done, one sentence each.
     """
 
     base: str
     series: tuple[CheckpointAudit, ...]
+    only: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def changed(self) -> list[str]:
@@ -87,11 +97,16 @@ class Audit:
 
     def to_json(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
-        return {"base": self.base, "checkpoints": [one.to_json() for one in self.series]}
+        checkpoints = [one.to_json() for one in self.series]
+        return {"base": self.base, "only": self.only, "notes": list(self.notes), "checkpoints": checkpoints}
 
 
 def audit(
-    base: str | Path, edited: Sequence[str | Path], *, only: str | None = None, progress: Progress | None = None
+    base: Checkpoint | str | Path,
+    edited: Sequence[Checkpoint | str | Path],
+    *,
+    only: str | None = None,
+    progress: Progress | None = None,
 ) -> Audit:
     """Compare checkpoints with their base, tensor by tensor, without loading a model.
 
@@ -100,23 +115,24 @@ def audit(
     on); an unchanged tensor costs reading it.
 
     Args:
-        base: Folder or safetensors file of the model from before.
+        base: Folder or safetensors file of the model from before, or the checkpoint itself.
         edited: Those from after, in the order of the series.
         only: Regular expression; only tensors whose name it matches somewhere are compared.
         progress: Called with the name of the tensor, the number done and their total.
 
     Raises:
         CheckpointError: A checkpoint is missing, damaged, pickled or quantized, or names do not match.
-        ValueError: ``only`` is no regular expression or matches nothing, or a weight is NaN or Inf.
+        ValueError: ``only`` is no regular expression or matches nothing.
     """
-    before = Checkpoint.open(base)
-    after = [Checkpoint.open(path) for path in edited]
+    pattern = _pattern(only)
+    before = _opened(base)
+    after = [_opened(one) for one in edited]
     if not after:
         raise ValueError("edited: is empty, at least one checkpoint is needed")
-    structure = structure_of(before)
+    structure, notes = _structure(before)
     matchings = [match(before, one, structure) for one in after]
-    names = _chosen([pair.name for pair in matchings[0].pairs], only)
     pairs = [{pair.name: pair for pair in matching.pairs} for matching in matchings]
+    names = _chosen(list(dict.fromkeys(name for own in pairs for name in own)), only, pattern)
     found = [_Found() for _ in after]
     for index, name in enumerate(names):
         known = BaseMatrix()
@@ -125,67 +141,84 @@ def audit(
                 _look(own[name], known, result)
         if progress is not None:
             progress(name, index + 1, len(names))
-    return Audit(
-        str(base),
-        tuple(_result(one, matching, result) for one, matching, result in zip(after, matchings, found, strict=True)),
-    )
+    series = [_result(one, matching, result) for one, matching, result in zip(after, matchings, found, strict=True)]
+    return Audit(before.given, tuple(series), only, notes)
 
 
-def structure_of(checkpoint: Checkpoint) -> Structure | None:
-    """What the checkpoint's configuration describes; None, with a warning, where that is no causal language model."""
+def total_change(found: CheckpointAudit) -> float:
+    """Euclidean norm of the whole difference, as far as it was compared; NaN where something is not finite."""
+    if found.not_finite:
+        return math.nan
+    squares = [one.delta_frobenius_norm**2 for one in found.matrices.values()]
+    return math.sqrt(sum(squares) + sum(one.delta_norm**2 for one in found.others.values()))
+
+
+def _opened(given: Checkpoint | str | Path) -> Checkpoint:
+    return given if isinstance(given, Checkpoint) else Checkpoint.open(given)
+
+
+def _structure(checkpoint: Checkpoint) -> tuple[Structure | None, tuple[str, ...]]:
+    """What the checkpoint's configuration describes; None, with a note, where that is no causal language model."""
     try:
-        return Structure.of(checkpoint)
+        return Structure.of(checkpoint), ()
     except CheckpointError as error:
-        warnings.warn(f"{error}; tensors are matched by their names alone")
-        return None
+        said = str(error).removeprefix("checkpoint: ")
+        return None, (f"{said}; tensors were matched by their names alone.",)
 
 
+@dataclass
 class _Found:
-    def __init__(self) -> None:
-        self.matrices: dict[str, MatrixChange] = {}
-        self.others: dict[str, OtherChange] = {}
-        self.unchanged = 0
+    matrices: dict[str, MatrixChange] = field(default_factory=dict)
+    others: dict[str, OtherChange] = field(default_factory=dict)
+    not_finite: dict[str, tuple[int, int]] = field(default_factory=dict)
+    unchanged: int = 0
 
 
 def _look(pair: Pair, known: BaseMatrix, found: _Found) -> None:
-    try:
-        if not differs(pair):
-            found.unchanged += 1
-        elif pair.base.dtype is None or pair.edited.dtype is None:
-            raise CheckpointError(
-                f"checkpoint: {pair.name} differs and is no floating-point tensor of 16, 32 or 64 bits, which alone "
-                "can be audited"
-            )
-        elif len(pair.base.shape) == 2 and min(pair.base.shape) > 1:
-            found.matrices[pair.name] = compare_matrix(pair, known)
-        else:
-            found.others[pair.name] = compare_other(pair)
-    except CheckpointError:
-        raise
-    except ValueError as error:
-        raise ValueError(f"{pair.name}: {error}") from None
+    if pair.base.kind != pair.edited.kind and not (pair.base.is_weight and pair.edited.is_weight):
+        raise CheckpointError(_not_comparable(pair))
+    seen = look(pair)
+    if any(seen.not_finite):
+        found.not_finite[pair.name] = seen.not_finite
+    elif not seen.differs:
+        found.unchanged += 1
+    elif not pair.base.is_weight:
+        raise CheckpointError(_not_comparable(pair))
+    elif len(pair.base.shape) == 2 and min(pair.base.shape) > 1:
+        found.matrices[pair.name] = compare_matrix(pair, known)
+    else:
+        found.others[pair.name] = compare_other(pair)
+
+
+def _not_comparable(pair: Pair) -> str:
+    return (
+        f"checkpoint: {pair.name} is stored as {pair.base.kind} in {pair.base.file} and as {pair.edited.kind} in "
+        f"{pair.edited.file}; F64, F32, F16 and BF16 can be compared"
+    )
 
 
 def _result(checkpoint: Checkpoint, matching: Matching, found: _Found) -> CheckpointAudit:
     return CheckpointAudit(
-        str(checkpoint.path), found.matrices, found.others, found.unchanged, matching.reshaped, matching.ignored
+        path=str(checkpoint.path),
+        given=checkpoint.given,
+        matrices=found.matrices,
+        others=found.others,
+        not_finite=found.not_finite,
+        unchanged=found.unchanged,
+        reshaped=matching.reshaped,
+        ignored=matching.ignored,
     )
 
 
-def _chosen(names: Sequence[str], only: str | None) -> list[str]:
-    if only is None:
-        return list(names)
+def _pattern(only: str | None) -> re.Pattern[str] | None:
     try:
-        pattern = re.compile(only)
+        return None if only is None else re.compile(only)
     except re.error as error:
         raise ValueError(f"only: {only!r} is no regular expression: {error}") from None
-    chosen = [name for name in names if pattern.search(name)]
+
+
+def _chosen(names: Sequence[str], only: str | None, pattern: re.Pattern[str] | None) -> list[str]:
+    chosen = [name for name in names if pattern is None or pattern.search(name)]
     if not chosen:
         raise ValueError(f"only: {only!r} matches none of {len(names)} tensors, such as {names[0]}")
     return chosen
-
-
-def total_change(found: CheckpointAudit) -> float:
-    """Euclidean norm of the whole difference."""
-    squares = [one.delta_frobenius_norm**2 for one in found.matrices.values()]
-    return math.sqrt(sum(squares) + sum(one.delta_norm**2 for one in found.others.values()))

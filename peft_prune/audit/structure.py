@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from accelerate import init_empty_weights
@@ -12,10 +14,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import CheckpointError
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, StoredTensor
 
-WRAPPERS = re.compile(r"^(base_model\.model\.|module\.)+|_orig_mod\.|_fsdp_wrapped_module\.|(?<=\.)base_layer\.")
-"""What PEFT, torch.compile and data-parallel wrappers put into names."""
+_LEADING = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")
+_INNER = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)\.")
+
+
+def without_wrappers(name: str) -> str:
+    """A tensor's name without what PEFT, torch.compile and data-parallel wrappers put into it."""
+    return _INNER.sub("", _LEADING.sub("", name))
 
 
 @dataclass(frozen=True)
@@ -30,26 +37,30 @@ class Structure:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Structure:
-        """From a checkpoint's configuration.
+        """From a checkpoint's configuration; code that lies beside it is never run.
 
         Raises:
             CheckpointError: It has none, or transformers cannot build a causal language model from it.
         """
-        folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+        if not checkpoint.config:
+            raise CheckpointError(f"checkpoint: {checkpoint.folder} has no config.json")
+        options: dict[str, Any] = {"trust_remote_code": False}
         try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, **options)
             with init_empty_weights():
-                return cls(AutoModelForCausalLM.from_config(config))
-        except (OSError, ValueError, KeyError, AttributeError, TypeError, ImportError) as error:
+                return cls(AutoModelForCausalLM.from_config(config, **options))
+        except Exception as error:  # configurations fail in as many ways as there are models
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"checkpoint: {folder} describes no causal language model: {reason}") from None
+            raise CheckpointError(
+                f"checkpoint: {checkpoint.folder} describes no causal language model that transformers has: {reason}"
+            ) from None
 
-    @property
+    @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
         """Every parameter by name, the tied ones as well."""
         return dict(self.model.named_parameters(remove_duplicate=False))
 
-    @property
+    @cached_property
     def tied(self) -> dict[str, str]:
         """Names of parameters that are another one, with that one's name."""
         return dict(getattr(self.model, "all_tied_weights_keys", None) or {})
@@ -59,12 +70,23 @@ class Structure:
 
         A checkpoint of the bare decoder lacks the prefix that the whole model has.
         """
-        name = WRAPPERS.sub("", name)
+        name = without_wrappers(name)
         known, prefix = self.parameters, f"{self.model.base_model_prefix}."
         for candidate in (name, prefix + name, name.removeprefix(prefix)):
             if candidate in known:
                 return candidate
         return name
+
+    def tied_in(self, stored: Mapping[str, StoredTensor]) -> dict[str, str]:
+        """The ties that hold in a checkpoint: those of which it stores one side alone, or the same numbers twice.
+
+        transformers unties what a checkpoint stores twice with different numbers.
+        """
+        return {
+            name: target
+            for name, target in self.tied.items()
+            if name not in stored or target not in stored or stored[name].equals(stored[target])
+        }
 
     def linear_module(self, name: str) -> tuple[str, bool] | None:
         """Module of a linear layer's weight, and whether it is stored as (in, out); None for any other tensor."""

@@ -7,13 +7,15 @@ from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from ..audit import Audit, Extraction, extract
+from ..audit import Audit, CheckpointAudit, Extraction, Rule, extract, require_apart
 from ..audit import audit as audit_checkpoints
-from ..reporting import audit_report, write_report
-from ..reporting.words import number, percent
-from .models import local_checkpoint, print_json
+from ..reporting import audit_report, require_file, write_report
+from ..reporting.limits import limits_of
+from ..reporting.words import count, number, percent
+from .models import open_checkpoint, print_json, require_room
 from .progress import progress_bar
 
 
@@ -30,8 +32,7 @@ def audit(
         Optional[float], typer.Option(help="Growth of the condition number to judge the last checkpoint by.")
     ] = None,
     extract_to: Annotated[
-        Optional[Path],
-        typer.Option("--extract", help="Folder for an adapter of the last checkpoint's difference."),
+        Optional[Path], typer.Option("--extract", help="Folder for an adapter of the last checkpoint's difference.")
     ] = None,
     rank: Annotated[Optional[int], typer.Option(help="With --extract: most directions of a matrix.")] = None,
     energy: Annotated[
@@ -41,53 +42,71 @@ def audit(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Compare edited checkpoints with their base, shard by shard, and write a report."""
+    rule = Rule(rank, energy)
     if extract_to is None and (rank is not None or energy is not None):
         raise ValueError("extract: --rank and --energy need --extract DIR")
-    before, after = local_checkpoint(base), [local_checkpoint(one) for one in edited]
+    limits_of({}, max_growth)
+    require_file(out)
+    before, after = open_checkpoint(base), [open_checkpoint(one) for one in edited]
+    if extract_to is not None:
+        require_room(extract_to, overwrite)
+        require_apart(extract_to, [before, *after])
     made = None
     with progress_bar(quiet=json_output) as progress:
         found = audit_checkpoints(
             before, after, only=only, progress=lambda name, done, total: progress(f"Comparing {name}", done, total)
         )
-        audit_report(found, max_growth=max_growth)  # a bad limit shows before an adapter is written
+        # before the extraction, which may find that there is nothing to extract
+        write_report(audit_report(found, max_growth=max_growth), out)
         if extract_to is not None:
             made = extract(
                 before,
+                after[-1],
                 found.series[-1],
                 extract_to,
-                rank=rank,
-                energy=energy,
+                rule=rule,
                 overwrite=overwrite,
                 progress=lambda name, done, total: progress(f"Extracting {name}", done, total),
             )
-    write_report(audit_report(found, max_growth=max_growth, extraction=made), out)
+            write_report(audit_report(found, max_growth=max_growth, extraction=made), out)
     if json_output:
         extraction = None if made is None else made.to_json()
         print_json({**found.to_json(), "extraction": extraction, "report": str(out)})
         return
     Console().print(_table(found))
-    if made is not None:
-        Console().print(_extracted(made), highlight=False, markup=False)
-    Console().print(f"Report in {out}", highlight=False)
+    lines = [*found.notes, *_rest(found.series[-1]), *([] if made is None else [_extracted(made)]), f"Report in {out}"]
+    for line in lines:
+        Console().print(line, highlight=False, markup=False)
 
 
 def _table(found: Audit, most: int = 20) -> Table:
     last = found.series[-1]
-    table = Table(title=f"{last.name}: {len(last.matrices)} matrices differ, {last.unchanged} tensors do not")
+    matrices = count(len(last.matrices), "matrix differs", "matrices differ")
+    table = Table(title=f"{escape(last.given)}: {matrices}, {last.unchanged:,} tensors do not")
     for column in ("matrix", "rank", "effective rank", "‖ΔW‖₂ / σmax(W₀)", "κ before", "κ after", "growth"):
         table.add_column(column, justify="left" if column == "matrix" else "right", overflow="fold")
-    shown = sorted(last.matrices.values(), key=lambda one: -one.growth)
+    shown = sorted(last.matrices.values(), key=lambda one: (one.growth != one.growth, -one.growth))
     for one in shown[:most]:
         values = (one.effective_rank, one.relative_norm, one.condition_number_base, one.condition_number, one.growth)
-        table.add_row(one.name, str(one.rank), *(number(value) for value in values))
+        table.add_row(escape(one.name), str(one.rank), *(number(value) for value in values))
     if len(shown) > most:
         table.add_row(f"and {len(shown) - most} more, in the report")
     return table
 
 
+def _rest(last: CheckpointAudit) -> list[str]:
+    kinds = {
+        "other tensors differ": last.others,
+        "tensors hold NaN or Inf": last.not_finite,
+        "tensors have another shape and were not compared": last.reshaped,
+        "masks and position tables were ignored": last.ignored,
+    }
+    return [f"{len(names)} {what}, such as {next(iter(names))}" for what, names in kinds.items() if names]
+
+
 def _extracted(made: Extraction) -> str:
+    error = "" if made.error is None else f": error {percent(made.error)} of the difference"
     left = f"; {len(made.left_out)} tensors left out, such as {next(iter(made.left_out))}" if made.left_out else ""
-    return (
-        f"Adapter of {len(made.ranks)} layers, rank up to {max(made.ranks.values())}, in {made.folder}: error "
-        f"{percent(made.error)} of the difference{left}"
-    )
+    base = "" if made.knows_base else "; it does not know its base, whose names transformers changes when it loads them"
+    layers = count(len(made.ranks), "layer")
+    return f"Adapter of {layers}, rank up to {max(made.ranks.values())}, in {made.folder}{error}{left}{base}"

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ..evaluation import exclude_subjects, load_facts, recalled
 from ..session import EditSession, History, calibrate_strengths, tune_restraint
-from .models import load_model, load_tokenizer, print_json
+from .models import load_model, load_tokenizer, print_json, require_room
 
 HistoryFile = Annotated[Path, typer.Argument(help="SQLite file of a session.", metavar="HISTORY")]
 BaseModel = Annotated[str, typer.Option(help="The unedited base model: a folder or a Hub name.")]
@@ -75,7 +75,7 @@ def undo(
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
 ) -> None:
     """Take edits out of an adapter, whenever they were made, and save what is left."""
-    _require_room(out, overwrite)
+    require_room(out, overwrite)
     with _session(history, model, dtype) as session:
         session.undo(edits, reason)
         session.save(out, overwrite=overwrite)
@@ -99,7 +99,7 @@ def tune(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Sweep the strength of the restraint over the edits made, and take what loses nothing and gains most."""
-    _require_room(out, overwrite)
+    require_room(out, overwrite)
     known = load_facts(facts)
     with _session(history, model, dtype) as session:
         if margin is not None:
@@ -135,8 +135,3 @@ def tune(
 
 def _session(path: Path, model: str, dtype: str) -> EditSession:
     return EditSession.resume(path, load_model(model, dtype), load_tokenizer(model), monitor=False)
-
-
-def _require_room(out: Path, overwrite: bool) -> None:
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not overwrite:
-        raise ValueError(f"out: {out} exists; give another folder, or --overwrite")

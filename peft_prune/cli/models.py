@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..audit import Checkpoint
 from ..errors import AdapterError, CheckpointError, UnsupportedModelError
 from ..evaluation import Ability, load_ability
 
@@ -29,7 +31,9 @@ def load_model(path: str, dtype: str = "float32") -> PreTrainedModel:
     if dtype not in DTYPES:
         raise UnsupportedModelError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), trust_remote_code=False
+        )
     except (OSError, ValueError, SafetensorError) as error:
         raise UnsupportedModelError(f"model: {path} cannot be loaded: {_first_line(error)}") from None
     return model.eval()
@@ -42,7 +46,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         UnsupportedModelError: It cannot be loaded.
     """
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UnsupportedModelError(f"tokenizer: {path} cannot be loaded: {_first_line(error)}") from None
 
@@ -68,21 +72,28 @@ def load_adapter(model: PreTrainedModel, path: Path, *, strict_base: bool = Fals
         raise AdapterError(f"adapter: {path} cannot be loaded: {_first_line(error)}") from None
 
 
-def local_checkpoint(path: str) -> Path:
+def open_checkpoint(given: str) -> Checkpoint:
     """A checkpoint's folder or file; what is no path is a Hub name, whose weights are fetched.
 
     Raises:
-        CheckpointError: It is neither, or cannot be fetched.
+        CheckpointError: It is neither, or cannot be fetched or read.
     """
-    if Path(path).exists():
-        return Path(path)
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise CheckpointError(f"checkpoint: {path} does not exist")
+    if Path(given).exists() and given:
+        return Checkpoint.open(given)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", given) or given.startswith("."):
+        raise CheckpointError(f"checkpoint: {given!r} does not exist")
     try:
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors"]))
+        fetched = snapshot_download(given, allow_patterns=["*.json", "*.safetensors"], ignore_patterns=["*/*"])
     except (OSError, ValueError) as error:
         reason = _first_line(error)
-        raise CheckpointError(f"checkpoint: {path} is no folder here and cannot be fetched: {reason}") from None
+        raise CheckpointError(f"checkpoint: {given} is no folder here and cannot be fetched: {reason}") from None
+    return Checkpoint.open(fetched, given)
+
+
+def require_room(out: Path, overwrite: bool) -> None:
+    """Raise ValueError where a folder to be written is not free, before anything is computed."""
+    if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not overwrite:
+        raise ValueError(f"out: {out} exists; give another folder, or --overwrite")
 
 
 def load_abilities(paths: Sequence[Path], items: int) -> dict[str, Ability]:

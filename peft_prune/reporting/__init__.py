@@ -5,6 +5,15 @@ from .audit import audit_report
 from .document import Report
 from .history import history_report
 from .now import Now
-from .render import render, write_report
+from .render import render, require_file, write_report
 
-__all__ = ["Now", "Report", "adapter_report", "audit_report", "history_report", "render", "write_report"]
+__all__ = [
+    "Now",
+    "Report",
+    "adapter_report",
+    "audit_report",
+    "history_report",
+    "render",
+    "require_file",
+    "write_report",
+]

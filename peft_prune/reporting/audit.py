@@ -8,11 +8,11 @@ from pathlib import Path
 
 from ..audit import Audit, CheckpointAudit, Extraction, MatrixChange
 from ..monitoring import Limit
+from . import audit_words as words
 from .courses import bars_chart, course_chart, spectrum_chart
 from .document import Block, Cell, Level, Report, Row, Section, Table, Tile
-from .limits import level_of, limits_of, progress
-from .sentences import VERDICTS
-from .words import TERMS, Term, count, listed, number, percent
+from .limits import limits_of
+from .words import TERMS, Term, listed, number, percent
 
 SHOWN = 8
 """Matrices that are drawn; the table has all."""
@@ -44,18 +44,15 @@ def audit_report(found: Audit, *, max_growth: float | None = None, extraction: E
         ValueError: ``max_growth`` is not above 1.
     """
     limit = next(iter(limits_of({}, max_growth)), None)
-    last = found.series[-1]
-    worst = last.worst
-    growth = 1.0 if worst is None else worst.growth
-    level: Level = "open" if limit is None else level_of(progress(limit, growth))
-    labels = _labels(found.series)
+    last, labels = found.series[-1], _labels(found.series)
+    level = words.level(last, limit)
     return Report(
         title="Audit of an edited model",
-        subtitle=f"{listed(labels, 3)}, against {Path(found.base).resolve().name}",
+        subtitle=f"{listed(labels, 3)}, against {_short(found.base)}",
         level=level,
-        verdict=VERDICTS[level] if found.changed else "Nothing has changed",
-        summary=_summary(found, labels, limit),
-        advice=_advice(found, level, extraction),
+        verdict=words.verdict(found, level),
+        summary=[*words.summary(found, labels, limit), *found.notes],
+        advice=words.advice(found, level, extraction),
         tiles=_tiles(found, limit, level),
         sections=_sections(found, labels, limit, extraction),
         facts=[("base", found.base), *((label, one.path) for label, one in zip(labels, found.series, strict=True))],
@@ -63,81 +60,18 @@ def audit_report(found: Audit, *, max_growth: float | None = None, extraction: E
     )
 
 
+def _short(given: str) -> str:
+    return Path(given).name or given
+
+
 def _labels(series: Sequence[CheckpointAudit]) -> list[str]:
     """Names of the checkpoints, with as much of their path as tells them apart."""
-    parts = [Path(one.path).resolve().parts for one in series]
+    parts = [Path(one.given).parts for one in series]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(own[-depth:]) for own in parts]
         if len(set(names)) == len(names):
             return names
     return [f"{name} ({place + 1})" for place, name in enumerate(names)]
-
-
-def _summary(found: Audit, labels: Sequence[str], limit: Limit | None) -> list[str]:
-    last, said = found.series[-1], []
-    total = len(last.matrices) + len(last.others) + last.unchanged
-    if len(labels) > 1:
-        said.append(f"{count(len(labels), 'checkpoint')} were compared with the base; the last is {labels[-1]}.")
-    if not last.matrices and not last.others:
-        return [*said, f"All {total:,} tensors of {labels[-1]} are those of the base."]
-    differ = [count(len(last.matrices), "matrix", "matrices")] if last.matrices else []
-    differ += [count(len(last.others), "other tensor")] if last.others else []
-    verb = "differs" if len(last.matrices) + len(last.others) == 1 else "differ"
-    said.append(f"{listed(differ)} {verb} from the base, {last.unchanged:,} of {total:,} tensors are unchanged.")
-    if last.matrices:
-        said.append(_of_ranks(last))
-    worst = last.worst
-    if worst is not None:
-        allowed = "" if limit is None else f"; at most {number(limit.value)} is allowed"
-        said.append(
-            f"The condition number of {worst.name} has grown most, from {number(worst.condition_number_base)} to "
-            f"{number(worst.condition_number)}, {number(worst.growth)} times{allowed}."
-        )
-        largest = max(last.matrices.values(), key=lambda one: one.relative_norm)
-        said.append(
-            f"The largest change is that of {largest.name}: ‖ΔW‖₂ is {number(largest.relative_norm)} times σmax(W₀)."
-        )
-    if last.reshaped:
-        said.append(f"{count(len(last.reshaped), 'tensor')} of another shape could not be compared.")
-    return said
-
-
-def _of_ranks(last: CheckpointAudit) -> str:
-    ranks = sorted(one.rank for one in last.matrices.values())
-    full = sum(one.rank > 0.5 * min(one.shape) for one in last.matrices.values())
-    what = (
-        "a fine-tuning of whole matrices leaves" if 2 * full > len(ranks) else "edits or a low-rank fine-tuning leave"
-    )
-    where = "In it" if len(ranks) == 1 else "In each of them"
-    amount = count(ranks[0], "direction") if ranks[0] == ranks[-1] else f"{ranks[0]} to {ranks[-1]} directions"
-    return (
-        f"{where} {amount} of the change stand{'s' if ranks[-1] == 1 else ''} out from rounding, which is what {what}."
-    )
-
-
-def _advice(found: Audit, level: Level, extraction: Extraction | None) -> list[str]:
-    last, said = found.series[-1], []
-    above = [one for one in last.matrices.values() if one.relative_norm > 1]
-    if extraction is not None:
-        said.append(
-            f"The difference is now an adapter in {extraction.folder}, with an error of {percent(extraction.error)} of "
-            "it. peft-prune restrain applies the restraint to it; evaluate it before it replaces the checkpoint."
-        )
-    elif above:
-        said.append(
-            f"In {count(len(above), 'layer')} the change is larger than anything the unedited layer did. --extract "
-            "makes an adapter of the difference, which peft-prune restrain can restrain."
-        )
-    if level == "open" and last.matrices:
-        said.append("Give --max-growth to judge the condition number by.")
-    if level == "passed" and extraction is None:
-        said.append("Do not edit this checkpoint further before it has been restrained or gone back to the base.")
-    if last.others:
-        said.append(
-            f"{count(len(last.others), 'tensor')} that are no matrices differ as well ({listed(list(last.others), 3)})"
-            "; no restraint reaches them."
-        )
-    return said or ["Nothing needs to be done."]
 
 
 def _tiles(found: Audit, limit: Limit | None, level: Level) -> list[Tile]:
@@ -149,9 +83,12 @@ def _tiles(found: Audit, limit: Limit | None, level: Level) -> list[Tile]:
         Tile("matrices changed", f"{len(last.matrices):,}", f"{last.unchanged:,} tensors unchanged"),
         Tile("other tensors changed", f"{len(last.others):,}"),
     ]
+    if last.not_finite:
+        tiles.append(Tile("not finite", f"{len(last.not_finite):,}", level="passed"))
     if worst is not None:
         note = "no limit set" if limit is None else f"limit {number(limit.value)}"
         tiles.append(Tile("growth of κ", f"{number(worst.growth)} ×", note, None if limit is None else level))
+    if ranks:
         largest = max(one.relative_norm for one in last.matrices.values())
         tiles.append(Tile("‖ΔW‖₂ / σmax(W₀)", number(largest), level="near" if largest > 1 else None))
         tiles.append(
@@ -167,7 +104,8 @@ def _sections(found: Audit, labels: Sequence[str], limit: Limit | None, extracti
     if found.changed:
         sections.append(Section("course", "What became of the layers", _charts(found, labels, limit)))
         sections.append(Section("matrices", "All matrices that differ", [_matrices(found, labels)]))
-    sections.append(Section("rest", "Everything else that differs", [_others(found, labels), _reshaped(found, labels)]))
+    rest = [_others(found, labels), _not_finite(found, labels), _reshaped(found, labels), _ignored(found, labels)]
+    sections.append(Section("rest", "Everything else", rest))
     if extraction is not None:
         sections.append(Section("adapter", "The adapter made of it", [_extraction(extraction)]))
     return sections
@@ -196,10 +134,11 @@ def _charts(found: Audit, labels: Sequence[str], limit: Limit | None) -> list[Bl
         )
     if last.matrices:
         largest = sorted(last.matrices.values(), key=lambda one: -_finite(one.relative_norm))[:12]
-        bars = {one.name: one.relative_norm for one in largest}
+        bars = {one.name: one.relative_norm for one in largest if math.isfinite(one.relative_norm)}
         said = f"The largest is {largest[0].name} with {number(largest[0].relative_norm)}."
         title = f"Size of the change, {labels[-1]}"
-        blocks.append(bars_chart("sizes", title, bars, xlabel="‖ΔW‖₂ / σmax(W₀)", described=said))
+        if bars:
+            blocks.append(bars_chart("sizes", title, bars, xlabel="‖ΔW‖₂ / σmax(W₀)", described=said))
         first = largest[0]
         curves = {
             label: one.matrices[first.name].singular_values
@@ -284,6 +223,24 @@ def _reshaped(found: Audit, labels: Sequence[str]) -> Table:
     return Table("reshaped", "Tensors of another shape, not compared", columns, rows, empty="There is none.", wide=True)
 
 
+def _not_finite(found: Audit, labels: Sequence[str]) -> Table:
+    rows: list[Row] = [
+        [label, name, str(before), str(after)]
+        for label, checkpoint in zip(labels, found.series, strict=True)
+        for name, (before, after) in checkpoint.not_finite.items()
+    ]
+    columns = ["checkpoint", "tensor", "elements before", "elements after"]
+    return Table("not-finite", "NaN or Inf", columns, rows, numeric=(2, 3), empty="There is none.", wide=True)
+
+
+def _ignored(found: Audit, labels: Sequence[str]) -> Table:
+    rows: list[Row] = [
+        [label, name] for label, checkpoint in zip(labels, found.series, strict=True) for name in checkpoint.ignored
+    ]
+    title = "Masks and position tables, which are no weights"
+    return Table("ignored", title, ["checkpoint", "tensor"], rows, empty="There is none.", wide=True)
+
+
 def _extraction(found: Extraction) -> Table:
     rows: list[Row] = [
         [module, Cell(str(rank), rank), Cell(percent(found.errors[module]), found.errors[module]), ""]
@@ -296,7 +253,8 @@ def _extraction(found: Extraction) -> Table:
         ["module", "rank", "error", ""],
         rows,
         numeric=(1, 2),
-        note=f"The error is ‖ΔW − BA‖_F / ‖ΔW‖_F; {percent(found.error)} over everything that differs.",
+        note="The error is ‖ΔW − BA‖_F / ‖ΔW‖_F"
+        + ("." if found.error is None else f"; {percent(found.error)} over everything that was compared and differs."),
         wide=True,
     )
 
@@ -306,4 +264,5 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def _finite(value: float) -> float:
-    return value if math.isfinite(value) else 1e300
+    """For sorting: infinity first, what is no number last."""
+    return -1.0 if math.isnan(value) else min(value, 1e300)

@@ -44,6 +44,17 @@ def render(report: Report, made_at: datetime | None = None) -> str:
     )
 
 
+def require_file(path: Path) -> None:
+    """Raise ValueError where a report could not be written, before anything is computed."""
+    if path.is_dir():
+        raise ValueError(f"out: {path} is a folder; give the name of an HTML file")
+    for parent in path.resolve().parents:
+        if parent.exists():
+            if not parent.is_dir():
+                raise ValueError(f"out: {path} cannot be written, for {parent} is a file")
+            return
+
+
 def write_report(report: Report, path: str | Path) -> None:
     """Write a report, whole or not at all.
 

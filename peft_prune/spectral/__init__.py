@@ -18,6 +18,7 @@ from .restraint import (
     restraint_names,
     restraint_text,
 )
+from .rounding import RoundingErrors, noise_edge, rounding_variances
 from .streaming import StripGram, effective_rank
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "OutputPerturbation",
     "ProjectedUpdate",
     "Restraint",
+    "RoundingErrors",
     "ScaleRestraint",
     "Spectrum",
     "StripGram",
@@ -39,12 +41,14 @@ __all__ = [
     "effective_rank",
     "energy_rank",
     "get_restraint",
+    "noise_edge",
     "parse_restraint",
     "register_restraint",
     "reorthogonalize",
     "restrain",
     "restraint_names",
     "restraint_text",
+    "rounding_variances",
     "sigma_max",
     "truncate",
 ]

@@ -10,9 +10,10 @@ import pytest
 import torch
 from peft import get_peft_model
 from safetensors.torch import save_file
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from peft_prune import PruneEditConfig
-from peft_prune.audit import Checkpoint, audit
+from peft_prune.audit import Checkpoint, audit, extract
 from peft_prune.errors import CheckpointError
 from tests.tiny import tiny_llama
 
@@ -61,7 +62,7 @@ def test_a_checkpoint_of_the_bare_decoder_is_matched(tmp_path: Path) -> None:
     assert audit(before, [after]).changed == [GPT2]
 
 
-@pytest.mark.parametrize("wrapper", ["module.", "base_model.model."])
+@pytest.mark.parametrize("wrapper", ["module.", "base_model.model.", "_orig_mod.module."])
 def test_names_with_wrappers_are_matched(scene: Path, tmp_path: Path, wrapper: str) -> None:
     after = tmp_path / "wrapped"
     shutil.copytree(scene / "edited", after)
@@ -75,8 +76,9 @@ def test_without_a_configuration_a_common_prefix_is_matched(scene: Path, tmp_pat
         tensors = weights(scene / name)
         prefix = "trunk." if name == "edited" else ""
         rewrite(tmp_path / name, {prefix + key: tensor for key, tensor in tensors.items()})
-    with pytest.warns(UserWarning, match="tensors are matched by their names alone"):
-        assert audit(tmp_path / "base", [tmp_path / "edited"]).changed == [LLAMA]
+    found = audit(tmp_path / "base", [tmp_path / "edited"])
+    assert found.changed == [LLAMA]
+    assert found.notes == (f"{tmp_path / 'base'} has no config.json; tensors were matched by their names alone.",)
 
 
 def test_names_that_do_not_match_are_an_error_that_names_the_closest(scene: Path, tmp_path: Path) -> None:
@@ -163,3 +165,95 @@ def test_adapters_and_quantized_weights_are_refused(scene: Path, tmp_path: Path)
     (quantized / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "x"}}))
     with pytest.raises(CheckpointError, match="quantized is quantized; floating-point weights are accepted"):
         Checkpoint.open(quantized)
+
+
+def moe() -> MixtralForCausalLM:
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=1, max_position_embeddings=32,
+    )  # fmt: skip
+    return MixtralForCausalLM(config)
+
+
+def test_weights_that_transformers_names_otherwise_are_compared_all_the_same(tmp_path: Path) -> None:
+    moe().save_pretrained(tmp_path / "base")
+    moe().save_pretrained(tmp_path / "edited")
+    tensors = weights(tmp_path / "base")
+    experts = [name for name in tensors if "experts" in name and tensors[name].ndim == 2]
+    assert len(experts) > 6
+    changed = {name: tensors[name] + low_rank(tuple(tensors[name].shape), 1, 0.1) for name in experts}
+    rewrite(tmp_path / "edited", {**tensors, **changed})
+    found = audit(tmp_path / "base", [tmp_path / "edited"]).series[0]
+    assert set(found.matrices) == set(experts) and not found.ignored
+    with pytest.raises(CheckpointError, match=r"nothing that an adapter can hold .*: transformers has no layer"):
+        extract(tmp_path / "base", tmp_path / "edited", found, tmp_path / "adapter")
+
+
+def test_parameters_that_only_the_edited_checkpoint_has_are_an_error(scene: Path, tmp_path: Path) -> None:
+    after = tmp_path / "grown"
+    shutil.copytree(scene / "edited", after)
+    more = {"model.layers.3.mlp.down_proj.weight": torch.zeros(16, 32), "score.weight": torch.zeros(2, 16)}
+    rewrite(after, {**weights(after), **more})
+    with pytest.raises(CheckpointError, match=r"grown has 2 tensors that .*base lacks, such as"):
+        audit(scene / "base", [after])
+
+
+def test_the_single_file_counts_before_an_index_as_for_transformers(scene: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "both"
+    shutil.copytree(scene / "sharded", folder)
+    shutil.copy(scene / "base" / "model.safetensors", folder)
+    assert not audit(scene / "base", [folder]).changed
+    twice = tmp_path / "twice"
+    twice.mkdir()
+    for name in ("a", "b"):
+        save_file({"w": torch.zeros(2, 2)}, twice / f"{name}.safetensors")
+    with pytest.raises(CheckpointError, match=r"checkpoint: w is in .*a.safetensors and in .*b.safetensors"):
+        Checkpoint.open(twice)
+
+
+def test_the_same_numbers_stored_twice_are_compared_once(tmp_path: Path) -> None:
+    before = base("gpt2", tmp_path / "base")
+    after = edited(before, tmp_path / "edited", {"transformer.wte.weight": low_rank((50, 16), 1)})
+    tensors = weights(after)
+    rewrite(after, {**tensors, "lm_head.weight": tensors["transformer.wte.weight"].clone()})
+    assert audit(before, [after]).changed == ["transformer.wte.weight"]
+
+
+@pytest.mark.parametrize("content", ["[1]", "null", "\x80", '{"model_type": "llama", "hidden_size": "x"}'])
+def test_a_configuration_that_is_none_never_ends_in_a_traceback(scene: Path, tmp_path: Path, content: str) -> None:
+    folder = tmp_path / "odd"
+    shutil.copytree(scene / "base", folder)
+    (folder / "config.json").write_bytes(content.encode("latin1"))
+    if content.startswith("{"):
+        found = audit(folder, [scene / "edited"])
+        assert found.changed == [LLAMA] and "describes no causal language model" in found.notes[0]
+    else:
+        with pytest.raises(CheckpointError, match=r"odd/config.json"):
+            Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("index", ['{"weight_map": []}', "null", '{"weight_map": {"w": null}}', "{"])
+def test_an_index_that_is_none_is_named(tmp_path: Path, index: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(CheckpointError, match=r"model.safetensors.index.json"):
+        Checkpoint.open(tmp_path)
+
+
+def test_code_beside_a_checkpoint_is_never_run(scene: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "custom"
+    shutil.copytree(scene / "base", folder)
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    marker = tmp_path / "ran"
+    (folder / "configuration_own.py").write_text(f"open({str(marker)!r}, 'w')")
+    found = audit(folder, [scene / "edited"])
+    assert found.changed == [LLAMA] and "custom" in found.notes[0] and not marker.exists()
+
+
+def test_dtypes_that_cannot_be_compared_are_named(scene: Path, tmp_path: Path) -> None:
+    after = tmp_path / "odd"
+    shutil.copytree(scene / "edited", after)
+    rewrite(after, {**weights(after), LLAMA: weights(after)[LLAMA].to(torch.float8_e4m3fn)})
+    with pytest.raises(CheckpointError, match=rf"{LLAMA} is stored as F32 in .* and as F8_E4M3 in .*; F64, F32"):
+        audit(scene / "base", [after])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,7 +79,7 @@ def test_an_unchanged_checkpoint_is_said_to_be_one(capsys, scene: Path, tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--edited", "nowhere/at/all"), "checkpoint: nowhere/at/all does not exist"),
+        (("--edited", "nowhere/at/all"), "checkpoint: 'nowhere/at/all' does not exist"),
         (("--edited", "owner/name"), "owner/name is no folder here and cannot be fetched"),
         (("--edited", "{step0}", "--rank", 3), "--rank and --energy need --extract DIR"),
         (("--edited", "{step0}", "--max-growth", 0.5), "max_growth: 0.5 must be above 1"),
@@ -91,6 +92,45 @@ def test_bad_input_gives_one_line_and_no_file(capsys, scene: Path, tmp_path: Pat
     code, output, errors = run(capsys, "--base", scene / "base", *options, "--out", tmp_path / "audit.html")
     assert code == 2 and output == "" and message in errors and errors.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_shows_before_anything_is_compared(capsys, scene: Path, tmp_path: Path, monkeypatch) -> None:
+    import peft_prune.cli.audit as command
+
+    monkeypatch.setattr(command, "audit_checkpoints", lambda *_, **__: pytest.fail("the audit has begun"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    for options, message in (
+        (("--extract", tmp_path / "a", "--rank", 0), "rank: 0 must be at least 1"),
+        (("--extract", tmp_path / "a", "--energy", 2), "energy: 2.0 must be above 0"),
+        (("--extract", tmp_path / "full"), "full exists; give another folder, or --overwrite"),
+        (("--extract", scene / "step1", "--overwrite"), "is, holds or lies in the checkpoint"),
+        (("--max-growth", 1), "max_growth: 1.0 must be above 1"),
+        (("--out", tmp_path / "full"), "full is a folder; give the name of an HTML file"),
+        (("--out", tmp_path / "full" / "file" / "audit.html"), "file is a file"),
+    ):
+        arguments = ("--base", scene / "base", "--edited", scene / "step0", "--edited", scene / "step1")
+        out = () if "--out" in options else ("--out", tmp_path / "audit.html")
+        code, _, errors = run(capsys, *arguments, *options, *out)
+        assert code == 2 and message in errors and errors.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_the_report_stays_where_nothing_can_be_extracted(capsys, scene: Path, tmp_path: Path) -> None:
+    arguments = ("--base", scene / "base", "--edited", scene / "base", "--out", tmp_path / "audit.html")
+    code, _, errors = run(capsys, *arguments, "--extract", tmp_path / "adapter")
+    assert code == 2 and "nothing that an adapter can hold differs" in errors and "no tensor differs" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["audit.html"]
+
+
+def test_names_with_brackets_are_shown_as_they_are(capsys, scene: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "E[v2][/b]"
+    shutil.copytree(scene / "step0", folder)
+    code, output, errors = run(
+        capsys, "--base", scene / "base", "--edited", folder, "--out", tmp_path / "a[final].html"
+    )
+    assert code == 0, errors
+    assert "E[v2][/b]" in output.replace("\n", "") and "Report in" in output and "a[final].html" in output
 
 
 MEASURE = """

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
 from peft_prune.audit import audit
+from peft_prune.reporting import audit_report, render
 
 from .scene import GPT2, LLAMA, base, edited, low_rank, rewrite, weights
 
@@ -102,7 +104,7 @@ def test_a_series_tells_the_growth_in_the_order_in_which_it_was_given(tmp_path: 
         [one["condition_number"] / one["condition_number_base"] for one in expected], rel=1e-4
     )
     assert found.growth(LLAMA)[3] == 1.0 and not found.series[3].matrices
-    assert [one.name for one in found.series] == ["step0", "step1", "step2", "base"]
+    assert [Path(one.given).name for one in found.series] == ["step0", "step1", "step2", "base"]
 
 
 def test_only_some_tensors_are_compared_where_that_is_asked_for(tmp_path: Path) -> None:
@@ -118,11 +120,109 @@ def test_only_some_tensors_are_compared_where_that_is_asked_for(tmp_path: Path) 
         audit(before, [after], only="(")
 
 
-def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_counted_and_the_rest_goes_on(tmp_path: Path) -> None:
     before = base("llama", tmp_path / "base")
-    after = base("llama", tmp_path / "edited")
-    tensors = weights(after)
-    tensors[LLAMA][0, 0] = math.nan
+    after = edited(before, tmp_path / "edited", {LLAMA: low_rank((16, 32), 1)})
+    tensors, norm = weights(after), "model.norm.weight"
+    tensors["model.layers.0.mlp.down_proj.weight"][0, :3] = math.nan
+    tensors[norm][1] = math.inf
     rewrite(after, tensors)
-    with pytest.raises(ValueError, match=f"{LLAMA}: strip: 1 of 512 elements are NaN or Inf"):
-        audit(before, [after])
+    found = audit(before, [after]).series[0]
+    assert found.not_finite == {"model.layers.0.mlp.down_proj.weight": (0, 3), norm: (0, 1)}
+    assert list(found.matrices) == [LLAMA] and not found.others
+    report = audit_report(audit(before, [after]))
+    assert (report.verdict, report.level) == ("Weights are not finite", "passed")
+    assert "2 tensors hold NaN or Inf" in " ".join(report.summary)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("edits", [1, 5, 20])
+def test_many_edits_in_a_row_are_counted_through_as_many_roundings(tmp_path: Path, dtype, edits: int) -> None:
+    generator = torch.Generator().manual_seed(edits)
+    weight = (0.05 * torch.randn(96, 200, generator=generator)).to(dtype)
+    before = rewrite_only(tmp_path / "base", weight)
+    for _ in range(edits):
+        update = torch.randn(96, 1, generator=generator) @ torch.randn(1, 200, generator=generator)
+        weight = (weight.float() + 0.02 * update).to(dtype)
+    after = rewrite_only(tmp_path / "edited", weight)
+    assert audit(before, [after]).series[0].matrices["w"].rank == edits
+
+
+def test_a_dense_change_is_not_taken_for_rounding_whatever_its_dtype(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = 0.05 * torch.randn(96, 200, generator=generator)
+    before = rewrite_only(tmp_path / "base", weight.bfloat16())
+    change = 0.01 * torch.randn(96, 200, generator=generator)
+    after = rewrite_only(tmp_path / "edited", (weight.bfloat16().float() + change).bfloat16())
+    assert audit(before, [after]).series[0].matrices["w"].rank == 96
+
+
+def rewrite_only(folder: Path, weight: torch.Tensor) -> Path:
+    folder.mkdir()
+    return rewrite(folder, {"w": weight})
+
+
+def test_a_checkpoint_stored_more_finely_than_its_base_has_not_changed_but_for_its_edit(tmp_path: Path) -> None:
+    fine = base("llama", tmp_path / "fine")
+    coarse = base("llama", tmp_path / "coarse", torch.bfloat16)
+    assert not audit(coarse, [fine]).changed and not audit(coarse, [fine]).series[0].others
+    after = edited(fine, tmp_path / "edited", {LLAMA: low_rank((16, 32), 1)})
+    found = audit(coarse, [after]).series[0]
+    assert list(found.matrices) == [LLAMA] and found.matrices[LLAMA].rank == 1
+
+
+def test_elements_that_were_only_rounded_do_not_count_as_changed(tmp_path: Path) -> None:
+    before = base("llama", tmp_path / "base")
+    tensors = {name: tensor.bfloat16() for name, tensor in weights(before).items()}
+    tensors[LLAMA][3] += 1.0
+    after = rewrite(base("llama", tmp_path / "edited"), tensors)
+    assert audit(before, [after]).series[0].matrices[LLAMA].elements_changed == pytest.approx(1 / 16)
+
+
+def test_a_singular_base_has_no_growth_and_a_zero_one_no_relative_size(tmp_path: Path) -> None:
+    singular = torch.randn(16, 1) @ torch.randn(1, 32)
+    for place, weight in enumerate((singular, torch.zeros(16, 32))):
+        before = rewrite_only(tmp_path / f"base{place}", weight)
+        after = rewrite_only(tmp_path / f"edited{place}", weight + torch.randn(16, 32))
+        found = audit(before, [after])
+        one = found.series[0].matrices["w"]
+        assert math.isnan(one.growth) and found.series[0].worst is None
+        assert math.isinf(one.relative_norm) == (place == 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            text = render(audit_report(found, max_growth=2.0))
+        assert "was singular before" in text and "Within the limits" in text
+
+
+def test_a_series_compares_what_any_of_its_checkpoints_has(tmp_path: Path) -> None:
+    before = base("gpt2", tmp_path / "base")
+    resized = base("gpt2", tmp_path / "resized")
+    name = "transformer.wte.weight"
+    tensors = weights(resized)
+    rewrite(resized, {**tensors, name: torch.cat([tensors[name], torch.zeros(2, 16)])})
+    after = edited(before, tmp_path / "edited", {name: low_rank((50, 16), 1)})
+    found = audit(before, [resized, after])
+    assert list(found.series[1].matrices) == [name] and list(found.series[0].reshaped) == [name]
+
+
+def test_what_differs_beside_matrices_is_said_in_the_headline(tmp_path: Path) -> None:
+    before = base("gpt2", tmp_path / "base")
+    after = edited(before, tmp_path / "edited", {"transformer.ln_f.weight": torch.ones(16)})
+    report = audit_report(audit(before, [after]))
+    assert report.verdict != "Nothing has changed"
+    assert any("1 tensor that is no matrix differs from the base" in sentence for sentence in report.summary)
+    tensors, name = weights(before), "transformer.wte.weight"
+    resized = rewrite(base("gpt2", tmp_path / "resized"), {**tensors, name: tensors[name][:-1]})
+    report = audit_report(audit(before, [resized]))
+    assert report.verdict != "Nothing has changed"
+    assert any("1 tensor of another shape could not be compared" in sentence for sentence in report.summary)
+
+
+def test_a_change_within_rounding_is_called_one(tmp_path: Path) -> None:
+    before = base("llama", tmp_path / "base", torch.bfloat16)
+    tensors = weights(before)
+    tensors[LLAMA][0, 0] *= 1.01
+    after = rewrite(base("llama", tmp_path / "edited", torch.bfloat16), tensors)
+    found = audit(before, [after])
+    assert found.series[0].matrices[LLAMA].rank == 0
+    assert "In it nothing of the change stands out from rounding." in audit_report(found).summary
