@@ -16,7 +16,7 @@ from ..errors import CheckpointError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-STRIP_ELEMENTS = 2**21
+STRIP_ELEMENTS = 2**20
 """Elements of a tensor that are looked at together."""
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
