@@ -99,8 +99,8 @@ def edit(
         statistics = source.moments(base, tokenizer, method.modules(base), records, json_output)
         options: dict[str, Any] = {"statistics": statistics, "history": history}
         options["monitor"] = history is not None or max_growth is not None
+        guards = watch.guards(base, tokenizer, records)
         edited = get_peft_model(base, config).eval()
-        guards = watch.guards(tokenizer, records)
         with progress_bar(quiet=json_output) as progress:
             options["callbacks"] = [*guards, EditProgress(progress, len(records))]
             with EditSession(edited, tokenizer, method, **options) as session:

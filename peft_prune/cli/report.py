@@ -10,7 +10,9 @@ import typer
 from rich.console import Console
 
 from ..evaluation import load_facts, load_texts
-from ..reporting import Now, Report, adapter_report, history_report, write_report
+from ..reporting import Now, Report, adapter_report, history_report, require_file, write_report
+from ..reporting.limits import limits_of
+from ..reporting.redaction import Redactor
 from ..requests import EditRequest, load_requests
 from ..session import History, adapter_of
 from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json
@@ -49,7 +51,15 @@ def report(
     json_output: Annotated[bool, typer.Option("--json", help="Print the report's words and numbers as JSON.")] = False,
 ) -> None:
     """Write a report: edits, what became of them, and how the model bears them."""
-    _check_options(source, model, requests, {"facts": facts, "text": text, "abilities": abilities})
+    given = {"facts": facts, "text": text, "abilities": abilities}
+    _check_options(source, model, requests, given)
+    if items < 1:
+        raise ValueError(f"ability_items: {items} must be at least 1")
+    inputs = [source, *(path for path in (requests, facts, text) if path is not None), *(abilities or ())]
+    require_file(out, inputs)
+    limits_of({}, max_growth)
+    if redact or redact_key is not None:
+        Redactor(redact_key)  # a bad key shows before a model is loaded
     options: dict[str, Any] = {"max_growth": max_growth, "redact": redact or redact_key is not None}
     options["redact_key"] = redact_key
     material: dict[str, Any] = {
@@ -76,7 +86,7 @@ def report(
     if json_output:
         print_json(as_json(made, out))
         return
-    Console().print(f"{made.verdict}. Report in {out}", highlight=False)
+    Console().print(f"{made.verdict}. Report in {out}", highlight=False, markup=False)
 
 
 def as_json(made: Report, out: Path) -> dict[str, Any]:

@@ -43,14 +43,16 @@ def resume(
     records = load_requests(requests, limit=limit)
     watch = Watch(max_growth, watch_facts, watch_text, watch_every, max_drop, on_limit)
     with History.read(history) as log:
-        first = log.last_edit + 1
+        first, moments = log.last_edit + 1, log.meta["moments"]
         known = [record.request for record in log.edits(standing=True) if record.request is not None]
     if stats is None and moments_beside(history).is_file():
         stats = moments_beside(history)
+    if stats is None and moments:
+        raise ValueError(f"stats: the edits of {history} were made with a second moment; give its file by --stats")
     tokenizer = load_tokenizer(model)
     with whole_folder(out, overwrite=overwrite) as folder, progress_bar(quiet=json_output) as progress:
-        callbacks = [*watch.guards(tokenizer, [*known, *records]), EditProgress(progress, len(records))]
         base = load_model(model, dtype)
+        callbacks = [*watch.guards(base, tokenizer, [*known, *records]), EditProgress(progress, len(records))]
         with EditSession.resume(history, base, tokenizer, statistics=stats, callbacks=callbacks) as session:
             outcomes = session.edit(records, batch_size=batch_size)
             require_one(outcomes)

@@ -12,8 +12,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..evaluation import exclude_subjects, load_facts, load_texts, perplexity, recall
-from ..monitoring import AbilityGuard, ConditionGuard, SessionCallback
-from ..monitoring.callbacks import checked_action
+from ..monitoring import ACTIONS, AbilityGuard, ConditionGuard, SessionCallback
 from ..requests import EditRequest
 
 MaxGrowth = Annotated[
@@ -55,13 +54,36 @@ class Watch:
     action: str
 
     def __post_init__(self) -> None:
-        checked_action(self.action)
+        if self.action not in ACTIONS:
+            raise ValueError(f"on_limit: {self.action!r} is not one of {', '.join(ACTIONS)}")
+        if self.every < 1:
+            raise ValueError(f"watch_every: {self.every} must be at least 1")
         if self.max_drop is not None and self.facts is None and self.text is None:
             raise ValueError(f"max_drop: {self.max_drop} needs --watch-facts or --watch-text")
-        self.guards(None, ())  # what is wrong shows before a model is loaded
+        if self.max_drop is not None and self.facts is not None and not self.max_drop < 1:
+            raise ValueError(f"max_drop: {self.max_drop} must be below 1, recall cannot lose more than all of it")
+        if self.action != "warn" and self.max_growth is None and self.max_drop is None:
+            raise ValueError(f"on_limit: {self.action!r} needs a limit, --max-growth or --max-drop")
+        self._guards(None, ())  # what is wrong shows before a model is loaded
 
-    def guards(self, tokenizer: Any, requests: Sequence[EditRequest]) -> list[SessionCallback]:
-        """The guards; facts that name a subject of ``requests`` are left out."""
+    def guards(self, model: Any, tokenizer: Any, requests: Sequence[EditRequest]) -> list[SessionCallback]:
+        """The guards, with what they measure on the unedited model; facts that name an edited subject are left out.
+
+        Raises:
+            ValueError: A figure of the unedited model is none that a loss can be measured against.
+        """
+        found = self._guards(tokenizer, requests)
+        files = {"recall": ("watch_facts", self.facts), "perplexity": ("watch_text", self.text)}
+        for guard in found:
+            if isinstance(guard, AbilityGuard):
+                option, file = files[guard.name]
+                try:
+                    guard.measure_base(model)
+                except ValueError as error:
+                    raise ValueError(f"{option}: {file}: {error}") from None
+        return found
+
+    def _guards(self, tokenizer: Any, requests: Sequence[EditRequest]) -> list[SessionCallback]:
         found: list[SessionCallback] = []
         if self.max_growth is not None:
             found.append(ConditionGuard(self.max_growth, self.action))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from .condition import LayerCondition
 
@@ -87,6 +87,9 @@ class BatchReport:
 
 class SessionCallback:
     """Base of all callbacks; override the events that matter. Nothing a callback returns is used."""
+
+    needs_figures: ClassVar[bool] = False
+    """Whether it cannot work in a session without a monitor."""
 
     def on_session_begin(self, session: Any) -> None:
         """The session is ready; the model may hold edits already if it was resumed."""

@@ -21,6 +21,8 @@ class ConditionGuard(SessionCallback):
         ValueError: ``max_growth`` is not above 1, or the action is unknown.
     """
 
+    needs_figures = True
+
     def __init__(self, max_growth: float, action: str = "warn") -> None:
         if not max_growth > 1:
             raise ValueError(f"max_growth: {max_growth} must be above 1")
@@ -28,10 +30,11 @@ class ConditionGuard(SessionCallback):
         self.action = checked_action(action)
 
     def on_batch_end(self, session: Any, report: BatchReport) -> None:
-        above = {name: figures.growth for name, figures in report.figures.items() if figures.growth > self.max_growth}
+        # a NaN has grown too far as well
+        above = {name: one.growth for name, one in report.figures.items() if not one.growth <= self.max_growth}
         if not above:
             return
-        name = max(above, key=above.__getitem__)
+        name = max(above, key=lambda own: (math.isnan(above[own]), above[own]))
         self._say(report, self.action, name, above[name])
 
     def limits(self) -> list[Limit]:
@@ -41,7 +44,7 @@ class ConditionGuard(SessionCallback):
     def after_restraint(self, session: Any, report: BatchReport) -> None:
         """Say so where the restraint that this guard asked for was not enough."""
         for name, figures in report.figures.items():
-            if figures.growth > self.max_growth:
+            if not figures.growth <= self.max_growth:
                 self._say(report, "warn", name, figures.growth, " even after the restraint")
 
     def _say(self, report: BatchReport, action: str, name: str, growth: float, rest: str = "") -> None:
@@ -87,20 +90,26 @@ class AbilityGuard(SessionCallback):
         self.higher_is_better = higher_is_better
         self.name = name or str(getattr(probe, "__name__", "probe"))
         self.baseline: float | None = None
-        self._batches = 0
+
+    def measure_base(self, model: Any) -> None:
+        """Measure the unedited model, once; a session does so before its first batch.
+
+        Raises:
+            ValueError: The probe gives no finite number other than 0.
+        """
+        baseline = float(self.probe(model))
+        if not math.isfinite(baseline) or baseline == 0:
+            raise ValueError(f"probe: {self.name} gives {baseline} on the base model, not a finite number other than 0")
+        self.baseline = baseline
 
     def on_edit_begin(self, session: Any, total: int) -> None:
         if self.baseline is None:
             with session.model.disable_adapter():
-                self.baseline = float(self.probe(session.model))
-            if not math.isfinite(self.baseline) or self.baseline == 0:
-                raise ValueError(
-                    f"probe: {self.name} gives {self.baseline} on the base model, not a finite number other than 0"
-                )
+                self.measure_base(session.model)
 
     def on_batch_end(self, session: Any, report: BatchReport) -> None:
-        self._batches += 1
-        if self._batches % self.every == 0:
+        # counted over all sessions of a history, each of which may have few batches
+        if report.batch % self.every == 0:
             self._look(session, report, self.action)
 
     def after_restraint(self, session: Any, report: BatchReport) -> None:

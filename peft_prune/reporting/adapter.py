@@ -57,8 +57,7 @@ def adapter_report(
     growth = {} if now is None else {name: one.growth for name, one in now.figures.items()}
     share = progress(limit, max(growth.values())) if limit is not None and growth else None
     level: Level = "open" if share is None else level_of(share)
-    names = [text for one in asked.values() for text in (one.subject, one.target_new, one.target_true or "")]
-    redactor = Redactor(redact_key, names) if redact else OpenRedactor()
+    redactor = Redactor(redact_key) if redact else OpenRedactor()
     sections = [Section("layers-section", "What it does to the layers", _layers(updates, now))]
     if now is not None and now.evaluation is not None:
         sections.append(Section("measured", "What was measured", [evaluation_table(now.evaluation)]))
@@ -136,7 +135,7 @@ def _answers(requests: Mapping[int, EditRequest], now: Now, redactor: Redactor) 
             [
                 Cell(str(index), index),
                 redactor.code(request.subject),
-                redactor.free(request.relation_id or request.prompt),
+                redactor.relation(request.relation_id or request.prompt),
                 redactor.code(request.target_new),
                 redactor.code(found.answer.strip()),
                 Cell(f"{found.probability:.2f}", found.probability),
@@ -199,7 +198,8 @@ def _advice(config: Mapping[str, Any], level: Level, now: Now | None) -> list[st
         said.append("Take the edits from their history with a stronger restraint (peft-prune tune), or undo some.")
     lost = [] if now is None else [str(index) for index, one in now.verification.items() if not one.holds]
     if lost:
-        said.append(f"{count(len(lost), 'request')} do not hold; the table names them.")
+        verb = "does" if len(lost) == 1 else "do"
+        said.append(f"{count(len(lost), 'request')} {verb} not hold; the table says which.")
     return said or ["Nothing needs to be done."]
 
 

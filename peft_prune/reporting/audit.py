@@ -126,7 +126,7 @@ def _charts(found: Audit, labels: Sequence[str], limit: Limit | None) -> list[Bl
                 courses,
                 ylabel="κ(W₁) / κ(W₀)",
                 xlabel="checkpoint",
-                limit=limit,
+                limits=[] if limit is None else [limit],
                 base=1.0,
                 caption=more,
                 ticks=labels,

@@ -4,41 +4,52 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import date
+from datetime import date, timedelta
+from typing import Any
 
 from ..monitoring import Limit
 from .document import Cell, Chart, Row, Table
 from .drawing import INK, LIMIT, STATE_COLOURS, colour, drawing, legend_above, plain_log, shortened, whole_ticks
-from .words import number
+from .words import count, number
 
 _DASHES = {"linestyle": (0, (5, 3)), "linewidth": 1.4}
 
 
 def days_chart(by_day: Mapping[date, Mapping[str, int]]) -> Chart:
-    """Edits of each day by state."""
-    states = [state for state in STATE_COLOURS if any(counts.get(state) for counts in by_day.values())]
-    days = list(by_day)
+    """Edits of each day by state; of each week or month where there are too many days to be seen."""
+    kind, periods = _periods(by_day)
+    states = [state for state in STATE_COLOURS if any(counts.get(state) for counts in periods.values())]
+    starts = list(periods)
+    width = {"day": 0.8, "week": 5.5, "month": 24.0}[kind]
     with drawing() as (axes, drawn):
-        bottom = [0] * len(days)
+        bottom = [0] * len(starts)
         for state in states:
-            heights = [by_day[day].get(state, 0) for day in days]
-            axes.bar(_places(days), heights, 0.8, bottom=bottom, color=STATE_COLOURS[state], label=state)
+            heights = [periods[start].get(state, 0) for start in starts]
+            axes.bar(_places(starts), heights, width, bottom=bottom, color=STATE_COLOURS[state], label=state)
             bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-        axes.set_xlim(min(_places(days)) - 3, max(_places(days)) + 3)
-        _date_ticks(axes, days)
+        axes.set_xlim(min(_places(starts)) - 4 * width, max(_places(starts)) + 4 * width)
+        _date_ticks(axes, starts)
         whole_ticks(axes.yaxis)
         axes.set_ylabel("edits")
         axes.grid(axis="x", visible=False)
-        legend_above(axes, 5)
+        legend_above(axes, 4)
         svg = drawn("days")
-    rows = [[day.isoformat(), *(str(by_day[day].get(state, 0)) for state in states)] for day in days]
-    total = sum(sum(counts.values()) for counts in by_day.values())
-    numbers = Table("days-numbers", "", ["day (UTC)", *states], rows, numeric=range(1, len(states) + 1))
-    return Chart("days", "Edits per day", svg, f"{total} edits on {len(days)} days, by what became of them.", numbers)
+    rows = [[start.isoformat(), *(str(periods[start].get(state, 0)) for state in states)] for start in starts]
+    total = sum(sum(counts.values()) for counts in periods.values())
+    columns = [f"{kind} (UTC)", *states]
+    said = f"{count(total, 'edit')} on {count(len(by_day), 'day')}, by what became of them."
+    numbers = Table("days-numbers", "", columns, rows, numeric=range(1, len(states) + 1))
+    return Chart("days", f"Edits per {kind}", svg, said, numbers)
 
 
-def relations_chart(by_relation: Mapping[str, Mapping[str, int]], most: int = 12) -> Chart:
-    """Edits of each relation by state; rare relations together."""
+def relations_chart(by_relation: Mapping[str, Mapping[str, int]], held: Mapping[str, str], most: int = 12) -> Chart:
+    """Edits of each relation by state; rare relations together.
+
+    Args:
+        by_relation: States by relation, the most frequent first.
+        held: How many of a relation's edits that were tried took, in words.
+        most: Relations that are drawn.
+    """
     shown = dict(list(by_relation.items())[:most])
     rest = list(by_relation.items())[most:]
     if rest:
@@ -47,9 +58,9 @@ def relations_chart(by_relation: Mapping[str, Mapping[str, int]], most: int = 12
             for state, amount in counts.items():
                 together[state] = together.get(state, 0) + amount
         shown[f"{len(rest)} other relations"] = together
-    states = [state for state in STATE_COLOURS if any(counts.get(state) for counts in shown.values())]
+    states = [state for state in STATE_COLOURS if any(counts.get(state) for counts in by_relation.values())]
     names = list(shown)
-    with drawing(height=0.9 + 0.24 * len(names)) as (axes, drawn):
+    with drawing(height=1.0 + 0.26 * len(names)) as (axes, drawn):
         left = [0] * len(names)
         for state in states:
             widths = [shown[name].get(state, 0) for name in names]
@@ -60,19 +71,14 @@ def relations_chart(by_relation: Mapping[str, Mapping[str, int]], most: int = 12
         axes.grid(axis="y", visible=False)
         whole_ticks(axes.xaxis)
         axes.set_xlabel("edits")
-        legend_above(axes, 5)
+        legend_above(axes, 4)
         svg = drawn("relations")
-    rows = []
-    for name, counts in by_relation.items():
-        tried = counts.get("applied", 0) + counts.get("undone", 0) + counts.get("failed", 0)
-        took = counts.get("applied", 0) + counts.get("undone", 0)
-        share = "–" if tried == 0 else f"{took} of {tried}"
-        rows.append([name, *(str(counts.get(state, 0)) for state in states), share])
-    numbers = Table(
-        "relations-numbers", "", ["relation", *states, "took, of those tried"], rows, numeric=range(1, len(states) + 2)
-    )
-    description = f"The {len(shown)} most frequent of {len(by_relation)} relations, by what became of their edits."
-    return Chart("relations", "Edits by relation", svg, description, numbers)
+    rows = [[name, *(str(counts.get(s, 0)) for s in states), held[name]] for name, counts in by_relation.items()]
+    columns = ["relation", *states, "took, of those tried"]
+    numbers = Table("relations-numbers", "", columns, rows, numeric=range(1, len(states) + 2))
+    drawn_count = min(most, len(by_relation))
+    said = f"The {drawn_count} most frequent of {count(len(by_relation), 'relation')}, by what became of their edits."
+    return Chart("relations", "Edits by relation", svg, said, numbers)
 
 
 def course_chart(
@@ -82,7 +88,7 @@ def course_chart(
     *,
     ylabel: str,
     xlabel: str = "edits asked for",
-    limit: Limit | None = None,
+    limits: Sequence[Limit] = (),
     base: float | None = None,
     caption: str = "",
     ticks: Sequence[str] = (),
@@ -92,38 +98,52 @@ def course_chart(
     Args:
         key: Short name.
         title: Heading.
-        courses: Places and values by name; values that are no finite number leave a gap.
+        courses: Places and values by name; infinite values are drawn at the upper edge, and those that are no number
+            leave a gap.
         ylabel: Of the values.
         xlabel: Of the places.
-        limit: Drawn with its value.
+        limits: Drawn with their values.
         base: Drawn dotted.
         caption: Below the picture.
         ticks: Names of the places, where these are 0, 1, 2, ….
     """
     short = shortened(list(courses))
     finite = [y for _, values in courses.values() for y in values if math.isfinite(y)]
+    infinite = any(math.isinf(y) for _, values in courses.values() for y in values)
+    top = 1.15 * max([*finite, *(limit.value for limit in limits), 1.0])
     with drawing() as (axes, drawn):
         for index, (name, (places, values)) in enumerate(courses.items()):
-            seen = [y if math.isfinite(y) else math.nan for y in values]
+            seen = [top if math.isinf(y) else y for y in values]
             style = "o-" if len(places) <= 40 else "-"
-            axes.plot(places, seen, style, ms=3, color=colour(index), label=short[name] if len(courses) > 1 else None)
-        if limit is not None:
+            label = short[name] if len(courses) > 1 else None
+            axes.plot(places, seen, style, ms=3, color=colour(index), label=label)
+            broken = [(x, top) for x, y in zip(places, values, strict=True) if math.isinf(y)]
+            if broken:
+                axes.plot(*zip(*broken, strict=True), "^", ms=6, color=colour(index))
+        for limit in limits:
             axes.axhline(limit.value, color=LIMIT, label=f"limit {number(limit.value)}", **_DASHES)
         if base is not None:
             axes.axhline(base, color=INK, linestyle=":", linewidth=1.2, label=f"base model {number(base)}")
-        if finite and limit is not None and max(finite) > 20 * limit.value > 0:
+        if finite and limits and max(finite) > 20 * limits[0].value > 0:
             axes.set_yscale("log")
             plain_log(axes.yaxis)
+        all_places = [place for own, _ in courses.values() for place in own]
         if ticks:
             axes.set_xticks(range(len(ticks)), [_cut(tick, 16) for tick in ticks])
         else:
             whole_ticks(axes.xaxis)
+        if len(set(all_places)) == 1:
+            axes.set_xlim(all_places[0] - 1, all_places[0] + 1)
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        legend_above(axes, 4)
+        legend_above(axes, 2 if len(courses) > 4 else 3)
         svg = drawn(key)
     numbers = _course_numbers(key, courses, short, xlabel, ticks)
     latest = "; ".join(f"{short[name]}: {number(values[-1])}" for name, (_, values) in courses.items())
-    said = "" if limit is None else f" The limit is {number(limit.value)}."
+    said = "".join(f" A limit is {number(limit.value)}." for limit in limits)
+    if infinite:
+        caption = (
+            f"{caption} A triangle at the upper edge stands for an infinite value: the matrix is singular.".strip()
+        )
     return Chart(key, title, svg, f"{ylabel} over {xlabel}. Latest: {latest}.{said}", numbers, caption)
 
 
@@ -208,17 +228,35 @@ def _places(days: Sequence[date]) -> list[float]:
     return [float(date2num(day)) for day in days]
 
 
-def _date_ticks(axes: object, days: Sequence[date]) -> None:
+def _periods(by_day: Mapping[date, Mapping[str, int]]) -> tuple[str, dict[date, dict[str, int]]]:
+    """The days, or the weeks or months that they lie in, by their first day."""
+    days = list(by_day)
+    length = (days[-1] - days[0]).days
+    kind = "day" if length <= 60 else "week" if length <= 420 else "month"
+    found: dict[date, dict[str, int]] = {}
+    for day, counts in by_day.items():
+        start = day
+        if kind == "week":
+            start = day - timedelta(days=day.weekday())
+        elif kind == "month":
+            start = day.replace(day=1)
+        own = found.setdefault(start, {})
+        for state, amount in counts.items():
+            own[state] = own.get(state, 0) + amount
+    return kind, found
+
+
+def _date_ticks(axes: Any, days: Sequence[date]) -> None:
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
-    axis = axes.xaxis  # type: ignore[attr-defined]
-    if len(days) <= 8:
-        axis.set_ticks(_places(days), [day.strftime("%d %b") for day in days])
+    if len(days) <= 3 and (days[-1] - days[0]).days <= 3:
+        axes.set_xticks(_places(days), [day.isoformat() for day in days])
         return
-    locator = AutoDateLocator(minticks=3, maxticks=8)
-    axis.set_major_locator(locator)
-    axis.set_major_formatter(ConciseDateFormatter(locator))
+    locator = AutoDateLocator(minticks=2, maxticks=5)
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
 
 
 def _cut(text: str, most: int = 30) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+    # isolated, so that a name written from right to left does not turn its neighbours around
+    return f"\u2068{text if len(text) <= most else text[: most - 1] + '…'}\u2069"

@@ -36,12 +36,14 @@ class Cell:
         sort: What it is sorted by where that differs; a number or a text.
         level: Colours it.
         mark: Shown as a badge.
+        parts: Shown one after the other in place of the text, each with its own direction of writing.
     """
 
     text: str
     sort: float | str | None = None
     level: Level | None = None
     mark: bool = False
+    parts: tuple[str, ...] = ()
 
 
 Row: TypeAlias = "Sequence[Cell | str]"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,13 +14,15 @@ from ..errors import MissingPackageError
 INK, FAINT, LIMIT = "#010101", "#020202", "#030303"
 """Stand-ins that `drawn` replaces by the page's own colours for text, grids and limits."""
 
-SERIES = ("#2f7ec7", "#d9730d", "#2a9d6f", "#c2559d", "#8a6fd1", "#b8860b", "#4aa3a2", "#d1495b")
+SERIES = ("#2f7ec7", "#d9730d", "#2a9d6f", "#c2559d", "#8a6fd1", "#b8860b", "#2f8f8e", "#d1495b")
 """Colours that stand out from a white and from a nearly black page."""
 
 STATE_COLOURS = {
     "applied": "#2a9d6f",
+    "lost": "#c2559d",
     "undone": "#8a8f98",
     "failed": "#d1495b",
+    "rolled back": "#8a6fd1",
     "rejected": "#d9730d",
     "skipped": "#b8860b",
 }
@@ -28,7 +31,9 @@ _VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", LIMIT: "var(--limit)"}
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "peft_prune",
-    "font.size": 9.0,
+    "font.size": 10.5,
+    # what people typed is no formula
+    "text.parse_math": False,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": FAINT,
@@ -51,7 +56,7 @@ _STYLE: dict[str, Any] = {
 
 
 @contextmanager
-def drawing(height: float = 2.5, width: float = 4.8) -> Iterator[tuple[Any, Callable[[str], str]]]:
+def drawing(height: float = 2.6, width: float = 4.6) -> Iterator[tuple[Any, Callable[[str], str]]]:
     """Axes to draw on, and a function that gives the SVG under a key unique on the page.
 
     Raises:
@@ -62,7 +67,9 @@ def drawing(height: float = 2.5, width: float = 4.8) -> Iterator[tuple[Any, Call
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise MissingPackageError("matplotlib is not installed; install peft-prune[report]") from None
-    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():  # type: ignore[arg-type]
+        # the page draws the text with its own fonts, which have glyphs that matplotlib's lack
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
 
@@ -99,7 +106,7 @@ def whole_ticks(axis: Any) -> None:
     """Ticks at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def plain_log(axis: Any) -> None:

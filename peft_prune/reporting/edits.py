@@ -9,7 +9,14 @@ from .now import Now
 from .redaction import Redactor
 from .words import moment
 
-_LEVELS: dict[str, Level] = {"applied": "good", "failed": "passed", "rejected": "near", "skipped": "near"}
+_LEVELS: dict[str, Level] = {
+    "applied": "good",
+    "lost": "passed",
+    "failed": "passed",
+    "rolled back": "near",
+    "rejected": "near",
+    "skipped": "near",
+}
 
 
 def edits_table(log: EditLog, now: Now | None, redactor: Redactor) -> Table:
@@ -28,8 +35,8 @@ def edits_table(log: EditLog, now: Now | None, redactor: Redactor) -> Table:
         searchable=True,
         filters=[state for state in STATES if states[state]],
         filter_column=columns.index("state"),
-        note="Before and after are the model's own free answers to the bare prompt; the probability is that of the new "
-        "target, after the edit.",
+        note="Before and after are the model's own free answers to the bare prompt, before and after the edit's own "
+        "batch with its restraint; the probability is that of the new target, after it.",
         empty="There are no edits yet.",
     )
 
@@ -41,7 +48,7 @@ def _row(log: EditLog, record: EditRecord, now: Now | None, redactor: Redactor) 
         Cell(str(record.id), record.id),
         Cell(moment(when), when.timestamp()),
         "" if request is None else redactor.code(request.subject),
-        "" if request is None else redactor.free(request.relation_id or request.prompt),
+        "" if request is None else redactor.relation(request.relation_id or request.prompt),
         "" if request is None else redactor.code(request.target_new),
         redactor.code((record.answer_before or "").strip()),
         redactor.code((record.answer_after or "").strip()),
@@ -51,7 +58,7 @@ def _row(log: EditLog, record: EditRecord, now: Now | None, redactor: Redactor) 
     cells += [
         Cell("–" if probability is None else f"{probability:.2f}", -1.0 if probability is None else probability),
         Cell(state, state, _LEVELS.get(state), mark=True),
-        redactor.free(_why(record)),
+        _why(record, state, redactor),
         log.authors[record.id],
     ]
     return cells
@@ -60,13 +67,17 @@ def _row(log: EditLog, record: EditRecord, now: Now | None, redactor: Redactor) 
 def _now(found: Verification | None, redactor: Redactor) -> Cell | str:
     if found is None:
         return ""
-    return Cell(redactor.code(found.answer.strip()), None, "good" if found.holds else "passed")
+    answer = redactor.code(found.answer.strip())
+    return Cell(answer, None, "good") if found.holds else Cell(f"{answer} (lost)", None, "passed")
 
 
-def _why(record: EditRecord) -> str:
-    said = [record.reason or ""]
+def _why(record: EditRecord, state: str, redactor: Redactor) -> str:
+    said = [redactor.reason(record.reason or "")]
+    if state == "lost":
+        said.append("the restraint of its batch took it away")
     if record.undone_at:
-        said.append(f"{record.undone_reason} ({record.undone_by}, {record.undone_at[:16].replace('T', ' ')})")
+        when = record.undone_at[:16].replace("T", " ")
+        said.append(f"{redactor.reason(record.undone_reason or '')} ({record.undone_by}, {when})")
     if record.stronger and record.status == "applied":
         said.append(f"second try with {record.stronger}")
     if record.strength != 1.0:

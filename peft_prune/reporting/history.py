@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..monitoring import CONDITION_GROWTH
-from ..session import Attribution, History
+from ..session import Attribution, EditRecord, History
 from ..spectral import parse_restraint, restraint_text
 from ..tuner import PruneEditConfig
 from .courses import bars_chart, course_chart, days_chart, relations_chart, spectrum_chart
-from .document import Block, Cell, Report, Row, Section, Table, Tile
+from .document import Block, Cell, Chart, Report, Row, Section, Table, Tile
 from .edits import edits_table
 from .limits import limits_of
-from .log import EditLog
-from .measured import evaluation_table, layers_table
+from .log import EditLog, took
+from .measured import evaluation_table, layers_table, measured_value
 from .now import Now
 from .redaction import OpenRedactor, Redactor
 from .sentences import LEADING, advice, summary, verdict
-from .state import State
-from .words import TERMS, figure_name, interval, moment, number, percent
+from .state import State, Watched
+from .words import TERMS, edits, figure_name, interval, moment, number, percent
+
+SHOWN = 8
+"""Layers whose course is drawn; the table has all."""
 
 _DIRECTIONS = (
     "All edits of a layer add up to one matrix ΔW. What it does most strongly are its largest singular directions; the "
@@ -50,32 +56,23 @@ def history_report(
         HistoryError: The history is damaged.
         ValueError: ``max_growth`` is not above 1.
     """
-    log = EditLog.of(history)
-    state = State(history, log, now, limits_of(log.meta, max_growth))
-    redactor = Redactor(redact_key, _names(log, now)) if redact else OpenRedactor()
-    return Report(
-        title="Edits of a language model",
-        subtitle=f"{Path(log.meta['model']).name}, edited with {log.meta['editor']['name']}",
-        level=state.level,
-        verdict=verdict(state),
-        summary=summary(state),
-        advice=advice(state),
-        tiles=_tiles(state),
-        sections=_sections(state, redactor),
-        facts=_facts(state),
-        terms=TERMS,
-        redacted=redact,
-    )
-
-
-def _names(log: EditLog, now: Now | None) -> list[str]:
-    """Everything that a redacted report must not say."""
-    found = [one.answer for one in now.verification.values()] if now is not None else []
-    for record in log.records:
-        if record.request is not None:
-            found += [record.request.subject, record.request.target_new, record.request.target_true or ""]
-        found += [record.answer_before or "", record.answer_after or ""]
-    return found
+    redactor = Redactor(redact_key) if redact else OpenRedactor()
+    with history.snapshot():
+        log = EditLog.of(history)
+        state = State(history, log, now, limits_of(log.meta, max_growth))
+        return Report(
+            title="Edits of a language model",
+            subtitle=f"{Path(log.meta['model']).name}, edited with {log.meta['editor']['name']}",
+            level=state.level,
+            verdict=verdict(state),
+            summary=summary(state),
+            advice=advice(state),
+            tiles=_tiles(state),
+            sections=_sections(state, redactor),
+            facts=_facts(state),
+            terms=TERMS,
+            redacted=redact,
+        )
 
 
 def _tiles(state: State) -> list[Tile]:
@@ -83,18 +80,20 @@ def _tiles(state: State) -> list[Tile]:
     tiles = [Tile("edits asked for", f"{len(log.records):,}")]
     if state.took.n:
         tiles.append(Tile("took", percent(state.took.value or 0.0), f"n = {state.took.n}, {interval(state.took)}"))
-    tiles.append(Tile("stand today", f"{state.standing:,}", f"{log.states()['undone']} undone"))
-    by_figure = {one.limit.figure: one for one in state.watched}
+    undone = log.states()["undone"]
+    tiles.append(Tile("stand today", f"{state.standing:,}", f"{undone} undone"))
+    closest: dict[str, Watched] = {}
+    for one in state.watched:  # the one closest to being passed comes first
+        closest.setdefault(one.limit.figure, one)
     if state.worst is not None:
-        own = by_figure.pop(CONDITION_GROWTH, None)
+        own = closest.pop(CONDITION_GROWTH, None)
         note = "no limit set" if own is None else f"limit {number(own.limit.value)}"
-        tiles.append(
-            Tile("growth of κ", f"{number(state.growth[state.worst])} ×", note, None if own is None else own.level)
-        )
-    for figure, one in by_figure.items():
+        value = f"{number(state.growth[state.worst])} ×"
+        tiles.append(Tile("growth of κ", value, note, None if own is None else own.level))
+    for figure, one in closest.items():
         note = f"base {number(one.limit.base)}, limit {number(one.limit.value)}"
         tiles.append(Tile(figure_name(figure), number(one.value), note, one.level))
-    tiles.append(Tile("alerts", f"{len(log.alerts):,}", level="near" if log.alerts else None))
+    tiles.append(Tile("alerts", f"{len(log.alerts):,}"))
     return tiles
 
 
@@ -102,31 +101,46 @@ def _sections(state: State, redactor: Redactor) -> list[Section]:
     log, found = state.log, []
     if log.records:
         charts: list[Block] = [days_chart(log.by_day())]
-        relations = {redactor.free(name): counts for name, counts in log.by_relation().items()}
-        charts += [relations_chart(relations)] if relations else []
+        charts += _relations(log, redactor)
         found.append(Section("activity", "What was edited", charts))
     found.append(Section("health", "How the model bears it", _health(state)))
     if state.attribution:
         found.append(Section("directions", "Which edits weigh most", _directions(state, redactor), _DIRECTIONS))
-    found.append(Section("alerts", "Alerts and changes", [_alerts(log), _changes(log, redactor)]))
+    found.append(Section("alerts", "Alerts and changes", [_alerts(log, redactor), _changes(log, redactor)]))
     found.append(Section("edits", "All edits", [edits_table(log, state.now, redactor)]))
     return found
+
+
+def _relations(log: EditLog, redactor: Redactor) -> list[Block]:
+    members: dict[str, list[EditRecord]] = {}
+    for name, records in log.by_relation().items():
+        # two prompts that differ in case have one code
+        members.setdefault(redactor.relation(name), []).extend(records)
+    if not members:
+        return []
+    tried = {record.id for record in log.tried}
+    held = {}
+    for name, records in members.items():
+        own = [record for record in records if record.id in tried]
+        held[name] = f"{sum(took(record) for record in own)} of {len(own)}" if own else "–"
+    return [relations_chart({name: Counter(map(log.state, own)) for name, own in members.items()}, held)]
 
 
 def _health(state: State) -> list[Block]:
     blocks: list[Block] = []
     log, now = state.log, state.now
     if log.growth:
-        courses = {name: (course.edits, course.values) for name, course in log.growth.items()}
-        limit = state.limit_of(CONDITION_GROWTH)
-        title = "Growth of the condition number"
-        blocks.append(course_chart("growth", title, courses, ylabel="κ(W₀ + ΔW) / κ(W₀)", limit=limit, base=1.0))
+        blocks.append(_growth_chart(state))
     for place, (name, course) in enumerate(log.measurements.items()):
-        limit, spoken = state.limit_of(name), figure_name(name)
-        base = None if limit is None else limit.base
+        limits, spoken = state.limits_of(name), figure_name(name)
         own = {spoken: (course.edits, course.values)}
+        today = None if now is None else measured_value(now.evaluation, name)
+        caption = "" if today is None else f"Now: {number(today)}."
+        base = limits[0].base if limits else None
         title = spoken[:1].upper() + spoken[1:]
-        blocks.append(course_chart(f"ability-{place}", title, own, ylabel=spoken, limit=limit, base=base))
+        blocks.append(
+            course_chart(f"ability-{place}", title, own, ylabel=spoken, limits=limits, base=base, caption=caption)
+        )
     if now is not None and now.evaluation is not None:
         blocks.append(evaluation_table(now.evaluation))
     if now is not None:
@@ -136,30 +150,63 @@ def _health(state: State) -> list[Block]:
     return blocks
 
 
+def _growth_chart(state: State) -> Chart:
+    growth = state.log.growth
+    worst = sorted(growth, key=lambda name: -_sortable(growth[name].last))[:SHOWN]
+    courses = {name: (growth[name].edits, growth[name].values) for name in growth if name in worst}
+    caption = f"The {SHOWN} layers of {len(growth)} that have grown most." if len(growth) > SHOWN else ""
+    if state.now is not None and state.worst is not None:
+        caption = f"{caption} Now: {number(state.growth[state.worst])} in {state.worst}.".strip()
+    return course_chart(
+        "growth",
+        "Growth of the condition number",
+        courses,
+        ylabel="κ(W₀ + ΔW) / κ(W₀)",
+        limits=state.limits_of(CONDITION_GROWTH),
+        base=1.0,
+        caption=caption,
+    )
+
+
+def _sortable(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
 def _directions(state: State, redactor: Redactor) -> list[Block]:
     name, found = next(iter(state.attribution.items()))
     sigma, word = state.sigma_max(name), _restraint(state.log.meta, name)
     curves = {"sum of the edits": found.singular_values.tolist()}
     if sigma is not None and word != "none":
-        curves[f"restrained, {word}"] = parse_restraint(word)(found.singular_values, sigma).tolist()
-    subjects = {r.id: redactor.code(r.request.subject) for r in state.log.records if r.request is not None}
+        curves[f"under {word}"] = parse_restraint(word)(found.singular_values, sigma).tolist()
+    labels = _labels(state, redactor)
     blocks: list[Block] = [spectrum_chart("singular", f"Largest directions of ΔW in {name}", curves, sigma)]
-    leading = {f"{edit} {subjects.get(edit, '')}".strip(): 100 * share for edit, share in found.leading(10)}
+    leading = {labels[edit]: 100 * share for edit, share in found.leading(10)}
     said = f"The edits that carry most of the largest direction of {name}: {', '.join(leading)}."
     title = "Edits that carry the largest direction"
     blocks.append(bars_chart("leading", title, leading, xlabel="share of it, per cent", described=said))
-    return blocks + [_carriers(module, own, subjects) for module, own in state.attribution.items()]
+    return blocks + [_carriers(module, own, labels) for module, own in state.attribution.items()]
 
 
-def _carriers(module: str, found: Attribution, subjects: Mapping[int, str]) -> Table:
+def _labels(state: State, redactor: Redactor) -> dict[int, str]:
+    """By leading edit, its number and subject; those that share their factors are named together."""
+    subjects = {r.id: redactor.code(r.request.subject) for r in state.log.records if r.request is not None}
+    return {
+        leader: f"{leader} {subjects.get(leader, '')}".strip() if len(members) == 1 else f"{edits(members)} together"
+        for leader, members in state.members.items()
+    }
+
+
+def _carriers(module: str, found: Attribution, labels: Mapping[int, str]) -> Table:
     rows: list[Row] = []
     for place, value in enumerate(found.singular_values.tolist()):
         shares = found.shares[:, place]
         order = shares.abs().argsort(descending=True)[:LEADING].tolist()
-        carried = [f"{found.edits[i]} {subjects.get(found.edits[i], '')} ({percent(float(shares[i]))})" for i in order]
-        rows.append([Cell(str(place + 1), place), Cell(number(value, 4), value), ", ".join(carried)])
+        carried = tuple(f"{labels[found.edits[i]]} ({percent(float(shares[i]))})" for i in order)
+        rows.append(
+            [Cell(str(place + 1), place), Cell(number(value, 4), value), Cell(", ".join(carried), parts=carried)]
+        )
     return Table(
-        f"carriers-{module.replace('.', '-')}",
+        f"carriers-{re.sub(r'[^A-Za-z0-9_-]', '-', module)}",
         f"Edits that carry them, {module}",
         ["direction", "singular value", "edits that carry the most of it"],
         rows,
@@ -169,23 +216,29 @@ def _carriers(module: str, found: Attribution, subjects: Mapping[int, str]) -> T
     )
 
 
-def _alerts(log: EditLog) -> Table:
+def _alerts(log: EditLog, redactor: Redactor) -> Table:
     rows: list[Row] = [
-        [Cell(moment(one["at"]), one["at"].timestamp()), str(one["batch"]), one["action"], one["message"]]
+        [
+            Cell(moment(one["at"]), one["at"].timestamp()),
+            str(one["batch"]),
+            one["action"],
+            redactor.alert(one["source"], one["message"]),
+        ]
         for one in reversed(log.alerts)
     ]
     columns = ["time (UTC)", "batch", "action", "message"]
-    return Table("alert-list", "Alerts", columns, rows, numeric=(1,), empty="No guard has raised an alert.", wide=True)
+    empty = "No guard has raised an alert."
+    return Table("alert-list", "Alerts", columns, rows, numeric=(1,), empty=empty, wide=True)
 
 
 def _changes(log: EditLog, redactor: Redactor) -> Table:
-    rows: list[Row] = [
-        [Cell(moment(when), when.timestamp()), redactor.free(what)] for when, what in reversed(log.changes)
-    ]
+    rows: list[Row] = []
+    for one in reversed(log.changes):
+        why = f": {redactor.reason(one.reason)}" if one.reason else ""
+        rows.append([Cell(moment(one.at), one.at.timestamp()), f"{one.what}{why}"])
     columns = ["time (UTC)", "what was done"]
-    return Table(
-        "changes", "Changes made later", columns, rows, empty="Nothing was undone or restrained anew.", wide=True
-    )
+    empty = "Nothing was undone or restrained anew."
+    return Table("changes", "Changes beside the batches", columns, rows, empty=empty, wide=True)
 
 
 def _restraint(meta: Mapping[str, Any], module: str) -> str:
@@ -196,12 +249,13 @@ def _restraint(meta: Mapping[str, Any], module: str) -> str:
 def _facts(state: State) -> list[tuple[str, str]]:
     meta, runs = state.log.meta, state.log.runs
     config = meta["config"]
-    alpha = f", α = {config['alpha']:g}" if config["restraint"] == "log" else ""
+    word = f"log:{config['alpha']:g}" if config["restraint"] == "log" else str(config["restraint"])
+    patterns = [f"{text} for {pattern}" for pattern, text in (config.get("restraint_pattern") or {}).items()]
     facts = [
         ("history", str(state.history.path or "in memory")),
         ("model", str(meta["model"])),
         ("editor", str(meta["editor"]["name"])),
-        ("restraint", f"{config['restraint']}{alpha}, {_schedule(config)}"),
+        ("restraint", f"{', '.join([*patterns, f'{word} for all others' if patterns else word])}; {_schedule(config)}"),
     ]
     if runs:
         last = runs[-1]

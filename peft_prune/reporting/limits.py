@@ -9,6 +9,7 @@ from typing import Any
 from ..monitoring import CONDITION_GROWTH, Limit
 from .document import Level
 
+FARTHEST = 100
 NEAR = 0.75
 """Share of the way to a limit from which on it counts as near."""
 
@@ -66,4 +67,7 @@ def edits_left(limit: Limit, edits: Sequence[float], values: Sequence[float]) ->
     mean_x, mean_y = (sum(column) / len(points) for column in zip(*points, strict=True))
     slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
     left = limit.value - points[-1][1]
-    return None if slope == 0 or left / slope <= 0 else math.ceil(left / slope)
+    # a pace at which the limit is farther than a hundred times all edits made is none
+    if slope * left <= 0 or abs(left) > abs(slope) * FARTHEST * points[-1][0]:
+        return None
+    return math.ceil(left / slope)

@@ -1,18 +1,24 @@
-"""A history as a report reads it: one pass over the file, then plain data."""
+"""A history as a report reads it: one look at the file, then plain data."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 
+from ..errors import HistoryError
+from ..generation import answers_with
 from ..session import EditRecord, History
 
-STATES = ("applied", "undone", "failed", "rejected", "skipped")
+STATES = ("applied", "lost", "undone", "failed", "rolled back", "rejected", "skipped")
+"""What can have become of an edit. Lost: it took, and the restraint of its own batch took it away again."""
+
+_REPLACED = re.compile(r"replaced by edit (\d+)")
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,25 @@ class Course:
 
 
 @dataclass(frozen=True)
+class Change:
+    """Something that was done to the edits outside of a batch, or an edit that made way for another.
+
+    Args:
+        at: When.
+        batch: The batch before it, or the one that it is part of.
+        what: In words, without what a person wrote.
+        reason: What a person wrote.
+        in_batch: Whether the figures of its batch know of it.
+    """
+
+    at: datetime
+    batch: int
+    what: str
+    reason: str
+    in_batch: bool
+
+
+@dataclass(frozen=True)
 class EditLog:
     """What a history holds.
 
@@ -47,7 +72,7 @@ class EditLog:
         growth: By module, κ(W0 + ΔW) / κ(W0) over the edits.
         measurements: By name of a probe, its values over the edits.
         alerts: Time, batch, action, source and message of each.
-        changes: Undoing, restraining, tuning and new strengths: time and what was done.
+        changes: See `Change`.
         figures_edits: Edits asked for when the latest figures were taken.
         changed_since: Whether the adapter has been changed after that.
     """
@@ -61,45 +86,52 @@ class EditLog:
     growth: Mapping[str, Course]
     measurements: Mapping[str, Course]
     alerts: Sequence[Mapping[str, Any]]
-    changes: Sequence[tuple[datetime, str]]
+    changes: Sequence[Change]
     figures_edits: int
     changed_since: bool
 
     @classmethod
     def of(cls, history: History) -> EditLog:
-        """Read a history; one that is open for reading only will do."""
+        """Read a history; one that is open for reading only will do.
+
+        Raises:
+            HistoryError: A row is damaged.
+        """
         records = history.edits()
         batches = {row["id"]: row for row in history.table("batches")}
         runs = {row["id"]: row for row in history.table("runs")}
-        last_edit = {batch: max(r.id for r in records if r.batch == batch) for batch in {r.batch for r in records}}
-        events = [row | {"data": json.loads(row["data"])} for row in history.table("events")]
-        figures = history.table("figures")
+        last_edit: dict[int, int] = {}
+        for record in records:
+            last_edit[record.batch] = max(record.id, last_edit.get(record.batch, 0))
+        events = [row | {"data": _data(row)} for row in history.table("events")]
+        changes = [_change(row, records) for row in events if row["kind"] != "alert"]
+        figures = [row for row in history.table("figures") if row["batch"] in last_edit]
         measured = [row for row in history.table("measurements") if row["batch"] in last_edit]
         newest = max((row["batch"] for row in figures), default=0)
-        changes = [event for event in events if event["kind"] != "alert" and not _is_replacement(event)]
-        when = {batch: _time(row["finished_at"]) for batch, row in batches.items()}
+        later_edits = any(record.batch > newest and record.appended is not None for record in records)
+        later_changes = any(one.batch >= newest and not (one.in_batch and one.batch == newest) for one in changes)
         return cls(
             meta=history.meta,
             records=records,
-            finished={record.id: when[record.batch] for record in records},
+            finished={record.id: _time(batches[record.batch]["finished_at"]) for record in records},
             authors={record.id: str(runs[batches[record.batch]["run"]]["author"]) for record in records},
             runs=list(runs.values()),
             figures={row["module"]: row for row in figures if row["batch"] == newest},
             growth=_courses((row["module"], last_edit[row["batch"]], _growth(row)) for row in figures),
             measurements=_courses((row["name"], last_edit[row["batch"]], _number(row["value"])) for row in measured),
-            alerts=[
-                event["data"] | {"at": _time(event["at"]), "batch": event["batch"]}
-                for event in events
-                if event["kind"] == "alert"
-            ],
-            changes=[(_time(event["at"]), _said(event)) for event in changes],
+            alerts=[row["data"] | {"at": _time(row["at"]), "batch": row["batch"]} for row in events if _is_alert(row)],
+            changes=changes,
             figures_edits=last_edit.get(newest, 0),
-            changed_since=any(newest and (event["batch"] or 0) >= newest for event in changes),
+            changed_since=bool(newest) and (later_edits or later_changes),
         )
 
     def state(self, record: EditRecord) -> str:
         """One of `STATES`: what became of an edit."""
-        return "undone" if record.undone_at else record.status
+        if record.undone_at:
+            return "undone"
+        if record.status == "failed" and (record.reason or "").startswith("rolled back by "):
+            return "rolled back"
+        return "lost" if record.status == "applied" and not took(record) else record.status
 
     def states(self) -> Counter[str]:
         """How many edits are in each state."""
@@ -107,8 +139,8 @@ class EditLog:
 
     @property
     def tried(self) -> list[EditRecord]:
-        """Edits that were computed, whether they took or not."""
-        return [record for record in self.records if record.status in ("applied", "failed")]
+        """Edits that were computed and looked at, apart from those that a guard took out again."""
+        return [r for r in self.records if r.status in ("applied", "failed") and self.state(r) != "rolled back"]
 
     def by_day(self) -> dict[date, Counter[str]]:
         """States of the edits of each day, in order."""
@@ -117,17 +149,27 @@ class EditLog:
             found.setdefault(self.finished[record.id].date(), Counter())[self.state(record)] += 1
         return dict(sorted(found.items()))
 
-    def by_relation(self) -> dict[str, Counter[str]]:
-        """States of the edits of each relation, the most frequent first."""
-        found: dict[str, Counter[str]] = {}
+    def by_relation(self) -> dict[str, list[EditRecord]]:
+        """The edits of each relation, the most frequent first."""
+        found: dict[str, list[EditRecord]] = {}
         for record in self.records:
             if record.request is not None:
-                name = record.request.relation_id or record.request.prompt
-                found.setdefault(name, Counter())[self.state(record)] += 1
-        return dict(sorted(found.items(), key=lambda item: (-sum(item[1].values()), item[0])))
+                found.setdefault(record.request.relation_id or record.request.prompt, []).append(record)
+        return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
-def _courses(points: Any) -> dict[str, Course]:
+def took(record: EditRecord) -> bool:
+    """Whether the model gave the new answer when it was asked freely, once the edit's batch was done."""
+    if record.status != "applied" or record.request is None:
+        return False
+    return record.answer_after is None or answers_with(record.answer_after, record.request.target_new)
+
+
+def _is_alert(row: Mapping[str, Any]) -> bool:
+    return row["kind"] == "alert"
+
+
+def _courses(points: Iterable[tuple[str, int, float]]) -> dict[str, Course]:
     found: dict[str, list[tuple[int, float]]] = {}
     for name, edits, value in points:
         found.setdefault(name, []).append((edits, value))
@@ -148,19 +190,28 @@ def _time(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def _is_replacement(event: Mapping[str, Any]) -> bool:
-    """Whether an edit made way for another of its own batch's, whose figures know of it."""
-    return event["kind"] == "undo" and str(event["data"]["reason"]).startswith("replaced by edit ")
+def _data(row: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return dict(json.loads(row["data"]))
+    except (json.JSONDecodeError, TypeError, ValueError) as error:
+        raise HistoryError(f"history: event {row['id']} is damaged: {error}") from None
 
 
-def _said(event: Mapping[str, Any]) -> str:
-    data = event["data"]
-    if event["kind"] == "undo":
-        return f"edits {', '.join(map(str, data['edits']))} undone: {data['reason']}"
-    if event["kind"] == "strengths":
-        return f"the strength of {len(data)} edits set"
-    if event["kind"] == "tune":
-        return f"the restraint chosen anew: {', '.join(sorted(set(data['restraints'].values())))}"
-    if event["kind"] == "restrain":
-        return f"the restraint applied: {', '.join(sorted(set(data.values())))}"
-    return str(event["kind"])
+def _change(row: Mapping[str, Any], records: Sequence[EditRecord]) -> Change:
+    data, kind, batch = row["data"], row["kind"], row["batch"] or 0
+    reason, in_batch = "", False
+    if kind == "undo":
+        edits = data["edits"]
+        what = f"{'edit' if len(edits) == 1 else 'edits'} {', '.join(map(str, edits))} undone"
+        reason = str(data["reason"])
+        replaced = _REPLACED.fullmatch(reason)
+        in_batch = replaced is not None and any(r.id == int(replaced[1]) and r.batch == batch for r in records)
+    elif kind == "strengths":
+        what = f"the strength of {len(data)} {'edit' if len(data) == 1 else 'edits'} set"
+    elif kind == "tune":
+        what = f"the restraint chosen anew: {', '.join(sorted(set(data['restraints'].values())))}"
+    elif kind == "restrain":
+        what = f"the restraint applied: {', '.join(sorted(set(data.values())))}"
+    else:
+        what = str(kind)
+    return Change(_time(row["at"]), batch, what, reason, in_batch)

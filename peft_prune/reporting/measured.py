@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +20,9 @@ def layers_table(layers: Mapping[str, Mapping[str, Any]], when: str) -> Table:
     rows: list[Row] = []
     for name, own in layers.items():
         base, edited = own["condition_number_base"], own["condition_number"]
-        growth = None if not base or edited is None else edited / base
-        relative = None if not own["sigma_max_base"] else own["delta_spectral_norm"] / own["sigma_max_base"]
+        growth = None if not base or edited is None else 1.0 if math.isinf(base) else edited / base
+        norm, sigma = own["delta_spectral_norm"], own["sigma_max_base"]
+        relative = None if not sigma or norm is None else norm / sigma
         values = (own["rank"], base, edited, growth, relative, own.get("output_perturbation"))
         rows.append([name, *(Cell(number(value), value) for value in values)])
     return Table(
@@ -70,6 +72,11 @@ def evaluation_table(found: Mapping[str, Any]) -> Table:
         "generations.",
         wide=True,
     )
+
+
+def measured_value(found: Mapping[str, Any] | None, figure: str) -> float | None:
+    """A figure of the edited model in an evaluation, where it was measured."""
+    return None if found is None else _value(_flat(found["after"]).get(figure))
 
 
 def _flat(figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Replace what names a person, a product or a place by a code."""
+"""Leave out what people and models wrote: names become codes, free text is withheld."""
 
 from __future__ import annotations
 
@@ -6,15 +6,26 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Iterable
 
 from ..generation import normalized
 
-_QUOTED = re.compile(r"(?<!\w)'([^']*)'(?!\w)|\"([^\"]*)\"")
+SHORTEST_KEY = 8
+WITHHELD = "(text withheld)"
+
+_IDENTIFIER = re.compile(r"P\d+")
+_OWN_ALERTS = ("ConditionGuard", "AbilityGuard")
+_REASONS = (
+    (re.compile(r"did not take: .*", re.DOTALL), "did not take"),
+    (re.compile(r"rolled back by .*", re.DOTALL), "rolled back by a guard"),
+    (re.compile(r"the session was stopped: .*", re.DOTALL), "the session was stopped"),
+    (re.compile(r"it contradicts edit \d+, which stands"), None),
+    (re.compile(r"replaced by edit \d+"), None),
+)
+"""The program's own reasons, with what is shown of them; None shows them as they are."""
 
 
 class Redactor:
-    """Hashes subjects, targets and answers, and takes them out of free text.
+    """Hashes subjects, targets and answers, and withholds every sentence that may name one.
 
     The code of a text is the beginning of its HMAC-SHA256 under a key, after case and spaces have been evened out: the
     same subject has the same code everywhere in a report, and whoever lacks the key cannot find a name by trying a list
@@ -23,14 +34,15 @@ class Redactor:
 
     Args:
         key: The key; a random one if not given.
-        known: Texts that are replaced wherever they stand in free text, as whole words in any case.
+
+    Raises:
+        ValueError: The key is shorter than `SHORTEST_KEY` characters.
     """
 
-    def __init__(self, key: str | None = None, known: Iterable[str] = ()) -> None:
+    def __init__(self, key: str | None = None) -> None:
+        if key is not None and len(key) < SHORTEST_KEY:
+            raise ValueError(f"redact_key: has {len(key)} characters, at least {SHORTEST_KEY} are needed")
         self._key = secrets.token_bytes(32) if key is None else key.encode()
-        names = sorted({normalized(text) for text in known if normalized(text)}, key=len, reverse=True)
-        words = (r"\s+".join(re.escape(word) for word in name.split()) for name in names)
-        self._known = re.compile(rf"(?<!\w)(?:{'|'.join(words)})(?!\w)", re.IGNORECASE) if names else None
 
     def code(self, text: str) -> str:
         """The code of a text; an empty one stays empty."""
@@ -39,10 +51,20 @@ class Redactor:
             return ""
         return "#" + hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()[:10]
 
-    def free(self, text: str) -> str:
-        """A sentence with everything that stands in quotation marks, and every known text, replaced by its code."""
-        text = _QUOTED.sub(lambda found: f"'{self.code(found[1] or found[2] or '')}'", text)
-        return text if self._known is None else self._known.sub(lambda found: self.code(found[0]), text)
+    def relation(self, text: str) -> str:
+        """A relation's identifier of Wikidata as it is, any other name and every prompt as its code."""
+        return text if _IDENTIFIER.fullmatch(text) else self.code(text)
+
+    def reason(self, text: str) -> str:
+        """What kind of reason it is, where it is one of the program's own."""
+        for pattern, shown in _REASONS:
+            if pattern.fullmatch(text):
+                return text if shown is None else shown
+        return WITHHELD if text else ""
+
+    def alert(self, source: str, message: str) -> str:
+        """The message of a guard of this package, which holds numbers and names of layers; none of any other."""
+        return message if source in _OWN_ALERTS else WITHHELD
 
 
 class OpenRedactor(Redactor):
@@ -51,5 +73,11 @@ class OpenRedactor(Redactor):
     def code(self, text: str) -> str:
         return text
 
-    def free(self, text: str) -> str:
+    def relation(self, text: str) -> str:
         return text
+
+    def reason(self, text: str) -> str:
+        return text
+
+    def alert(self, source: str, message: str) -> str:
+        return message

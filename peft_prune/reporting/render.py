@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,14 @@ def render(report: Report, made_at: datetime | None = None) -> str:
     )
 
 
-def require_file(path: Path) -> None:
-    """Raise ValueError where a report could not be written, before anything is computed."""
+def require_file(path: Path, sources: Iterable[Path] = ()) -> None:
+    """Raise ValueError where a report could not be written or would write over what it is made of."""
+    if path.exists() and any(source.exists() and path.samefile(source) for source in sources):
+        raise ValueError(f"out: {path} is what the report is made of; give another file")
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(15) == b"SQLite format 3":
+                raise ValueError(f"out: {path} is a database; give the name of an HTML file")
     if path.is_dir():
         raise ValueError(f"out: {path} is a folder; give the name of an HTML file")
     for parent in path.resolve().parents:

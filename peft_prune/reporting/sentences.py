@@ -5,8 +5,9 @@ from __future__ import annotations
 from ..evaluation import Proportion
 from ..monitoring import CONDITION_GROWTH
 from .document import Level
+from .log import STATES, took
 from .state import State, Watched
-from .words import count, figure_name, interval, listed, number, percent
+from .words import count, edits, figure_name, interval, listed, number, percent
 
 LEADING = 5
 VERDICTS: dict[Level, str] = {
@@ -19,7 +20,14 @@ VERDICTS: dict[Level, str] = {
 
 def verdict(state: State) -> str:
     """The state in a few words."""
-    return VERDICTS[state.level] if state.log.records else "No edits yet"
+    if not state.log.records:
+        return "No edits yet"
+    said = VERDICTS[state.level]
+    if state.level == "good" and state.unmeasured:
+        said = "Within the limits that were measured"
+    if state.level == "open" and state.unmeasured:
+        said = "Limits that were never measured"
+    return f"{said}, after edit {state.log.figures_edits}" if state.is_old and state.level != "open" else said
 
 
 def summary(state: State) -> list[str]:
@@ -31,22 +39,24 @@ def summary(state: State) -> list[str]:
     span = f"on {days[0]}" if len(days) == 1 else f"between {days[0]} and {days[-1]}"
     said = [f"{count(len(log.records), 'edit')} asked for {span} by {listed(people)}."]
     if state.took.n:
-        took = sum(record.status == "applied" for record in log.tried)
+        held = sum(took(record) for record in log.tried)
         said.append(
-            f"{took} of {state.took.n} that were tried took, {percent(state.took.value or 0.0)} (95 % interval "
-            f"{interval(state.took)}): the model, asked freely, gave the new answer."
+            f"{held} of {state.took.n} that were tried took, {percent(state.took.value or 0.0)} (95 % interval "
+            f"{interval(state.took)}): once its own batch was done, the model, asked freely, gave the new answer."
         )
     said.append(_standing(state))
     if state.now is not None and state.now.verification:
         said.append(_holding([one.holds for one in state.now.verification.values()]))
-    said += [_of_limit(one) for one in state.watched]
-    if state.worst is not None and state.limit_of(CONDITION_GROWTH) is None:
+    said += [_of_limit(state, one) for one in state.watched]
+    for limit in state.unmeasured:
+        said.append(f"There is a limit for the {figure_name(limit.figure)}, which was never measured.")
+    if state.worst is not None and not state.limits_of(CONDITION_GROWTH):
         times = number(state.growth[state.worst])
         said.append(f"The condition number of {state.worst} is {times} times that of the unedited layer.")
-    if state.now is None and log.changed_since:
+    if state.is_old:
         said.append(
-            f"The figures of the layers are those after edit {log.figures_edits}; the adapter has been changed since, "
-            "by undoing or by a restraint."
+            f"The figures of the layers are those after edit {log.figures_edits}; the adapter has been changed since. "
+            "Give --model to judge it as it is."
         )
     return said
 
@@ -54,19 +64,24 @@ def summary(state: State) -> list[str]:
 def advice(state: State) -> list[str]:
     """What to do next, one sentence each."""
     said = [sentence for one in state.watched if (sentence := _on_limit(state, one))]
-    failed = [record.id for record in state.log.records if state.log.state(record) == "failed"]
-    if failed:
-        said.append(
-            f"{_edits(failed)} did not take: the model still gives the old answer. The table says why; another "
-            "wording, other layers or a stronger setting may help."
-        )
+    by_state = _by_state(state)
+    for name, (one, several) in _ADVICE.items():
+        numbers = by_state.get(name, [])
+        if numbers:
+            said.append(f"{edits(numbers).capitalize()} {one if len(numbers) == 1 else several}")
+    invalid = [r.id for r in state.log.records if r.status == "rejected" and r.request is None]
+    refused = [r.id for r in state.log.records if r.status == "rejected" and r.request is not None]
+    if invalid:
+        said.append(f"{edits(invalid).capitalize()} had no valid request, which has to be corrected first.")
+    if refused:
+        said.append(f"{edits(refused).capitalize()} {_were(refused)} rejected; the table says why.")
     lost = [] if state.now is None else [edit for edit, one in state.now.verification.items() if not one.holds]
     if lost:
-        said.append(f"{_edits(lost)} no longer hold{'s' if len(lost) == 1 else ''} and should be made again.")
-    rejected = [record.id for record in state.log.records if state.log.state(record) == "rejected"]
-    if rejected:
-        said.append(f"{_edits(rejected)} had no valid request, which has to be corrected first.")
-    if not state.limits:
+        verb = "holds" if len(lost) == 1 else "hold"
+        said.append(f"{edits(lost).capitalize()} no longer {verb} when the model is asked now.")
+    for limit in state.unmeasured:
+        said.append(f"Measure the {figure_name(limit.figure)}, so that its limit means something.")
+    if not state.limits and state.log.records:
         said.append(
             "Set limits, so that the next report can say how far there is to go: --max-growth and --max-drop of "
             "peft-prune edit, or guards in the session."
@@ -76,9 +91,40 @@ def advice(state: State) -> list[str]:
     return said or [_nothing_to_do(state)]
 
 
+_FAILED = (
+    "did not give the new answer when the model was asked freely. The table says why; another wording, other layers or "
+    "a stronger setting may help."
+)
+_LOST = "took, and the restraint took the new answer away again: peft-prune tune looks for a strength that keeps it."
+_ADVICE = {
+    "failed": (_FAILED, _FAILED),
+    "lost": (_LOST, _LOST),
+    "rolled back": (
+        "gave the new answer and was taken out again by a guard; the table says why.",
+        "gave the new answer and were taken out again by a guard; the table says why.",
+    ),
+    "skipped": (
+        "was not tried, because the session had been stopped; ask for it again.",
+        "were not tried, because the session had been stopped; ask for them again.",
+    ),
+}
+"""What to do about edits of a state, for one and for several."""
+
+
+def _by_state(state: State) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for record in state.log.records:
+        found.setdefault(state.log.state(record), []).append(record.id)
+    return found
+
+
+def _were(numbers: list[int]) -> str:
+    return "was" if len(numbers) == 1 else "were"
+
+
 def _standing(state: State) -> str:
-    states = state.log.states()
-    rest = [f"{states[name]} {name}" for name in ("failed", "rejected", "skipped", "undone") if states[name]]
+    gone = [state.log.state(record) for record in state.log.records if not record.stands]
+    rest = [f"{gone.count(name)} {name}" for name in STATES if name in gone]
     verb = "stands" if state.standing == 1 else "stand"
     return f"{count(state.standing, 'edit')} {verb} today." + (f" The others: {listed(rest)}." if rest else "")
 
@@ -91,23 +137,27 @@ def _holding(holds: list[bool]) -> str:
     )
 
 
-def _of_limit(one: Watched) -> str:
+def _of_limit(state: State, one: Watched) -> str:
     limit, side = one.limit, "at least" if one.limit.higher_is_better else "at most"
+    last = state.log.records[-1].id
+    when = "" if one.measured_at in (None, last) else f", measured after edit {one.measured_at} of {last},"
     what = (
-        f"The {figure_name(limit.figure)} is {number(one.value)}; it is {number(limit.base)} in the base model, and "
-        f"{side} {number(limit.value)} is allowed: "
+        f"The {figure_name(limit.figure)}{when} is {number(one.value)}; it is {number(limit.base)} in the base model, "
+        f"and {side} {number(limit.value)} is allowed: "
     )
     return what + ("the limit has been passed." if one.share > 1 else f"{percent(one.share)} of the way to the limit.")
 
 
 def _on_limit(state: State, one: Watched) -> str:
-    name = figure_name(one.limit.figure)
+    name, is_growth = figure_name(one.limit.figure), one.limit.figure == CONDITION_GROWTH
+    if state.is_old and one.level != "good":
+        return f"Look at the {name} again before you act on it: the adapter has been changed since it was measured."
     if one.level == "near":
         left = f", in about {count(one.left, 'edit')} at the present pace" if one.left else ""
         return f"Plan a restraint before the {name} reaches its limit{left}."
     if one.level != "passed":
         return ""
-    if one.limit.figure == CONDITION_GROWTH:
+    if is_growth:
         return (
             "Restrain the edits: peft-prune tune finds a strength that keeps what holds and lowers the condition "
             "number." + _carriers(state)
@@ -119,22 +169,21 @@ def _on_limit(state: State, one: Watched) -> str:
 
 
 def _carriers(state: State) -> str:
-    if not state.attribution:
+    found = state.attribution.get(state.worst or "")
+    if found is None:
         return ""
-    name, found = next(iter(state.attribution.items()))
     leading = [(edit, share) for edit, share in found.leading(LEADING) if share > 0.02]
     if not leading:
         return ""
-    share = min(sum(own for _, own in leading), 1.0)
-    edits = _edits([edit for edit, _ in leading]).lower()
-    return f" Of the largest direction of {name}, {edits} carry {percent(share)}; undoing them acts there first."
+    numbers = [member for leader, _ in leading for member in state.members[leader]]
+    share = percent(min(sum(own for _, own in leading), 1.0))
+    verb = "carries" if len(numbers) == 1 else "carry"
+    together = " together" if len(numbers) > len(leading) else ""
+    who = f"{edits(numbers)}{together} {verb} {share}"
+    return f" Of the largest direction of {state.worst}, {who}; undoing acts there first."
 
 
 def _nothing_to_do(state: State) -> str:
     left = [one.left for one in state.watched if one.left]
     pace = f" At the present pace the nearest limit is about {count(min(left), 'edit')} away." if left else ""
     return f"Nothing needs to be done.{pace}"
-
-
-def _edits(numbers: list[int]) -> str:
-    return f"{'Edit' if len(numbers) == 1 else 'Edits'} {listed(numbers)}"

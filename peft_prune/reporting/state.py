@@ -12,7 +12,8 @@ from ..monitoring import CONDITION_GROWTH, Limit
 from ..session import Attribution, History, attribute
 from .document import Level
 from .limits import edits_left, level_of, progress
-from .log import Course, EditLog
+from .log import Course, EditLog, took
+from .measured import measured_value
 from .now import Now
 
 DIRECTIONS = 12
@@ -26,15 +27,17 @@ class Watched:
 
     Args:
         limit: The limit.
-        value: The figure now.
+        value: The figure, as late as it is known.
         share: Of the way from the base's value to the limit.
         left: About how many more edits reach it at the present pace, where that can be said.
+        measured_at: The edit after which it was measured; None for today.
     """
 
     limit: Limit
     value: float
     share: float
     left: int | None
+    measured_at: int | None
 
     @property
     def level(self) -> Level:
@@ -61,7 +64,7 @@ class State:
     @cached_property
     def took(self) -> Proportion:
         """Edits that took, of those that were tried."""
-        return Proportion.of(record.status == "applied" for record in self.log.tried)
+        return Proportion.of(took(record) for record in self.log.tried)
 
     @cached_property
     def standing(self) -> int:
@@ -69,10 +72,17 @@ class State:
         return sum(record.stands for record in self.log.records)
 
     @cached_property
+    def is_old(self) -> bool:
+        """Whether the figures of the layers are of another adapter than the one that stands."""
+        return self.now is None and self.standing > 0 and self.log.changed_since
+
+    @cached_property
     def growth(self) -> dict[str, float]:
         """κ(W0 + ΔW) / κ(W0) of every layer, as late as it is known."""
         if self.now is not None:
             return {name: one.growth for name, one in self.now.figures.items()}
+        if self.log.growth and self.standing == 0:
+            return dict.fromkeys(self.log.growth, 1.0)
         return {name: course.last for name, course in self.log.growth.items()}
 
     @cached_property
@@ -83,14 +93,15 @@ class State:
     @cached_property
     def watched(self) -> list[Watched]:
         """Every limit whose figure is known, the one closest to being passed first."""
-        found = []
-        for limit in self.limits:
-            if limit.figure == CONDITION_GROWTH and self.worst is not None:
-                found.append(_watched(limit, self.growth[self.worst], self.log.growth.get(self.worst)))
-            elif limit.figure in self.log.measurements:
-                course = self.log.measurements[limit.figure]
-                found.append(_watched(limit, course.last, course))
-        return sorted(found, key=lambda one: -one.share)
+        found = [self._growth_watched(limit) for limit in self.limits if limit.figure == CONDITION_GROWTH]
+        found += [self._probe_watched(limit) for limit in self.limits if limit.figure != CONDITION_GROWTH]
+        return sorted((one for one in found if one is not None), key=lambda one: -one.share)
+
+    @cached_property
+    def unmeasured(self) -> list[Limit]:
+        """Limits whose figure has never been measured."""
+        known = {one.limit.figure for one in self.watched}
+        return [limit for limit in self.limits if limit.figure not in known]
 
     @cached_property
     def level(self) -> Level:
@@ -98,18 +109,31 @@ class State:
         return self.watched[0].level if self.watched else "open"
 
     @cached_property
+    def members(self) -> dict[int, list[int]]:
+        """Edits that share their factors, by the one that leads."""
+        found: dict[int, list[int]] = {}
+        for record in self.log.records:
+            if record.stands and record.leader is not None:
+                found.setdefault(record.leader, []).append(record.id)
+        return found
+
+    @cached_property
     def attribution(self) -> dict[str, Attribution]:
         """Which edits carry the large directions, of the `MODULES` whose condition number has grown most."""
-        leaders = [record.id for record in self.history.edits(standing=True) if record.leader == record.id]
-        if not leaders:
-            return {}
-        # an editor changes the same layers at every edit
-        names = sorted(self.history.factors(leaders[-1]).updates, key=lambda name: -self._growth_of(name))
-        return {name: attribute(self.history, name, DIRECTIONS) for name in names[:MODULES]}
+        names = sorted(self.growth, key=lambda name: -self._growth_of(name))
+        if not names and self.members:
+            names = sorted({n for edit in self._ends() for n in self.history.factors(edit).updates})
+        found: dict[str, Attribution] = {}
+        for name in names:
+            if len(found) < MODULES and self.members:
+                own = self._attributed(name)
+                if own is not None and own.singular_values.numel():
+                    found[name] = own
+        return found
 
-    def limit_of(self, figure: str) -> Limit | None:
-        """The limit of a figure, where there is one."""
-        return next((one for one in self.limits if one.figure == figure), None)
+    def limits_of(self, figure: str) -> list[Limit]:
+        """The limits of a figure."""
+        return [one for one in self.limits if one.figure == figure]
 
     def sigma_max(self, module: str) -> float | None:
         """σmax(W0) of a module, where it is known."""
@@ -118,11 +142,36 @@ class State:
         found = self.log.figures.get(module, {}).get("sigma_max_base")
         return None if found is None else float(found)
 
+    def _ends(self) -> tuple[int, int]:
+        leaders = list(self.members)
+        return leaders[0], leaders[-1]
+
+    def _attributed(self, module: str) -> Attribution | None:
+        try:
+            return attribute(self.history, module, DIRECTIONS)
+        except ValueError:
+            return None  # no edit that stands changes this layer
+
+    def _growth_watched(self, limit: Limit) -> Watched | None:
+        if self.worst is None:
+            return None
+        course = self.log.growth.get(self.worst)
+        at = None if self.now is not None or self.standing == 0 else self.log.figures_edits
+        return self._watched(limit, self.growth[self.worst], course, at)
+
+    def _probe_watched(self, limit: Limit) -> Watched | None:
+        course = self.log.measurements.get(limit.figure)
+        today = None if self.now is None else measured_value(self.now.evaluation, limit.figure)
+        if today is not None:
+            return self._watched(limit, today, course, None)
+        return None if course is None else self._watched(limit, course.last, course, course.edits[-1])
+
+    def _watched(self, limit: Limit, value: float, course: Course | None, at: int | None) -> Watched:
+        left = None
+        if course is not None and not self.is_old:
+            left = edits_left(limit, course.edits, course.values)
+        return Watched(limit, value, progress(limit, value), left, at)
+
     def _growth_of(self, module: str) -> float:
         growth = self.growth.get(module, 0.0)
         return math.inf if math.isnan(growth) else growth
-
-
-def _watched(limit: Limit, value: float, course: Course | None) -> Watched:
-    left = None if course is None else edits_left(limit, course.edits, course.values)
-    return Watched(limit, value, progress(limit, value), left)

@@ -9,11 +9,14 @@ from datetime import datetime
 from ..evaluation import Proportion
 from .document import Term
 
-RATIO = "growth of the condition number"
-
 TERMS = (
     Term("Edit", "One fact that was overwritten in the model, such as the price of a product."),
-    Term("Took", "After the edit the model, asked freely, gave the new answer. Nothing was put into its mouth."),
+    Term(
+        "Took",
+        "After the edit, its batch and the restraint of that batch, the model gave the new answer when it was asked "
+        "freely. Nothing was put into its mouth.",
+    ),
+    Term("Lost", "The edit took, but the restraint that acted after its batch has taken it away again."),
     Term(
         "Condition number κ",
         "How much a small disturbance can be amplified by a layer of the model. Editing raises it; the higher it "
@@ -40,20 +43,26 @@ TERMS = (
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A figure with so many significant digits."""
+    """A figure with so many significant digits; very large and very small ones as powers of ten."""
     if value is None or math.isnan(value):
         return "–"
     if math.isinf(value):
-        return "∞"
-    if value and abs(value) >= 1000:
+        return "∞" if value > 0 else "−∞"
+    size = abs(value)
+    if size and not 1e-4 <= size < 1e7:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{float(mantissa):g} · 10^{int(exponent)}"
+    if size >= 10 ** (digits - 1):
         return f"{value:,.0f}"
     return f"{value:.{digits}g}"
 
 
 def percent(share: float) -> str:
-    """A share in per cent, with one decimal where it is not whole; a tiny one with one digit."""
+    """A share in per cent, with one decimal where it is not whole; what is nearly none or nearly all is not rounded."""
     if 0 < abs(share) < 5e-4:
-        return f"{100 * share:.1g} %"
+        return f"{number(100 * share, 1)} %"
+    if 0.9995 <= share < 1 - 1e-6:
+        return "over 99.9 %"
     text = f"{100 * share:.1f}"
     return text.removesuffix(".0") + " %"
 
@@ -78,6 +87,18 @@ def listed(names: Sequence[object], most: int = 6) -> str:
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
 
 
+def edits(numbers: Sequence[int]) -> str:
+    """Edits by their numbers, with ranges closed up: "edits 2 to 41 and 50"."""
+    spans: list[list[int]] = []
+    for one in sorted(numbers):
+        if spans and one == spans[-1][1] + 1:
+            spans[-1][1] = one
+        else:
+            spans.append([one, one])
+    texts = [f"{low} to {high}" if high > low + 1 else listed(list(range(low, high + 1))) for low, high in spans]
+    return f"{'edit' if len(numbers) == 1 else 'edits'} {listed(texts)}"
+
+
 def moment(when: datetime) -> str:
     """A time to the minute, in UTC."""
     return when.strftime("%Y-%m-%d %H:%M")
@@ -85,4 +106,4 @@ def moment(when: datetime) -> str:
 
 def figure_name(figure: str) -> str:
     """The name of a limit's figure in a sentence."""
-    return RATIO if figure == "condition_growth" else figure.replace("_", " ")
+    return "growth of the condition number" if figure == "condition_growth" else figure.replace("_", " ")

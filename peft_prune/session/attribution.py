@@ -31,7 +31,7 @@ class Attribution:
 
     def leading(self, count: int = 10) -> list[tuple[int, float]]:
         """The edits that carry the most of the largest singular value, and their shares in it."""
-        order = self.shares[:, 0].argsort(descending=True)[:count].tolist() if len(self.edits) else []
+        order = self.shares[:, 0].argsort(descending=True)[:count].tolist() if self.singular_values.numel() else []
         return [(self.edits[index], float(self.shares[index, 0])) for index in order]
 
 

@@ -329,6 +329,7 @@ class Batch:
         fresh = self.report(report.seconds)
         report.results, report.figures, report.restrained = fresh.results, fresh.figures, fresh.restrained
         report.edits = fresh.edits
+        report.measurements.clear()  # they are of the model with this batch
 
     def _results(self, figures: Mapping[str, Any]) -> list[EditResult]:
         conditions = {name: layer.condition_number for name, layer in figures.items()}

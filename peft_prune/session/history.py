@@ -400,6 +400,15 @@ class History:
         columns = [column[0] for column in cursor.description]
         return [dict(zip(columns, row, strict=True)) for row in cursor]
 
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """What is read in the block is of one moment, also while a session writes."""
+        self._execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._execute("ROLLBACK")
+
     @classmethod
     def _writable(cls, path: str | Path | None, author: str | None) -> History:
         author = author or _user()
@@ -531,9 +540,12 @@ def moments_digest(moments: Mapping[str, Tensor]) -> dict[str, list[float]]:
 
 def _edit(row: Sequence[Any]) -> EditRecord:
     (edit_id, batch, request, _subject, _relation, _target, *rest) = row
-    document = json.loads(request)
-    is_request = isinstance(document, dict) and "invalid" not in document
-    return EditRecord(edit_id, batch, EditRequest(**document) if is_request else None, *rest)
+    try:
+        document = json.loads(request)
+        is_request = isinstance(document, dict) and "invalid" not in document
+        return EditRecord(edit_id, batch, EditRequest(**document) if is_request else None, *rest)
+    except (ValueError, TypeError) as error:
+        raise HistoryError(f"history: edit {edit_id}: its request is damaged: {error}") from None
 
 
 def _marks(count: int) -> str:

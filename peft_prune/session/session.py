@@ -99,6 +99,7 @@ class EditSession:
     ) -> None:
         editor = get_editor(editor, model=model) if isinstance(editor, str) else editor
         config = PruneEditConfig(task_type="CAUSAL_LM", layers_to_transform=list(editor.layers(model)))
+        require_figures(callbacks, monitor)
         self._set_up(model, tokenizer, editor, statistics, callbacks, on_failure, on_conflict, config)
         if any(layer.rank(self._adapter) for _, layer in self.model.edited_layers()):
             raise ValueError("model: its adapter holds edits; go on with their history by EditSession.resume")
@@ -138,6 +139,7 @@ class EditSession:
             HistoryError: The history is missing or damaged, or belongs to another model or other second moments.
             HistoryLockedError: Another session writes it.
         """
+        require_figures(callbacks, monitor)
         log = History.open(history, author)
         try:
             facts = log.meta
@@ -457,8 +459,12 @@ class EditSession:
     def _note_limits(self) -> None:
         """Write down what the callbacks watch, so that a report can draw it."""
         limits = [dataclasses.asdict(limit) for callback in self.callbacks for limit in callback.limits()]
-        if limits and limits != self.history.meta.get("limits"):
-            self.history.update_meta(limits=limits)
+        named = {limit["figure"] for limit in limits}
+        known = self.history.meta.get("limits", [])
+        # a session that watches less does not lift what others have set
+        merged = [limit for limit in known if limit["figure"] not in named] + limits
+        if merged != known:
+            self.history.update_meta(limits=merged)
 
     def _note_foreign_restraint(self) -> None:
         """Write down a restraint that somebody applied past the session, by saving the model for instance."""
@@ -544,6 +550,15 @@ def _model_name(model: Any) -> str:
 def _tuples(value: Any) -> Any:
     """JSON knows lists alone, hyperparameters hold tuples."""
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def require_figures(callbacks: Sequence[SessionCallback], monitor: bool) -> None:
+    """Raise ValueError where a callback looks at figures that the session would not take."""
+    for callback in callbacks:
+        if callback.needs_figures and not monitor:
+            raise ValueError(
+                f"monitor: {type(callback).__name__} needs the figures of the layers; leave the monitor on"
+            )
 
 
 def require_base(facts: Mapping[str, Any], model: Any, history: str | Path) -> None:

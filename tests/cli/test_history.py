@@ -107,7 +107,7 @@ def test_resume_goes_on_with_the_editor_and_the_moments_of_the_history(capsys, f
         assert settings["restraint"] == "clip" and settings["restrained"] is True
     log.with_name("edits.db.moments.safetensors").unlink()
     code, _, errors = run(capsys, "resume", log, *arguments, "--out", tmp_path / "again")
-    assert code == 2 and "second moment" in errors and not (tmp_path / "again").exists()
+    assert code == 2 and "give its file by --stats" in errors and not (tmp_path / "again").exists()
 
 
 def test_limits_on_the_command_line_are_watched_and_written_down(capsys, folder, tmp_path) -> None:  # noqa: F811
@@ -132,13 +132,19 @@ def test_limits_on_the_command_line_are_watched_and_written_down(capsys, folder,
     [
         (("--max-growth", 1), "max_growth: 1.0 must be above 1"),
         (("--max-drop", 0.1), "max_drop: 0.1 needs --watch-facts or --watch-text"),
-        (("--on-limit", "cry"), "action: 'cry' is not one of warn, restrain, rollback, stop"),
+        (("--on-limit", "cry"), "on_limit: 'cry' is not one of warn, restrain, rollback, stop"),
         (("--watch-facts", "nowhere.json"), "nowhere.json: cannot be read"),
-        (("--watch-every", 0, "--watch-text", "{texts}"), "every: 0 must be at least 1"),
+        (("--watch-every", 0), "watch_every: 0 must be at least 1"),
+        (("--on-limit", "stop"), "on_limit: 'stop' needs a limit, --max-growth or --max-drop"),
+        (("--watch-facts", "{facts}", "--max-drop", 5), "max_drop: 5.0 must be below 1, recall cannot lose more"),
+        (("--watch-facts", "{zero}", "--history", "{new}"), "zero.json: probe: recall gives 0.0 on the base model"),
     ],
 )
 def test_limits_that_cannot_be_give_one_line(capsys, folder, tmp_path, options, message) -> None:  # noqa: F811
-    options = [str(option).format(texts=folder / "texts.json") for option in options]
+    zero = folder / "zero.json"
+    zero.write_text(json.dumps([{"prompt": "note tea", "object": "<end>"}]))
+    names = {"facts": folder / "facts.json", "zero": zero, "new": tmp_path / "new.db"}
+    options = [str(option).format(**names) for option in options]
     code, _, errors = run(
         capsys, "edit", "--model", folder / "model", "--requests", folder / "requests.json", "--layers", 1,
         "--out", tmp_path / "out", *options,

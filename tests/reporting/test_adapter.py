@@ -79,6 +79,8 @@ def test_what_is_no_adapter_is_named(folder: Path, tmp_path: Path) -> None:
         (("{folder}/adapter", "--facts", "{folder}/facts.json"), "facts: needs --model, the unedited base"),
         (("{folder}/adapter", "--max-growth", "0"), "max_growth: 0.0 must be above 1"),
         (("{folder}/facts.json",), "is no history of edits"),
+        (("{folder}/adapter", "--ability-items", "0"), "ability_items: 0 must be at least 1"),
+        (("{folder}/adapter", "--redact-key", "short"), "redact_key: has 5 characters, at least 8 are needed"),
         (
             ("{folder}/adapter", "--model", "{tmp}/none", "--requests", "{folder}/requests.json"),
             "none cannot be loaded",
@@ -108,3 +110,19 @@ def test_the_command_reports_a_history_while_nothing_is_written(
 
 def test_a_page_of_an_adapter_is_rendered(folder: Path) -> None:
     assert "An adapter with edits" in render(adapter_report(folder / "adapter"))
+
+
+def test_a_report_never_writes_over_what_it_is_made_of(
+    history_file: Path, folder: Path, tmp_path: Path, capsys
+) -> None:
+    copy = tmp_path / "edits.db"
+    shutil.copy(history_file, copy)
+    shutil.copy(history_file, tmp_path / "other.db")
+    before = copy.read_bytes()
+    for out, message in ((copy, "is what the report is made of"), (tmp_path / "other.db", "is a database")):
+        assert main(["report", str(copy), "--out", str(out)]) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "folder").mkdir()
+    assert main(["report", str(copy), "--out", str(tmp_path / "folder")]) == 2
+    assert "is a folder; give the name of an HTML file" in capsys.readouterr().err
+    assert copy.read_bytes() == before == (tmp_path / "other.db").read_bytes()

@@ -48,21 +48,27 @@ def test_the_pace_is_that_of_the_later_half() -> None:
     assert edits_left(GROWTH, [1, 2, 3, 4, 5, 6], [1, 2, 3, 3.0, 2.0, 1.0]) is None
     assert edits_left(RECALL, [0, 10, 20, 30, 40, 50], [1, 1, 1, 0.98, 0.97, 0.96]) == 60
     assert edits_left(GROWTH, [1, 2], [1.0, 2.0]) is None
+    assert edits_left(GROWTH, range(10), [2 + i * 1e-13 for i in range(10)]) is None
+    assert edits_left(RECALL, range(10), [1e-310 * i for i in range(10)]) is None
     assert edits_left(GROWTH, [1, 2, 3, 4, 5, 6], [1, 1, 1, 1.0, math.inf, 2.0]) is not None
 
 
 def test_a_code_depends_on_the_text_alone_and_on_the_key() -> None:
-    one, other = Redactor("key", ["Eiffel Tower"]), Redactor("other")
+    one, other = Redactor("key of one"), Redactor("key of another")
     assert one.code("Eiffel  tower ") == one.code("eiffel tower") != other.code("eiffel tower")
     assert re.fullmatch(r"#[0-9a-f]{10}", one.code("Paris")) and one.code(" ") == ""
     assert Redactor().code("Paris") != Redactor().code("Paris")
 
 
-def test_free_text_loses_known_names_and_what_is_quoted() -> None:
-    redactor = Redactor("key", ["Eiffel Tower", "Rome"])
-    said = redactor.free("the eiffel\n tower answers 'in Lyon' and not \"Rome\", Romeo's won't")
-    tower = redactor.code("eiffel tower")
-    assert said == f"the {tower} answers '{redactor.code('in Lyon')}' and not '{redactor.code('rome')}', Romeo's won't"
+def test_only_what_the_program_itself_wrote_is_left_of_a_sentence() -> None:
+    redactor = Redactor("key of one")
+    assert redactor.reason("did not take: the edited model answers 'Rome' instead of 'Lyon'") == "did not take"
+    assert redactor.reason("it contradicts edit 3, which stands") == "it contradicts edit 3, which stands"
+    assert redactor.reason("replaced by edit 3 of Ann") == redactor.reason("Ann asked") == "(text withheld)"
+    assert redactor.reason("") == ""
+    assert redactor.relation("P36") == "P36" and redactor.relation("capital_of_Peru").startswith("#")
+    assert redactor.alert("AbilityGuard", "recall: 0.9") == "recall: 0.9"
+    assert redactor.alert("MyGuard", "Ann: 0.9") == "(text withheld)"
 
 
 def test_numbers_and_lists_in_sentences() -> None:

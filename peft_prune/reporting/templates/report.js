@@ -56,28 +56,49 @@
       });
     }
 
+    var heads = Array.prototype.slice.call(block.querySelectorAll("th"));
+    var collator = new Intl.Collator(undefined, { sensitivity: "base", numeric: true });
+
     function key(row, column) {
       var cell = row.cells[column];
-      var value = cell.dataset.sort === undefined ? cell.textContent.trim() : cell.dataset.sort;
-      return value !== "" && !isNaN(value) ? Number(value) : value.toLowerCase();
+      return cell.dataset.sort === undefined ? cell.textContent.trim() : cell.dataset.sort;
+    }
+
+    function isNumeric(column) {
+      return rows.some(function (one) { return one.row.cells[column].dataset.sort !== undefined; }) &&
+        rows.every(function (one) {
+          var value = one.row.cells[column].dataset.sort;
+          return value === undefined || !isNaN(value);
+        });
+    }
+
+    function sortBy(column, up) {
+      heads.forEach(function (other) { other.setAttribute("aria-sort", "none"); });
+      heads[column].setAttribute("aria-sort", up ? "ascending" : "descending");
+      var numeric = isNumeric(column);
+      rows.sort(function (a, b) {
+        var x = key(a.row, column), y = key(b.row, column);
+        var order = numeric ? Number(x) - Number(y) : collator.compare(x, y);
+        return order * (up ? 1 : -1);
+      });
+      rows.forEach(function (one) { body.appendChild(one.row); });
+      show();
     }
 
     block.querySelectorAll(".sort").forEach(function (button) {
       button.addEventListener("click", function () {
         var head = button.closest("th");
-        var column = head.cellIndex;
-        var up = head.getAttribute("aria-sort") !== "ascending";
-        block.querySelectorAll("th").forEach(function (other) { other.setAttribute("aria-sort", "none"); });
-        head.setAttribute("aria-sort", up ? "ascending" : "descending");
-        rows.sort(function (a, b) {
-          var x = key(a.row, column), y = key(b.row, column);
-          if (typeof x !== typeof y) { x = String(x); y = String(y); }
-          return (x < y ? -1 : x > y ? 1 : 0) * (up ? 1 : -1);
-        });
-        rows.forEach(function (one) { body.appendChild(one.row); });
-        show();
+        sortBy(head.cellIndex, head.getAttribute("aria-sort") !== "ascending");
       });
     });
+    block.querySelector(".sorter select").addEventListener("change", function (event) {
+      var chosen = event.target.value.split(" ");
+      if (chosen.length === 2) { sortBy(Number(chosen[0]), chosen[1] === "up"); }
+    });
+    window.addEventListener("beforeprint", function () {
+      rows.forEach(function (one) { one.row.hidden = !matches(one); });
+    });
+    window.addEventListener("afterprint", show);
     show();
   });
 }());
