@@ -75,8 +75,9 @@ def greedy_answers(
 
 
 def normalized(text: str) -> str:
-    """``text`` in the form in which answers are compared: outer space off, inner space single, case folded."""
-    return " ".join(text.split()).casefold()
+    """``text`` in the form in which answers are compared: outer space off, inner space single, case folded, accents
+    composed (NFC)."""
+    return unicodedata.normalize("NFC", " ".join(text.split()).casefold())
 
 
 def answers_with(answer: str, target: str) -> bool:
@@ -92,8 +93,12 @@ def answers_with(answer: str, target: str) -> bool:
     return not (following.isalnum() and _spaced_letter(following) and _spaced_letter(target[-1]))
 
 
+_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "BOPOMOFO", "YI")
+
+
 def _spaced_letter(character: str) -> bool:
-    return character.isalnum() and unicodedata.east_asian_width(character) not in ("W", "F")
+    """Whether it is a letter of a script that puts spaces between words."""
+    return character.isalnum() and not unicodedata.name(character, "").startswith(_UNSPACED)
 
 
 def _limits(max_new_tokens: int | Sequence[int], count: int) -> list[int]:
@@ -129,15 +134,19 @@ def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 @contextmanager
 def _plain_greedy(model: Any, end_ids: list[int]) -> Iterator[list[int]]:
     # generate() fills what a call leaves open from the model's own settings, such as a repetition penalty
-    inner = underlying_model(model)
-    own = inner.generation_config
-    inner.generation_config = GenerationConfig(
+    plain = GenerationConfig(
         do_sample=False, num_beams=1, use_cache=True, eos_token_id=end_ids or None, pad_token_id=PADDING_ID
     )
+    # PEFT's generate gives settings that were put on its wrapper to the model inside
+    holders = [one for one in (underlying_model(model), model) if "generation_config" in vars(one)]
+    own = [one.generation_config for one in holders]
+    for one in holders:
+        one.generation_config = plain
     try:
         yield end_ids
     finally:
-        inner.generation_config = own
+        for one, config in zip(holders, own, strict=True):
+            one.generation_config = config
 
 
 def _generate(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ HUB = "hub:"
 LIST_SEPARATOR = "|"
 """What stands between the texts of one cell in a CSV file."""
 
+_KNOWEDIT = ("ground_truth", "rephrase_prompt", "concept")
 _PROMPT_LISTS = ("paraphrase_prompts", "neighborhood_prompts", "generation_prompts")
 _NATURAL_QUESTIONS_MARK = "nq question: "
 
@@ -105,10 +108,12 @@ class EditRequest:
         * CounterFact (Meng et al. 2022): ``requested_rewrite`` and lists of prompts.
         * ZsRE (Mitchell et al. 2022): ``src``, ``rephrase``, ``alt``, ``answers``, ``loc``, ``loc_ans``. The new target
           is ``alt``, and the first answer the true one; without ``alt`` the first answer is the new target.
-        * KnowEdit (Zhang et al. 2024): ``portability`` and ``locality`` as objects that hold questions by their kind.
-        * Flat: this class's own field names.
+        * KnowEdit (Zhang et al. 2024): ``portability`` and ``locality`` as objects that hold questions by their kind,
+          or ``ground_truth``, ``rephrase_prompt`` or ``concept``.
+        * Flat: this class's own field names; other fields are left alone, unless their name is nearly one of these.
 
-        Where a prompt holds no ``{}``, the last place in which it names the subject is taken.
+        Where a prompt holds no ``{}``, the last place in which it names the subject is taken. A true target that is the
+        new one tells nothing and is left out.
 
         Raises:
             InvalidRequestError: The record is not a mapping, lacks a field, or a field is malformed.
@@ -116,26 +121,27 @@ class EditRequest:
         if not isinstance(record, Mapping):
             raise InvalidRequestError(f"must be a JSON object, is {type(record).__name__}")
         if "src" in record:
-            return cls(**_zsre(record))
-        if isinstance(record.get("locality"), Mapping) or isinstance(record.get("portability"), Mapping):
-            return cls(**_knowedit(record))
+            return cls(**_told_apart(_zsre(record)))
+        if any(name in record for name in _KNOWEDIT) or any(
+            isinstance(record.get(name), Mapping) for name in ("locality", "portability")
+        ):
+            return cls(**_told_apart(_knowedit(record)))
         rewrite = record.get("requested_rewrite", record)
         if not isinstance(rewrite, Mapping):
             raise InvalidRequestError(f"requested_rewrite: must be a JSON object, is {type(rewrite).__name__}")
         _require_fields(rewrite, "prompt", "subject", "target_new")
-        return cls(
-            prompt=_template(rewrite["prompt"], rewrite["subject"], "prompt"),
-            subject=rewrite["subject"],
-            target_new=_target(rewrite["target_new"], "target_new"),
-            target_true=None if rewrite.get("target_true") is None else _target(rewrite["target_true"], "target_true"),
-            paraphrase_prompts=_texts(record, "paraphrase_prompts"),
-            neighborhood_prompts=_texts(record, "neighborhood_prompts"),
-            generation_prompts=_texts(record, "generation_prompts"),
-            portability=_texts(record, "portability"),
-            unrelated=_texts(record, "unrelated"),
-            case_id=record.get("case_id"),
-            relation_id=rewrite.get("relation_id"),
-        )
+        _refuse_misspelt(record)
+        true = rewrite.get("target_true")
+        fields: dict[str, Any] = {
+            "prompt": _template(rewrite["prompt"], rewrite["subject"], "prompt"),
+            "subject": rewrite["subject"],
+            "target_new": _target(rewrite["target_new"], "target_new"),
+            "target_true": None if true is None else _target(true, "target_true"),
+            "case_id": record.get("case_id"),
+            "relation_id": rewrite.get("relation_id"),
+        }
+        fields |= {name: _texts(record, name) for name in (*_PROMPT_LISTS, "portability", "unrelated")}
+        return cls(**_told_apart(fields))
 
 
 def load_requests(path: str | Path, *, limit: int | None = None) -> list[EditRequest]:
@@ -179,10 +185,13 @@ def read_records(path: str | Path) -> list[Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"{path}: cannot be read: {error}") from None
-    try:
-        records = list(_json_lines(text)) if path.suffix == ".jsonl" else json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InvalidRequestError(f"{path}: is not valid JSON: {error}") from None
+    if path.suffix.lower() == ".jsonl":
+        records: Any = list(_json_lines(path, text))
+    else:
+        try:
+            records = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InvalidRequestError(f"{path}: is not valid JSON: {error}") from None
     if not isinstance(records, list):
         raise InvalidRequestError(f"{path}: must hold a JSON list, holds a {type(records).__name__}")
     if not records:
@@ -198,7 +207,7 @@ def _hub_records(source: str) -> list[Any]:
     name, _, split = source.removeprefix(HUB).partition(":")
     try:
         found = datasets.load_dataset(name)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InvalidRequestError(f"{source}: cannot be loaded: {' '.join(str(error).split())}") from None
     splits = list(found)
     if (split and split not in splits) or (not split and len(splits) > 1):
@@ -235,8 +244,26 @@ def _csv_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def _told_apart(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields without a true target that is the new one: neither could be the more probable one."""
+    new, true = fields["target_new"], fields["target_true"]
+    same = isinstance(new, str) and isinstance(true, str) and new.split() == true.split()
+    return {**fields, "target_true": None} if same else fields
+
+
+def _refuse_misspelt(record: Mapping[str, Any]) -> None:
+    known = (*EditRequest.__dataclass_fields__, "requested_rewrite")
+    for name in record:
+        close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.65) if name not in known else []
+        if close:
+            raise InvalidRequestError(f"{name}: is no field of a request; {close[0]} is")
+
+
 def _zsre(record: Mapping[str, Any]) -> dict[str, Any]:
     _require_fields(record, "subject", "answers")
+    _require_text("src", record["src"])
+    if record.get("rephrase") is not None:
+        _require_text("rephrase", record["rephrase"])
     answers = _answers(record["answers"], "answers")
     alternative = record.get("alt")
     question = record.get("loc")
@@ -281,6 +308,8 @@ def _questions(record: Mapping[str, Any], field: str) -> tuple[Question, ...]:
         raise InvalidRequestError(f"{field}: {kinds!r} must be an object that holds lists of questions by kind")
     found = []
     for kind, questions in kinds.items():
+        if not isinstance(questions, (list, tuple, type(None))):
+            raise InvalidRequestError(f"{field}.{kind}: {questions!r} must be a list of questions")
         for index, one in enumerate(questions or ()):
             where = f"{field}.{kind}[{index}]"
             if not isinstance(one, Mapping):
@@ -324,10 +353,12 @@ def _template(prompt: Any, subject: Any, field: str) -> Any:
     """The prompt with ``{}`` in the subject's place; what cannot be a template is left to the record's own check."""
     if not (isinstance(prompt, str) and isinstance(subject, str) and subject.strip()) or "{}" in prompt:
         return prompt
-    before, found, after = prompt.rpartition(subject)
-    if not found:
+    words = list(re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt))
+    # within a longer word only where scripts without spaces, or endings, leave no other place
+    start = words[-1].start() if words else prompt.rfind(subject)
+    if start < 0:
         raise InvalidRequestError(f"{field}: {prompt!r} must hold '{{}}' or name the subject {subject!r}")
-    return f"{before}{{}}{after}"
+    return f"{prompt[:start]}{{}}{prompt[start + len(subject) :]}"
 
 
 def _require_fields(record: Mapping[str, Any], *fields: str) -> None:
@@ -336,8 +367,14 @@ def _require_fields(record: Mapping[str, Any], *fields: str) -> None:
         raise InvalidRequestError(f"{missing[0]}: is missing")
 
 
-def _json_lines(text: str) -> Iterable[Any]:
-    return (json.loads(line) for line in text.splitlines() if line.strip())
+def _json_lines(path: Path, text: str) -> Iterator[Any]:
+    # not splitlines(): a string may hold separators of lines other than this one
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InvalidRequestError(f"{path}: line {number}: is not valid JSON: {error}") from None
 
 
 def _require_text(field: str, value: Any) -> None:

@@ -50,6 +50,32 @@ def test_zsre_and_knowedit_records_become_requests() -> None:
     )
 
 
+def test_knowedit_is_told_by_its_own_fields_and_a_true_target_that_is_the_new_one_is_left_out() -> None:
+    bare = {k: v for k, v in KNOWEDIT.items() if k not in ("portability", "locality")}
+    assert EditRequest.from_record(bare).target_true == "Oslo"
+    rephrased = EditRequest.from_record({**bare, "rephrase_prompt": "Where does Ann live?"})
+    assert rephrased.paraphrase_prompts == ("Where does Ann live?",)
+    assert EditRequest.from_record({**bare, "ground_truth": "Rome"}).target_true is None
+    assert EditRequest.from_record({**ZSRE, "answers": ["Ann  Lee"]}).target_true is None
+    flat = {"prompt": "{} is", "subject": "Ann", "target_new": "old", "target_true": "old"}
+    assert EditRequest.from_record(flat).target_true is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "template"),
+    [
+        ("Iran borders Iraq and Iranian is not", "Iran", "{} borders Iraq and Iranian is not"),
+        ("Ann, called Ann, lives in", "Ann", "Ann, called {}, lives in"),
+        ("东京是日本的首都", "东京", "{}是日本的首都"),
+        ("The C++ of C++ is", "C++", "The C++ of {} is"),
+        ("Annas Haus steht in", "Anna", "{}s Haus steht in"),
+    ],
+)
+def test_the_subject_is_put_in_its_last_place_as_a_word(prompt: str, subject: str, template: str) -> None:
+    record = {"prompt": prompt, "subject": subject, "target_new": "x"}
+    assert EditRequest.from_record(record).prompt == template
+
+
 def test_a_request_survives_json() -> None:
     request = EditRequest.from_record(KNOWEDIT)
     assert EditRequest(**json.loads(json.dumps(asdict(request)))) == request
@@ -71,6 +97,17 @@ def test_a_request_survives_json() -> None:
             "portability.R\\[0\\].ground_truth: None",
         ),
         ({"prompt": "a {}", "subject": "b", "target_new": "c", "unrelated": [{"prompt": "d"}]}, "unrelated: .*answers"),
+        ({**ZSRE, "src": 3}, "src: 3 must be"),
+        ({**ZSRE, "rephrase": ["a"]}, "rephrase: \\['a'\\] must be"),
+        ({**KNOWEDIT, "locality": {"R": {"prompt": "a"}}}, "locality.R: {'prompt': 'a'} must be a list of questions"),
+        (
+            {"prompt": "a {}", "subject": "b", "target_new": "c", "paraphrase_prompt": ["d"]},
+            "paraphrase_prompt: is no field of a request; paraphrase_prompts is",
+        ),
+        (
+            {"prompt": "a {}", "subject": "b", "target_new": "c", "neighbourhood_prompts": ["d"]},
+            "neighbourhood_prompts: is no field of a request; neighborhood_prompts is",
+        ),
     ],
 )
 def test_a_bad_record_is_named_by_its_field(record, words) -> None:
@@ -125,3 +162,16 @@ def test_a_data_set_is_loaded_by_its_name(tmp_path: Path) -> None:
 def test_a_data_set_that_cannot_be_reached_is_named() -> None:
     with pytest.raises(InvalidRequestError, match=r"hub:nobody/nothing:train: cannot be loaded: .*nobody/nothing"):
         load_requests("hub:nobody/nothing:train")
+
+
+def test_lines_of_json_are_parted_at_line_breaks_alone_and_named_by_their_number(tmp_path: Path) -> None:
+    records = [
+        {"prompt": "{} is\u2028in", "subject": f"City {i}", "target_new": "Peru", "note": "own"} for i in range(2)
+    ]
+    path = tmp_path / "requests.JSONL"
+    lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    path.write_text("\r\n".join(lines) + "\n\n", encoding="utf-8", newline="")
+    assert [one.prompt for one in load_requests(path)] == ["{} is\u2028in"] * 2
+    path.write_text(f"{lines[0]}\n\n{lines[1][:-2]}\n", encoding="utf-8")
+    with pytest.raises(InvalidRequestError, match=r"requests.JSONL: line 3: is not valid JSON"):
+        load_requests(path)

@@ -76,7 +76,7 @@ def audit(
     Console().print(_table(found))
     lines = [*found.notes, *_rest(found.series[-1]), *([] if made is None else [_extracted(made)]), f"Report in {out}"]
     for line in lines:
-        Console().print(line, highlight=False, markup=False)
+        typer.echo(line)
 
 
 def _table(found: Audit, most: int = 20) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -62,7 +63,7 @@ def demo(
     if json_output:
         print_json(result)
     else:
-        console.print(f"Adapter, figure and numbers in {out}")
+        typer.echo(f"Adapter, figure and numbers in {out}")
 
 
 def _run(folder: Path, edits: int, alpha: float, items: int, console: Console) -> dict[str, Any]:
@@ -153,7 +154,9 @@ def _columns(
     columns = {}
     with progress_bar(quiet=quiet) as progress:
         options: dict[str, Any] = {"texts": held_out_texts(), "abilities": abilities, "progress": progress}
-        edited = evaluate(model, tokenizer, requests, **options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="a restraint is pending")  # the next column has it applied
+            edited = evaluate(model, tokenizer, requests, **options)
         columns["edited"] = edited["after"], _layers(model)
         model.restrain()
         columns["edited with PRUNE"] = evaluate(model, tokenizer, requests, **options)["after"], _layers(model)

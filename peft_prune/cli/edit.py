@@ -11,7 +11,6 @@ from typing import Annotated, Any, Optional
 
 import typer
 from peft import get_peft_model
-from rich.console import Console
 
 from ..editors import SecondMoments, collect_second_moments, get_editor
 from ..errors import EditFailedError
@@ -187,7 +186,6 @@ def report_edits(outcomes: Sequence[EditResult], out: Path, json_output: bool, f
         applied = len(outcomes) - len(failed)
         print_json({"requested": len(outcomes), "applied": applied, "failed": failed, "adapter": str(out)})
         return
-    console = Console()
-    console.print(f"{len(outcomes) - len(failed)} of {len(outcomes)} edits took; adapter in {out}", highlight=False)
+    typer.echo(f"{len(outcomes) - len(failed)} of {len(outcomes)} edits took; adapter in {out}")
     for failure in failed:
-        console.print(f"  request {failure['index']}: {failure['reason']}", highlight=False, markup=False)
+        typer.echo(f"  request {failure['index']}: {failure['reason']}")

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..evaluation import comparison_table, load_facts, load_texts
+from ..evaluation import comparison_table, load_facts, load_texts, signed
 from ..evaluation import evaluate as evaluate_model
 from ..monitoring import layer_conditions
 from ..requests import load_requests
@@ -83,8 +83,7 @@ def _difference_table(differences: dict[str, dict[str, float]]) -> Table:
     table.add_column("figure")
     table.add_column("difference [95 % interval]", justify="right")
     for name, gap in differences.items():
-        interval = f"{gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]"
-        table.add_row(f"{name.replace('_', ' ')} (n = {gap['n']})", interval)
+        table.add_row(f"{name.replace('_', ' ')} (n = {gap['n']})", signed(gap))
     return table
 
 

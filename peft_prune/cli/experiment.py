@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
+from rich import box
 from rich.console import Console
-from rich.markdown import Markdown
+from rich.table import Table
 
 from ..builtin import (
     ability_items,
@@ -42,13 +43,16 @@ from ..experiment import (
     Variant,
     draw_figures,
     markdown,
+    require_comparable,
+    require_table,
     summarize,
     write_table,
 )
+from ..experiment.measuring import digest
 from ..fingerprint import base_fingerprint
 from ..requests import EditRequest, load_requests
 from .edit import hyperparameters
-from .models import load_abilities, load_model, load_tokenizer, print_json
+from .models import finite, load_abilities, load_model, load_tokenizer, print_json
 
 BUILTIN = "builtin"
 BUILTIN_REQUESTS = 120
@@ -100,8 +104,7 @@ def experiment(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Edit in sequence once, evaluate every restraint at every mark; write a table, figures and a summary."""
-    if table not in ("parquet", "csv"):
-        raise ValueError(f"table: {table!r} is not one of parquet, csv")
+    require_table(table)
     if stats is not None and stats_text is not None:
         raise ValueError("stats: give --stats or --stats-text, not both")
     others = [Results.load(folder) for folder in against or ()]  # what cannot be compared shows first
@@ -127,20 +130,61 @@ def experiment(
     tokenizer, base = load_tokenizer(path), load_model(path, dtype)
     moments = _moments(plan, base, tokenizer, records, stats, stats_text, out, not json_output)
     work = Experiment(plan, base, tokenizer, records, out, statistics=moments, material=material)
+    for other in others:
+        require_comparable(work.facts(), other.facts)
+        if not set(plan.marks) & set(other.plan.marks):
+            raise ValueError(f"against: no mark of {list(other.plan.marks)} is one of {list(plan.marks)}")
     work.run(progress=not json_output)
     summary = _write(Results(plan, out, work.facts()), others, out, table)
     if json_output:
         print_json(summary)
         return
-    console = Console()
-    console.print(Markdown(markdown(summary)))
-    console.print(f"Tables, figures and histories are in {out}", highlight=False)
+    Console().print(_overview(summary))
+    typer.echo(f"Everything with its intervals is in {out / 'summary.md'}")
+
+
+SHORT = {
+    "efficacy_greedy": "efficacy",
+    "generalization_greedy": "general.",
+    "locality_greedy": "locality",
+    "abilities": "abilities",
+    "recall": "recall",
+    "perplexity": "ppl",
+}
+
+
+def _overview(summary: dict[str, Any]) -> Table:
+    """The figures after the last edit as far as a terminal has room for them."""
+    kinds = [kind for kind in SHORT if any(kind in line["figures"] for line in summary["final"])]
+    marks = summary["plan"]["marks"]
+    table = Table(
+        title=f"After {marks[-1]} edits, by free answers; κ as a multiple of the base's",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("variant", overflow="fold")
+    for kind in kinds:
+        table.add_column(SHORT[kind], justify="right")
+    table.add_column("κ ×", justify="right")
+    base = [_short(summary["base"].get(kind)) for kind in kinds]
+    table.add_row("before", *base, "1")
+    for line in summary["final"]:
+        growth = line["layers"]["κ(W₀+ΔW) / κ(W₀)"]
+        cells = [_short(line["figures"].get(kind)) for kind in kinds]
+        name = line["restraint"] if line["schedule"] == "merge" else f"{line['restraint']} ({line['schedule']})"
+        table.add_row(name, *cells, "–" if growth is None else f"{growth['value']:.3g}")
+    return table
+
+
+def _short(figure: dict[str, Any] | None) -> str:
+    return "–" if figure is None or figure["value"] is None else f"{figure['value']:.3g}"
 
 
 def _write(results: Results, others: Sequence[Results], out: Path, ending: str) -> dict[str, Any]:
     write_table(list(results.rows()), out / f"table.{ending}")
     summary = summarize(results, others)
-    for name, content in (("summary.json", json.dumps(summary, indent=1)), ("summary.md", markdown(summary))):
+    texts = {"summary.json": json.dumps(finite(summary), indent=1), "summary.md": markdown(summary)}
+    for name, content in texts.items():
         part = out / f".{name}.part"
         part.write_text(content, encoding="utf-8")
         part.replace(out / name)
@@ -206,14 +250,17 @@ def _moments(
     progress: bool,
 ) -> SecondMoments | None:
     """Second moments from a file, or taken over texts once and kept for going on."""
-    kept = out / "second_moments.safetensors"
-    if stats is not None or kept.exists():
-        return SecondMoments.load(stats or kept, base=base_fingerprint(base))
+    if stats is not None:
+        return SecondMoments.load(stats, base=base_fingerprint(base))
     if stats_text is None and plan.model != BUILTIN:
         return None
     texts = load_texts(stats_text) if stats_text is not None else plain_texts(1000)
     editor = get_editor(plan.editor, model=base, **plan.hyperparameters)
     texts = without_subjects(texts, requests)
+    # kept under what they were taken over, so that other texts do not find them
+    kept = out / f"second_moments-{digest([texts, editor.modules(base)])}.safetensors"
+    if kept.exists():
+        return SecondMoments.load(kept, base=base_fingerprint(base))
     moments = collect_second_moments(base, tokenizer, texts, editor.modules(base), progress=progress)
     out.mkdir(parents=True, exist_ok=True)
     moments.save(kept)

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..evaluation import harness_figures
+from ..evaluation import harness_figures, signed
 from .models import load_adapter, load_model, load_tokenizer, print_json
 
 
@@ -54,10 +54,10 @@ def _table(found: dict[str, Any]) -> Table:
             arrow = {True: " ↑", False: " ↓"}.get(before["higher_is_better"], "")
             gap = found["difference"].get(task, {}).get(metric)
             table.add_row(
-                f"{task}: {metric}{arrow} (n = {before['n']})",
+                f"{task}: {metric}{arrow}" + ("" if before["n"] is None else f" (n = {before['n']})"),
                 _cell(before),
                 _cell(found["after"][task][metric]),
-                "–" if gap is None else f"{gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]",
+                signed(gap) or "–",
             )
     return table
 

@@ -58,11 +58,10 @@ def history(
             "" if record.probability_after is None else f"{record.probability_after:.2f}",
             state if record.reason is None or record.undone_at else f"{state}: {record.reason}",
         )
-    console = Console()
-    console.print(table)
+    Console().print(table)
     for event in events:
         if event["kind"] == "alert":
-            console.print(f"alert after batch {event['batch']}: {event['data']}", markup=False, highlight=False)
+            typer.echo(f"alert after batch {event['batch']}: {event['data']}")
 
 
 def undo(
@@ -80,7 +79,7 @@ def undo(
         session.undo(edits, reason)
         session.save(out, overwrite=overwrite)
         standing = session.history.standing
-    Console().print(f"{len(edits)} undone, {standing} stand; adapter in {out}", highlight=False)
+    typer.echo(f"{len(edits)} undone, {standing} stand; adapter in {out}")
 
 
 def tune(
@@ -130,7 +129,7 @@ def tune(
             point.label, f"{point.success:.3f}", f"{point.retention:.3f}", f"{point.condition_number:.3g}", mark
         )
     Console().print(table)
-    Console().print(f"Took {found.recommended.label}; adapter in {out}", highlight=False)
+    typer.echo(f"Took {found.recommended.label}; adapter in {out}")
 
 
 def _session(path: Path, model: str, dtype: str) -> EditSession:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ..folders import whole_folder
 from .models import load_adapter, load_model, load_tokenizer, print_json
@@ -30,4 +29,4 @@ def merge(
     if json_output:
         print_json({"checkpoint": str(out), "adapter": str(adapter), "restraint_applied": pending})
     else:
-        Console().print(f"Merged checkpoint in {out}" + (", the pending restraint applied first" if pending else ""))
+        typer.echo(f"Merged checkpoint in {out}" + (", the pending restraint applied first" if pending else ""))

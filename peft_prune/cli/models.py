@@ -101,20 +101,25 @@ def load_abilities(paths: Sequence[Path], items: int) -> dict[str, Ability]:
     found: dict[str, Ability] = {}
     for path in paths:
         ability = load_ability(path, limit=items)
-        found[ability.name if ability.name not in found else path.stem] = ability
+        name, place = ability.name if ability.name not in found else path.stem, 1
+        while name in found:
+            place += 1
+            name = f"{path.stem}-{place}"
+        found[name] = ability
     return found
 
 
 def print_json(content: dict[str, Any]) -> None:
     """One JSON document on standard output, and nothing else there; NaN and infinity, unknown to JSON, become null."""
-    print(json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False))
+    print(json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def _finite(content: Any) -> Any:
+def finite(content: Any) -> Any:
+    """The content with null for NaN and infinity, which JSON does not know."""
     if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
+        return {key: finite(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [_finite(value) for value in content]
+        return [finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 

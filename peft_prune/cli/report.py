@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from rich.console import Console
 
 from ..evaluation import load_facts, load_texts
 from ..reporting import Now, Report, adapter_report, history_report, require_file, write_report
@@ -86,7 +85,7 @@ def report(
     if json_output:
         print_json(as_json(made, out))
         return
-    Console().print(f"{made.verdict}. Report in {out}", highlight=False, markup=False)
+    typer.echo(f"{made.verdict}. Report in {out}")
 
 
 def as_json(made: Report, out: Path) -> dict[str, Any]:

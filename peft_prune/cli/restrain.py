@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.console import Console
 
 from ..errors import AdapterError
 from ..folders import whole_folder
@@ -49,8 +48,8 @@ def restrain(
         print_json({"adapter": str(out), "restraint": restraint, "alpha": alpha, "layers": layers})
     else:
         for name, figures in layers.items():
-            Console().print(
+            typer.echo(
                 f"{name}: rank {figures['rank']}, ‖ΔW‖₂ {figures['delta_spectral_norm']:.3g} "
                 f"(σmax(W₀) {figures['sigma_max_base']:.3g})"
             )
-        Console().print(f"Restrained adapter in {out}")
+        typer.echo(f"Restrained adapter in {out}")

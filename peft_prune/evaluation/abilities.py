@@ -18,7 +18,8 @@ from .metric import Proportion
 
 AnswerExtractor = Callable[[str], "str | None"]
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+# a hyphen between two numbers is no sign
+_NUMBER = re.compile(r"(?:(?<!\w)[-−])?\d[\d,]*(?:\.\d+)?")
 
 
 def whole_answer(text: str) -> str | None:
@@ -27,10 +28,17 @@ def whole_answer(text: str) -> str | None:
 
 
 def final_number(text: str) -> str | None:
-    """The number behind ``####`` as in GSM8K (Cobbe et al. 2021), else the last number; None where there is none."""
-    marked = text.rpartition("####")[2] if "####" in text else ""
-    numbers = _NUMBER.findall(marked)[:1] or _NUMBER.findall(text)[-1:]
-    return format(Decimal(numbers[0].replace(",", "")).normalize(), "f") if numbers else None
+    """The number behind the first ``####`` as in GSM8K (Cobbe et al. 2021), else the last number; None where there is
+    none.
+
+    A model that goes on to ask and answer a question of its own is judged by its first answer.
+    """
+    marked = [found[0] for part in text.split("####")[1:] if (found := _NUMBER.findall(part))]
+    numbers = marked[:1] or _NUMBER.findall(text)[-1:]
+    if not numbers:
+        return None
+    value = Decimal(numbers[0].replace(",", "").replace("−", "-")).normalize()
+    return format(value if value else Decimal(0), "f")
 
 
 EXTRACTORS: Mapping[str, AnswerExtractor] = MappingProxyType(
@@ -42,6 +50,9 @@ EXTRACTORS: Mapping[str, AnswerExtractor] = MappingProxyType(
     }
 )
 """What of a generated text is the answer, by the ability's name."""
+
+STOPS: Mapping[str, str] = MappingProxyType({"reasoning": "\n\n"})
+"""Text that ends a generated answer, by the ability's name, where that is not a line break: solutions have lines."""
 
 
 def score_ability(

@@ -22,14 +22,25 @@ def squad_normalized(text: str) -> str:
 
 
 def exactly_matches(answer: str, references: Sequence[str]) -> bool:
-    """Whether ``answer`` is one of the right answers after :func:`squad_normalized`."""
-    return squad_normalized(answer) in {squad_normalized(reference) for reference in references}
+    """Whether ``answer`` is one of the right answers after :func:`squad_normalized`.
+
+    A right answer of which that leaves nothing ("A+" loses its article and its sign) must be met as it stands.
+    """
+    own = squad_normalized(answer)
+    if own and own in {squad_normalized(reference) for reference in references}:
+        return True
+    bare = {normalized(reference) for reference in references if not squad_normalized(reference)}
+    return normalized(answer) in bare
 
 
 def has_label(answer: str, label: str) -> bool:
-    """Whether ``answer`` is this label: its first word, case folded, with spaces and hyphens read as underscores."""
-    words = re.split(r"[\s.,;:!?]+", normalized(answer).replace("-", "_").replace("not entail", "not_entail").strip())
-    return bool(words) and words[0] == normalized(label).replace(" ", "_").replace("-", "_")
+    """Whether ``answer`` begins with the words of this label, case folded; hyphens and underscores part words."""
+    own, wanted = _words(answer), _words(label)
+    return bool(wanted) and own[: len(wanted)] == wanted
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in re.split(r"[\s.,;:!?_-]+", normalized(text)) if word]
 
 
 def rouge_scores(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, list[float]]:

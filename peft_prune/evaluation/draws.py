@@ -17,6 +17,12 @@ from .metric import Mean
 
 RESAMPLES = 1000
 
+SHARE = (0.0, 1.0)
+"""What bounds a share."""
+
+GAP = (-1.0, 1.0)
+"""What bounds the difference of two shares."""
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -51,9 +57,17 @@ class Draws:
         """The difference of two figures, paired where they are over the same units."""
         return Draws(self.value - other.value, self.samples - other.samples, min(self.n, other.n))
 
-    def mean(self) -> Mean:
-        """Value, n and the 95 % percentile interval."""
-        low, high = torch.quantile(self.samples, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    def mean(self, bounds: tuple[float, float] | None = None) -> Mean:
+        """Value, n and the 95 % percentile interval; where nothing varies that of :meth:`Mean.unvaried`.
+
+        Args:
+            bounds: The least and the largest that the figure can be.
+        """
+        ordered = self.samples.sort().values
+        if bool((ordered == ordered[0]).all()):
+            return Mean.unvaried(self.value, self.n, bounds)
+        # nearest ranks: between infinities there is nothing to interpolate
+        low, high = (float(ordered[round(share * (len(ordered) - 1))]) for share in (0.025, 0.975))
         return Mean(self.value, self.n, low, high)
 
 
@@ -76,16 +90,21 @@ def average(parts: Sequence[Draws | None]) -> Draws | None:
     return Draws(sum(part.value for part in known) / len(known), samples, sum(part.n for part in known))
 
 
-def over_seeds(parts: Sequence[Draws]) -> Draws:
+def over_seeds(parts: Sequence[Draws], *, same_units: bool = False) -> Draws:
     """The mean over seeds; seeds are resampled, and within each its units (a bootstrap in two stages).
 
     With three seeds the outer stage is coarse; it still keeps the spread between seeds in the interval.
+
+    Args:
+        parts: One figure for each seed.
+        same_units: Whether all are over the same units, such as the same facts: more seeds do not make more of them.
     """
     table = torch.stack([part.samples for part in parts])
     generator = torch.Generator().manual_seed(1)
     chosen = torch.randint(len(parts), (RESAMPLES, len(parts)), generator=generator)
     samples = table.T.gather(1, chosen).mean(1)
-    return Draws(sum(part.value for part in parts) / len(parts), samples, sum(part.n for part in parts))
+    units = max(part.n for part in parts) if same_units else sum(part.n for part in parts)
+    return Draws(sum(part.value for part in parts) / len(parts), samples, units)
 
 
 def share(sums: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -31,6 +30,7 @@ class RequestAnswers:
         neighborhood: The answers to the neighborhood prompts, each as many tokens long as the request's longer target.
         portability: The answers to the portability questions.
         unrelated: The answers to the unrelated questions, each as many tokens long as its longest right answer.
+        asked: The bare prompts that were asked, by which answers to other requests are noticed.
     """
 
     prompts: tuple[str, ...]
@@ -38,6 +38,7 @@ class RequestAnswers:
     neighborhood: tuple[tuple[str, ...], ...]
     portability: tuple[tuple[str, ...], ...]
     unrelated: tuple[tuple[str, ...], ...]
+    asked: tuple[str, ...] = ()
 
 
 def request_answers(
@@ -71,7 +72,14 @@ def request_answers(
         neighborhood.append(tuple(next(answers) for _ in request.neighborhood_prompts))
         portability.append(tuple(next(answers) for _ in request.portability))
         unrelated.append(tuple(next(answers) for _ in request.unrelated))
-    return RequestAnswers(tuple(bare), tuple(paraphrases), tuple(neighborhood), tuple(portability), tuple(unrelated))
+    return RequestAnswers(
+        prompts=tuple(bare),
+        paraphrases=tuple(paraphrases),
+        neighborhood=tuple(neighborhood),
+        portability=tuple(portability),
+        unrelated=tuple(unrelated),
+        asked=tuple(request.text for request in requests),
+    )
 
 
 def score_requests(
@@ -127,7 +135,7 @@ def score_requests(
         batch_size=batch_size,
         progress=progress,
     )
-    return {kind: Proportion.of(chain.from_iterable(own)) for kind, own in outcomes.items()}
+    return {kind: Proportion.of_clusters(own) for kind, own in outcomes.items()}
 
 
 Outcomes = Mapping[str, Sequence[tuple[bool, ...]]]
@@ -263,5 +271,6 @@ def _require_match(name: str, answers: RequestAnswers, requests: Sequence[EditRe
     ]
     kinds = (answers.paraphrases, answers.neighborhood, answers.portability, answers.unrelated)
     given = [tuple(len(part) for part in parts) for parts in zip(*kinds, strict=True)]
-    if given != expected or len(answers.prompts) != len(requests):
+    others = bool(answers.asked) and answers.asked != tuple(request.text for request in requests)
+    if given != expected or len(answers.prompts) != len(requests) or others:
         raise ValueError(f"{name}: hold answers to {len(given)} other requests than the {len(requests)} given")

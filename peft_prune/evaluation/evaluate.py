@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..inference import Progress, undisturbed
 from ..requests import EditRequest
-from .abilities import EXTRACTORS, score_ability, whole_answer
+from .abilities import EXTRACTORS, STOPS, score_ability, whole_answer
 from .editing import RequestAnswers, request_answers, request_outcomes
 from .facts import Fact, exclude_subjects, recall
 from .fluency import request_entropies
@@ -22,7 +22,7 @@ from .metric import Mean, Proportion
 from .scores import SCORED, differences, harmonic_score
 from .tasks import Ability, measure_ability
 from .text import perplexity
-from .visibility import require_visible_edits
+from .visibility import require_visible_edits, warn_of_pending_restraint
 
 StageProgress = Callable[[str, int, int], None]
 
@@ -88,6 +88,7 @@ def evaluate(
     edited = isinstance(model, PeftModel)
     if edited:
         require_visible_edits(model)
+        warn_of_pending_restraint(model)
     with undisturbed(model):
         with model.disable_adapter() if edited else nullcontext():
             base_answers = answer(progress=_stage(progress, "before: answers"))
@@ -114,9 +115,7 @@ class _Measured:
         names = [f"{kind}{form}" for kind in SCORED for form in ("", "_greedy")]
         if any(self.outcomes["portability_greedy"]):
             names.append("portability_greedy")
-        shares = {
-            name: Proportion.of(hit == 1 for own in self.outcomes[name] for hit in own).to_json() for name in names
-        }
+        shares = {name: Proportion.of_clusters(self.outcomes[name]).to_json() for name in names}
         for form in ("", "_greedy") if full else ():
             shares[f"score{form}"] = harmonic_score(self.outcomes, greedy=bool(form)).to_json()
         if "fluency" in self.outcomes:
@@ -167,8 +166,8 @@ def _ability(
 ) -> dict[str, Any]:
     """An ability's figures by name; of several metrics each stands behind a stroke, as ``summarization/rouge1``."""
     if not isinstance(given, Ability):
-        extract = EXTRACTORS.get(name, whole_answer)
-        return {name: score_ability(model, tokenizer, given, extract=extract, **options).to_json()}
+        options |= {"extract": EXTRACTORS.get(name, whole_answer), "stop": STOPS.get(name, "\n")}
+        return {name: score_ability(model, tokenizer, given, **options).to_json()}
     measured = measure_ability(model, tokenizer, given, **options)
     several = len(measured) > 1
     return {f"{name}/{metric}" if several else name: figure.to_json() for metric, figure in measured.items()}

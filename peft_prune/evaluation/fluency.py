@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import InvalidRequestError
 from ..generation import greedy_answers
 from ..inference import Progress, max_positions
 from ..requests import EditRequest
@@ -57,12 +58,20 @@ def request_entropies(
         max_new_tokens: Length of the generated text; less where the model's positions end.
         batch_size: Most prompts in one batch.
         progress: Called with the number of prompts done and their total.
+
+    Raises:
+        InvalidRequestError: A prompt leaves no room in the model's positions.
     """
     prompts = [request.generation_prompts or (request.text,) for request in requests]
     flat = [prompt for own in prompts for prompt in own]
     positions = max_positions(model)
     lengths = [len(ids) for ids in prompt_ids(tokenizer, flat)]
     limits = [max_new_tokens if positions is None else min(max_new_tokens, positions - own) for own in lengths]
+    for prompt, limit in zip(flat, limits, strict=True):
+        if limit < 1:
+            raise InvalidRequestError(
+                f"prompt: {prompt!r} leaves no room for a token in the model's {positions} positions"
+            )
     texts = iter(
         greedy_answers(model, tokenizer, flat, max_new_tokens=limits, batch_size=batch_size, progress=progress)
     )

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
+import math
+import random
+import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import MissingPackageError
 from ..inference import undisturbed
+from .draws import GAP
 from .metric import Mean
 from .visibility import require_visible_edits
 
@@ -61,7 +67,8 @@ def harness_figures(
         ``{"before": M, "after": M, "difference": D}``, ready for JSON. M holds by task and then by metric, a filter's
         name behind a comma where it has one, ``{"value", "stderr", "n", "higher_is_better"}`` as the harness computes
         them. D holds "after" minus "before", paired by item, with the 95 % bootstrap interval over items, for metrics
-        that are a number for each item. A model without an adapter counts as a base: both are its own figures.
+        that are the mean of a number for each item. A model without an adapter counts as a base: both are its own
+        figures. What the harness prints goes to standard error, and the global random states are as before.
 
     Raises:
         MissingPackageError: lm_eval is not installed.
@@ -75,9 +82,20 @@ def harness_figures(
     with undisturbed(model):
         lm = harness_model(model, tokenizer, batch_size=batch_size)
         with model.disable_adapter() if edited else nullcontext():
-            before = _harness().simple_evaluate(lm, tasks=list(tasks), **options)
-        after = _harness().simple_evaluate(lm, tasks=list(tasks), **options) if edited else before
-    return {"before": _figures(before), "after": _figures(after), "difference": _differences(before, after)}
+            before = _evaluated(lm, tasks, options)
+        after = _evaluated(lm, tasks, options) if edited else before
+    figures = {"before": _figures(before), "after": _figures(after)}
+    return {**figures, "difference": _differences(before, after, figures)}
+
+
+def _evaluated(lm: Any, tasks: Sequence[str], options: Mapping[str, Any]) -> Mapping[str, Any]:
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]), redirect_stdout(sys.stderr):
+            return _harness().simple_evaluate(lm, tasks=list(tasks), **options)
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def _harness() -> Any:
@@ -126,18 +144,36 @@ def _figures(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _differences(
+    before: Mapping[str, Any], after: Mapping[str, Any], figures: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Of metrics whose figure is the mean over items in both moments; that of a perplexity is none."""
     found: dict[str, dict[str, Any]] = {}
     for task, samples in before["samples"].items():
-        pairs: dict[str, list[float]] = {}
+        pairs: dict[str, list[tuple[float, float]]] = {}
         for one, other in zip(samples, after["samples"][task], strict=True):
             for metric in one["metrics"]:
                 values = (one[metric], other[metric])
                 if all(isinstance(value, (int, float)) for value in values):
                     label = _label(metric, one["filter"])
-                    pairs.setdefault(label, []).append(float(values[1]) - float(values[0]))
-        found[task] = {label: Mean.of(gaps).to_json() for label, gaps in pairs.items()}
+                    pairs.setdefault(label, []).append((float(values[0]), float(values[1])))
+        found[task] = {
+            label: Mean.of((after - before for before, after in own), _bounds(own)).to_json()
+            for label, own in pairs.items()
+            if _is_mean([pair[0] for pair in own], figures["before"][task].get(label))
+            and _is_mean([pair[1] for pair in own], figures["after"][task].get(label))
+        }
     return found
+
+
+def _bounds(pairs: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """What bounds the differences of items that are right or wrong."""
+    return GAP if {value for pair in pairs for value in pair} <= {0.0, 1.0} else None
+
+
+def _is_mean(values: Sequence[float], figure: Mapping[str, Any] | None) -> bool:
+    mean = sum(values) / len(values)
+    return figure is not None and math.isclose(mean, figure["value"], rel_tol=1e-6, abs_tol=1e-9)
 
 
 def _label(metric: str, kind: str) -> str:

@@ -10,12 +10,11 @@ import torch
 Z_95 = 1.959963984540054
 
 
-def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float) -> tuple[float, float]:
     """The 95 % score interval of a proportion (Wilson 1927, equation for p between its two roots).
 
     It holds for small n and for proportions near 0 and 1, where the normal approximation does not. The trials count
-    as independent; prompts of one edit request are not quite that, so over several prompts of a request it is a little
-    too narrow.
+    as independent; for those that hang together give the effective numbers, see ``Proportion.of_clusters``.
 
     Args:
         successes: How many trials succeeded.
@@ -35,6 +34,21 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == n else centre + half
     return low, high
+
+
+def unvaried_interval(value: float, n: int, bounds: tuple[float, float]) -> tuple[float, float]:
+    """The 95 % interval of a mean over n independent units that all gave ``value``, which no resampling can vary.
+
+    Wilson's bound on the share of units that would have given another value, each of them at the far end of
+    ``bounds``; for successes that is Wilson's interval itself.
+
+    Args:
+        value: What every unit gave.
+        n: Number of units, at least 1.
+        bounds: The least and the largest that a unit can give.
+    """
+    share = wilson_interval(0, n)[1]
+    return value - share * (value - bounds[0]), value + share * (bounds[1] - value)
 
 
 def bootstrap_interval(values: Sequence[float], *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:

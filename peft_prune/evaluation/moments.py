@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 from ..inference import undisturbed
@@ -41,7 +40,7 @@ class ImmediateScores(SessionCallback):
 
     def figures(self) -> dict[str, Proportion]:
         """The figures of :func:`~peft_prune.evaluation.score_requests`, at the moment `immediate`."""
-        return {kind: Proportion.of(chain.from_iterable(own)) for kind, own in self.outcomes.items()}
+        return {kind: Proportion.of_clusters(own) for kind, own in self.outcomes.items()}
 
     def _score(self, session: Any) -> None:
         requests, self._waiting = self._waiting, []

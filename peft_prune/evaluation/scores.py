@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
-from .draws import Draws, harmonic, share
+from .draws import GAP, SHARE, Draws, harmonic, share
 from .editing import Outcomes
 from .metric import Mean
 
@@ -23,7 +23,7 @@ def harmonic_score(outcomes: Mapping[str, Sequence[Sequence[float]]] | Outcomes,
         outcomes: Of :func:`~peft_prune.evaluation.request_outcomes`.
         greedy: Take the figures by greedy generation in place of those by probability.
     """
-    return _mean(score_draws(outcomes, "_greedy" if greedy else ""))
+    return _mean(score_draws(outcomes, "_greedy" if greedy else ""), SHARE)
 
 
 def score_draws(outcomes: Mapping[str, Sequence[Sequence[float]]], form: str) -> Draws | None:
@@ -50,8 +50,8 @@ def difference(own: Sequence[Sequence[float]], base: Sequence[Sequence[float]]) 
         raise ValueError(f"base: has outcomes of {len(base)} requests on other prompts than own, of {len(own)}")
     draws = [Draws.of([[sum(one), len(one)] for one in side if one], share) for side in (own, base)]
     if draws[0] is None or draws[1] is None:
-        return _mean(None)
-    return draws[0].minus(draws[1]).mean()
+        return _mean(None, GAP)
+    return _mean(draws[0].minus(draws[1]), GAP)
 
 
 def differences(
@@ -61,5 +61,5 @@ def differences(
     return {kind: difference(own[kind], base[kind]) for kind in own if kind in base}
 
 
-def _mean(draws: Draws | None) -> Mean:
-    return Mean(None, 0, None, None) if draws is None else draws.mean()
+def _mean(draws: Draws | None, bounds: tuple[float, float]) -> Mean:
+    return Mean(None, 0, None, None) if draws is None else draws.mean(bounds)

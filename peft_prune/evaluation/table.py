@@ -56,4 +56,13 @@ def _cell(figure: Any) -> str:
         return "–"
     if not isinstance(figure, Mapping):
         return f"{value:.4g}" if math.isfinite(value) else str(value)
-    return f"{value:.3f} [{figure['low']:.2f}, {figure['high']:.2f}]"
+    return f"{value:.3f}" + ("" if figure["low"] is None else f" [{figure['low']:.2f}, {figure['high']:.2f}]")
+
+
+def signed(figure: Mapping[str, Any] | None) -> str:
+    """A difference with its sign and, where it has one, its interval; empty for none."""
+    if figure is None or figure["value"] is None:
+        return ""
+    if figure["low"] is None:
+        return f"{figure['value']:+.3f}"
+    return f"{figure['value']:+.3f} [{figure['low']:+.3f}, {figure['high']:+.3f}]"

@@ -18,6 +18,7 @@ from ..requests import read_records
 from ..tokenization import prompt_ids, text_ids
 from .abilities import final_number, whole_answer
 from .answers import ROUGE, exactly_matches, has_label, rouge_scores
+from .draws import SHARE
 from .metric import Mean, Proportion
 
 
@@ -147,7 +148,7 @@ def measure_ability(
     """The figures of an ability by the metric's name, with n and 95 % interval; see :func:`ability_outcomes`."""
     found = ability_outcomes(model, tokenizer, ability, batch_size=batch_size, progress=progress)
     return {
-        metric: Mean.of(values) if metric in ROUGE else Proportion.of(value == 1.0 for value in values)
+        metric: Mean.of(values, SHARE) if metric in ROUGE else Proportion.of(value == 1.0 for value in values)
         for metric, values in found.items()
     }
 
@@ -281,11 +282,12 @@ def _form(path: str | Path, record: Any) -> _Form:
 
 def _tsv(path: Path) -> list[dict[str, str]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"{path}: cannot be read: {error}") from None
     # sentences hold quotation marks of their own
-    rows = list(csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
+    lines = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
+    rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
     if not rows:
         raise InvalidRequestError(f"{path}: holds no records")
     return rows

@@ -138,7 +138,7 @@ def _lines(path: Path) -> list[str]:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"{path}: cannot be read: {error}") from None
-    lines = [line.strip() for line in content.splitlines() if line.strip()]
+    lines = [line.strip() for line in content.split("\n") if line.strip()]
     if not lines:
         raise InvalidRequestError(f"{path}: holds no text")
     return lines

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from peft import PeftModel
 
 
@@ -19,3 +21,13 @@ def require_visible_edits(model: PeftModel) -> None:
         )
     if status.enabled is not True:
         raise ValueError("model: its adapter is disabled, so the edits could not be seen; enable it first")
+
+
+def warn_of_pending_restraint(model: PeftModel) -> None:
+    """Warn where saving or merging would restrain the model first, so that figures taken now are of another one."""
+    tuner = model.base_model
+    if hasattr(tuner, "restraint_is_pending") and len(tuner.active_adapters) == 1 and tuner.restraint_is_pending():
+        warnings.warn(
+            "a restraint is pending: the figures are of the unrestrained edits, and saving or merging restrains them "
+            "first; call restrain() to measure what leaves"
+        )

@@ -3,9 +3,9 @@
 from .figures import draw_figures
 from .measuring import Material
 from .plan import MARKS, RESTRAINTS, Plan, Schedule, Unit, Variant
-from .results import COLUMNS, Results, write_table
+from .results import COLUMNS, Results, require_table, write_table
 from .run import Experiment
-from .summary import comparisons_against, correlations, markdown, spearman, summarize
+from .summary import comparisons_against, correlations, markdown, require_comparable, spearman, summarize
 
 __all__ = [
     "COLUMNS",
@@ -22,6 +22,8 @@ __all__ = [
     "correlations",
     "draw_figures",
     "markdown",
+    "require_comparable",
+    "require_table",
     "spearman",
     "summarize",
     "write_table",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -62,6 +63,7 @@ def _draw(axes: Any, results: Results, value: Callable[[Point], float], base: fl
     for index, (label, marks) in enumerate(_courses(results).items()):
         x = [points[0].edits for points in marks]
         values = [[value(point) for point in points] for points in marks]
+        values = [[one for one in own if not math.isnan(one)] or [math.nan] for own in values]
         means = [sum(own) / len(own) for own in values]
         colour = COLOURS[index % len(COLOURS)]
         axes.plot(x, means, f"{MARKERS[index % len(MARKERS)]}-", color=colour, label=label, ms=4, lw=1.3)
@@ -99,13 +101,14 @@ def _largest_base(results: Results) -> float:
 
 
 def _abilities(results: Results) -> Any:
-    kinds = [kind for kind in results.points[0].figures if "/" in kind]
-    kinds += [kind for kind in ("recall", "perplexity") if kind in results.points[0].figures]
+    known = dict.fromkeys(kind for point in results.points for kind in point.figures)
+    kinds = [kind for kind in known if "/" in kind] + [kind for kind in ("recall", "perplexity") if kind in known]
     return _panels(results, kinds)
 
 
 def _editing(results: Results) -> Any:
-    return _panels(results, [kind for kind in (*EDITING, "fluency") if kind in results.points[0].figures])
+    known = {kind for point in results.points for kind in point.figures}
+    return _panels(results, [kind for kind in (*EDITING, "fluency") if kind in known])
 
 
 def _panels(results: Results, kinds: Sequence[str]) -> Any:
@@ -126,7 +129,7 @@ def _panels(results: Results, kinds: Sequence[str]) -> Any:
 
 
 def _value_of(kind: str, point: Point) -> float:
-    return point.figures[kind].value
+    return point.figures[kind].value if kind in point.figures else math.nan
 
 
 def _base_value(results: Results, kind: str) -> float | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -45,6 +47,16 @@ class Material:
         """How much there is of each, ready for JSON."""
         abilities = {name: len(ability.items) for name, ability in self.abilities.items()}
         return {"facts": len(self.facts), "texts": len(self.texts), "abilities": abilities}
+
+    def digest(self) -> str:
+        """Of everything that is asked, by which other material is noticed."""
+        abilities = {name: asdict(ability) for name, ability in self.abilities.items()}
+        return digest([[asdict(fact) for fact in self.facts], list(self.texts), abilities])
+
+
+def digest(content: Any) -> str:
+    """Sixteen characters that tell one content from another."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def measure(

@@ -148,6 +148,12 @@ class Plan:
             words = [one.word for one in getattr(self, name)]
             if not words or len(set(words)) != len(words):
                 raise ValueError(f"{name}: {words} must be at least one, each once")
+        if not any(True for _ in self.units()):
+            schedules, variants = (", ".join(one.word for one in own) for own in (self.schedules, self.variants))
+            raise ValueError(
+                f"schedules: under {schedules} the variants {variants} have no sequence of their own; add the schedule "
+                "merge, or another restraint"
+            )
         if self.fluency_tokens < 0:
             raise ValueError(f"fluency_tokens: {self.fluency_tokens} must be at least 0")
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import importlib.util
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import MissingPackageError
 from ..evaluation import Mean, Proportion
-from ..evaluation.draws import Draws, average, perplexity, share
+from ..evaluation.draws import GAP, SHARE, Draws, average, perplexity, share
 from ..evaluation.scores import SCORED, score_draws
 from .plan import Plan, Unit
 from .store import Measured, Outcomes, Store
@@ -32,6 +35,9 @@ COLUMNS = (
     *("model", "editor", "seed", "schedule", "restraint", "edits", "moment", "figure", "quantity", "layer"),
     *("value", "n", "low", "high"),
 )
+
+UNBOUNDED = ("perplexity", "fluency")
+"""Figures that are no share."""
 
 
 def figure_draws(outcomes: Outcomes) -> dict[str, Draws]:
@@ -103,6 +109,8 @@ class Results:
         units = {unit.name: unit for unit in plan.units()}
         with Store(folder / "measurements.sqlite", facts) as store:
             base = store.base()
+            if "requests" not in base:
+                raise ValueError(f"{folder}: nothing has been measured there yet")
             self._places = {int(index): place for place, (index,) in enumerate(base["requests"])}
             self.base_outcomes = base
             self.points = [self._point(units[one.unit], one) for one in store.measured()]
@@ -122,6 +130,8 @@ class Results:
             raise ValueError(f"against: {folder} holds no experiment")
         with Store(path, {}) as store:
             facts = store.facts()
+        if "variants" not in facts:
+            raise ValueError(f"against: {folder} holds no experiment")
         return cls(Plan.from_facts(facts), folder, facts)
 
     def _point(self, unit: Unit, one: Measured) -> Point:
@@ -145,7 +155,7 @@ class Results:
             for kind, draws in point.figures.items():
                 yield self._row(place | {"figure": kind}, "value", stated(kind, point.outcomes.get(kind), draws))
                 if kind in point.base:
-                    gap = draws.minus(point.base[kind]).mean()
+                    gap = draws.minus(point.base[kind]).mean(bounds_of(kind, GAP))
                     yield self._row(place | {"figure": kind}, "difference to base", gap)
             for layer, own in point.layers.items():
                 for figure in LAYER_FIGURES:
@@ -160,7 +170,7 @@ class Results:
         for mark in self.plan.marks:
             if mark > len(made):
                 continue
-            outcomes = {kind: [one[kind][0] for one in made[:mark]] for kind in made[0]}
+            outcomes = immediate_outcomes(made[:mark])
             for kind, draws in figure_draws(outcomes).items():
                 row = place | {"edits": mark, "figure": kind}
                 yield self._row(row, "value", stated(kind, outcomes.get(kind), draws))
@@ -172,12 +182,23 @@ class Results:
         return {name: row[name] for name in COLUMNS}
 
 
+def immediate_outcomes(made: Sequence[Outcomes]) -> Outcomes:
+    """Outcomes of several edits, each measured right after it was made, by the figures that all of them have."""
+    kinds = [kind for kind in made[0] if all(kind in one for one in made)]
+    return {kind: [one[kind][0] for one in made] for kind in kinds}
+
+
 def stated(kind: str, outcomes: Sequence[Sequence[float]] | None, draws: Draws) -> Mean | Proportion:
     """A figure with its n and interval: Wilson's where it counts successes, else the bootstrap's over its units."""
     counted = kind in EDITING or kind in ("recall", "applied")
     if outcomes is not None and (counted or ("/" in kind and "rouge" not in kind)):
-        return Proportion.of(value == 1.0 for one in outcomes for value in one)
-    return draws.mean()
+        return Proportion.of_clusters(outcomes)
+    return draws.mean(bounds_of(kind, SHARE))
+
+
+def bounds_of(kind: str, bounds: tuple[float, float]) -> tuple[float, float] | None:
+    """``bounds`` where they bound a figure of this kind, else None."""
+    return None if kind in UNBOUNDED else bounds
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -185,15 +206,29 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     Raises:
         ValueError: The ending is neither.
+        MissingPackageError: The ending is ``.parquet`` and pandas or pyarrow is not installed.
     """
-    import pandas
-
-    frame = pandas.DataFrame(list(rows), columns=list(rows[0]))
+    require_table(path.suffix.removeprefix("."))
     part = path.with_name(f".{path.name}.part")
     if path.suffix == ".parquet":
-        frame.to_parquet(part, index=False)
-    elif path.suffix == ".csv":
-        frame.to_csv(part, index=False, float_format="%.6g")
+        import pandas
+
+        pandas.DataFrame(list(rows), columns=list(rows[0])).to_parquet(part, index=False)
     else:
-        raise ValueError(f"table: {path} must end in .parquet or .csv")
+        with part.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({name: _in_csv(value) for name, value in row.items()} for row in rows)
     part.replace(path)
+
+
+def require_table(form: str) -> None:
+    """Raise what `write_table` would raise for a table of this form, before anything is measured."""
+    if form not in ("parquet", "csv"):
+        raise ValueError(f"table: {form!r} is not one of parquet, csv")
+    if form == "parquet" and not all(importlib.util.find_spec(name) for name in ("pandas", "pyarrow")):
+        raise MissingPackageError("pandas and pyarrow are not installed; install peft-prune[evaluation], or take csv")
+
+
+def _in_csv(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from peft import get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -16,12 +19,22 @@ from ..fingerprint import base_fingerprint
 from ..inference import undisturbed
 from ..requests import EditRequest
 from ..session import EditSession
+from ..session.history import moments_digest
 from ..spectral import parse_restraint
 from ..tuner import PruneEditConfig
-from .measuring import Material, edit_outcomes, layer_figures, measure, selected, spectra
+from .measuring import Material, digest, edit_outcomes, layer_figures, measure, selected, spectra
 from .plan import Plan, Unit
 from .store import Measured, Store
 from .variants import as_variant, least_strengths
+
+
+@contextmanager
+def _unloaded_at_the_end(session: EditSession) -> Iterator[None]:
+    """However the block ends, the base model is as it was: its own answers are asked for again when a run goes on."""
+    try:
+        yield
+    finally:
+        session.model.unload()
 
 
 class Experiment:
@@ -61,10 +74,14 @@ class Experiment:
 
     def facts(self) -> dict[str, Any]:
         """Everything that decides the figures, ready for JSON."""
+        moments = None if self._statistics is None else moments_digest(self._statistics.moments)
         return self.plan.facts() | {
             "base": base_fingerprint(self._model),
             "requests": len(self._requests),
+            "requests_digest": digest([asdict(request) for request in self._requests]),
             "material": self._material.counts(),
+            "material_digest": self._material.digest(),
+            "moments": moments,
         }
 
     def run(self, *, progress: bool = True) -> None:
@@ -86,6 +103,8 @@ class Experiment:
                 self._unit(unit, store, bar)
 
     def _base(self, store: Store) -> None:
+        if any(isinstance(module, BaseTunerLayer) for module in self._model.modules()):
+            raise ValueError("model: holds an adapter, the unedited base is needed")
         chosen = sorted({index for order in self._orders.values() for index in order})
         requests = [self._requests[index] for index in chosen]
         size = self._material.batch_size
@@ -99,7 +118,7 @@ class Experiment:
 
     def _unit(self, unit: Unit, store: Store, bar: Any) -> None:
         order = self._orders[unit.seed]
-        with self._session(unit) as session:
+        with self._session(unit) as session, _unloaded_at_the_end(session):
             done = session.history.last_edit
             # the last batch may have been written and not yet looked at
             self._look_at_new(unit, session, store, order[:done])
@@ -115,12 +134,13 @@ class Experiment:
                     self._mark(unit, mark, session, store, bar)
                 else:
                     bar.update(len(unit.variants))
-        session.model.unload()
 
     def _session(self, unit: Unit) -> EditSession:
         history = self.folder / "histories" / f"{unit.name}.sqlite"
         options: dict[str, Any] = {"statistics": self._statistics, "on_failure": "keep", "on_conflict": "keep"}
         options |= {"monitor": False, "author": "experiment"}
+        if history.exists() and history.stat().st_size == 0:
+            history.unlink()  # stopped between its creation and its first transaction
         if history.exists():
             return EditSession.resume(history, self._model, self.tokenizer, self.editor, **options)
         variant = unit.variants[0]

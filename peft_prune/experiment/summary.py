@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..evaluation import Mean, wilson_interval
-from ..evaluation.draws import Draws, over_seeds
-from .results import Point, Results, figure_draws
+from ..evaluation.draws import GAP, SHARE, Draws, over_seeds
+from .results import Point, Results, bounds_of, figure_draws, immediate_outcomes
 
 SHOWN = (
     *("efficacy", "generalization", "locality", "score", "efficacy_greedy", "generalization_greedy"),
@@ -30,18 +29,32 @@ PREDICTORS = {
 """What may foretell a loss of ability: the largest over the layers."""
 
 
+SHARED = ("recall", "perplexity", "abilities")
+"""Figures over the same items for every seed, so that more seeds make no more of them."""
+
+LEAST_SEEDS = 3
+LEAST_VARIANTS = 4
+
+
 @dataclass(frozen=True)
 class Correlation:
-    """A rank correlation over points of an experiment.
+    """A rank correlation over points of an experiment, within each sequence's seed.
+
+    The points of one seed share their edits, so they are one unit: ρ is taken within each seed, averaged as Fisher's z,
+    and its interval is Student's over the seeds.
 
     Args:
         predictor: Name of the figure of the layers.
         loss: Name of the ability whose loss against the base it may predict.
-        rho: Spearman's ρ; None where one of the two does not vary.
-        low: Lower end of the 95 % interval, by resampling sequences' variants with all their marks.
+        rho: Mean Spearman's ρ over the seeds, over all variants and marks; None where one of the two does not vary.
+        low: Lower end of the 95 % interval; None with fewer than `LEAST_SEEDS` seeds.
         high: Upper end.
+        within: The same of the mean ρ over the variants at single marks, which leaves the number of edits out of play;
+            None with fewer than `LEAST_VARIANTS` variants.
+        within_low: Lower end of its interval.
+        within_high: Upper end.
         n: Number of points.
-        within: Mean ρ over the points of single marks, which leaves the number of edits out of play; None as above.
+        seeds: Number of seeds.
     """
 
     predictor: str
@@ -49,8 +62,11 @@ class Correlation:
     rho: float | None
     low: float | None
     high: float | None
-    n: int
     within: float | None
+    within_low: float | None
+    within_high: float | None
+    n: int
+    seeds: int
 
 
 def summarize(results: Results, against: Sequence[Results] = ()) -> dict[str, Any]:
@@ -102,11 +118,7 @@ def comparisons_against(results: Results, other: Results) -> list[dict[str, Any]
     Raises:
         ValueError: They were not made on the same model, requests, facts, texts, abilities and seeds.
     """
-    for name in ("model", "base", "requests", "material", "seeds"):
-        # JSON has no tuples, so that what was read compares with what was given
-        own, theirs = (json.dumps(one.facts[name]) for one in (results, other))
-        if own != theirs:
-            raise ValueError(f"against: that experiment has {name} = {theirs}, this one {own}")
+    require_comparable(results.facts, other.facts)
     common = [mark for mark in results.plan.marks if mark in other.plan.marks]
     if not common:
         raise ValueError(f"against: no mark of {list(other.plan.marks)} is one of {list(results.plan.marks)}")
@@ -120,6 +132,15 @@ def comparisons_against(results: Results, other: Results) -> list[dict[str, Any]
             pair = f"{_label(results, other)}: {key[1]} ({key[0]}, {mark} edits)"
             found.append({"pair": pair, "figures": _compared(group, theirs_by_word[key])})
     return found
+
+
+def require_comparable(facts: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Raise ValueError where two experiments are not of the same model, requests, material and seeds."""
+    for name in ("model", "base", "requests", "requests_digest", "material", "material_digest", "seeds"):
+        # JSON has no tuples, so that what was read compares with what was given
+        own, other = (json.dumps(one.get(name)) for one in (facts, theirs))
+        if own != other:
+            raise ValueError(f"against: that experiment has {name} = {other}, this one {own}")
 
 
 def _require_same_edits(one: Sequence[Point], other: Sequence[Point]) -> None:
@@ -180,26 +201,55 @@ def _correlation(
     predictor: Callable[[Point], float],
     kind: str,
     loss: Callable[[Point], float],
-    resamples: int = 1000,
 ) -> Correlation:
-    x = torch.tensor([predictor(point) for point in points], dtype=torch.float64)
-    y = torch.tensor([loss(point) for point in points], dtype=torch.float64)
-    keys = [(point.unit.name, point.restraint) for point in points]
-    members = [[i for i, key in enumerate(keys) if key == own] for own in dict.fromkeys(keys)]
-    generator = torch.Generator().manual_seed(0)
-    found = []
-    for _ in range(resamples):
-        chosen = torch.randint(len(members), (len(members),), generator=generator).tolist()
-        index = torch.tensor([i for group in chosen for i in members[group]])
-        rho = spearman(x[index], y[index])
-        if rho is not None:
-            found.append(rho)
-    marks = [[i for i, point in enumerate(points) if point.edits == mark] for mark in {p.edits for p in points}]
-    within = [rho for own in marks if (rho := spearman(x[own], y[own])) is not None]
-    quantiles = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    low, high = torch.quantile(torch.tensor(found, dtype=torch.float64), quantiles).tolist() if found else (None, None)
-    mean = sum(within) / len(within) if within else None
-    return Correlation(name, kind, spearman(x, y), low, high, len(points), mean)
+    by_seed: dict[int, list[Point]] = {}
+    for point in points:
+        by_seed.setdefault(point.unit.seed, []).append(point)
+
+    def rho(own: Sequence[Point]) -> float | None:
+        x, y = ([part(point) for point in own] for part in (predictor, loss))
+        return spearman(torch.tensor(x, dtype=torch.float64), torch.tensor(y, dtype=torch.float64))
+
+    def at_marks(own: Sequence[Point]) -> float | None:
+        marks = [[point for point in own if point.edits == mark] for mark in dict.fromkeys(p.edits for p in own)]
+        found = [one for group in marks if len(group) >= LEAST_VARIANTS and (one := rho(group)) is not None]
+        return sum(found) / len(found) if found else None
+
+    whole = [rho(own) for own in by_seed.values()]
+    within = [at_marks(own) for own in by_seed.values()]
+    return Correlation(name, kind, *_over_units(whole), *_over_units(within), len(points), len(by_seed))
+
+
+def _over_units(values: Sequence[float | None]) -> tuple[float | None, float | None, float | None]:
+    """Mean of correlations over independent units with Student's 95 % interval, as Fisher's z = artanh ρ."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None, None, None
+    z = torch.tensor(known, dtype=torch.float64).clamp(-0.9999, 0.9999).atanh()
+    mean = float(z.mean())
+    if len(known) < LEAST_SEEDS:
+        return math.tanh(mean), None, None
+    half = _student(len(known) - 1) * float(z.std()) / math.sqrt(len(known))
+    return math.tanh(mean), math.tanh(mean - half), math.tanh(mean + half)
+
+
+def _student(degrees: int) -> float:
+    """The 0.975 quantile of Student's t, by bisection on its distribution function."""
+    low, high = 1.9, 13.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _student_cdf(middle, degrees) < 0.975:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _student_cdf(t: float, degrees: int) -> float:
+    x = torch.linspace(0, t, 20_001, dtype=torch.float64)
+    constant = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2) - 0.5 * math.log(degrees * math.pi)
+    density = math.exp(constant) * (1 + x.square() / degrees).pow(-(degrees + 1) / 2)
+    return 0.5 + float(torch.trapezoid(density, x))
 
 
 def _groups(results: Results, mark: int) -> list[list[Point]]:
@@ -213,7 +263,7 @@ def _groups(results: Results, mark: int) -> list[list[Point]]:
 
 def _line(group: Sequence[Point]) -> dict[str, Any]:
     figures = {
-        kind: _stated(kind, over_seeds([point.figures[kind] for point in group]))
+        kind: _stated(kind, over_seeds([point.figures[kind] for point in group], same_units=_is_shared(kind)))
         for kind in (*SHOWN, *sorted({k for k in group[0].figures if "/" in k}))
         if all(kind in point.figures for point in group)
     }
@@ -228,12 +278,12 @@ def _line(group: Sequence[Point]) -> dict[str, Any]:
     }
 
 
+def _is_shared(kind: str) -> bool:
+    return kind in SHARED or "/" in kind
+
+
 def _stated(kind: str, draws: Draws) -> dict[str, Any]:
-    """Value, n and interval; Wilson's over the units where all went the same way, which no resample can vary."""
-    if kind not in ("perplexity", "fluency") and draws.value in (0.0, 1.0):
-        low, high = wilson_interval(round(draws.value * draws.n), draws.n)
-        return Mean(draws.value, draws.n, low, high).to_json()
-    return draws.mean().to_json()
+    return draws.mean(bounds_of(kind, SHARE)).to_json()
 
 
 def _spread(values: Sequence[float]) -> dict[str, float] | None:
@@ -247,7 +297,8 @@ def _compared(one: Sequence[Point], other: Sequence[Point]) -> dict[str, Any]:
     found = {}
     for kind in COMPARED:
         if pairs and all(kind in a.figures and kind in b.figures for a, b in pairs):
-            found[kind] = over_seeds([a.figures[kind].minus(b.figures[kind]) for a, b in pairs]).mean().to_json()
+            gaps = [a.figures[kind].minus(b.figures[kind]) for a, b in pairs]
+            found[kind] = over_seeds(gaps, same_units=_is_shared(kind)).mean(bounds_of(kind, GAP)).to_json()
     return found
 
 
@@ -256,14 +307,18 @@ def _immediate(results: Results, mark: int) -> list[dict[str, Any]]:
     for name, unit in results.units.items():
         made = results.immediate[name]
         if len(made) >= mark:
-            outcomes = {kind: [one[kind][0] for one in made[:mark]] for kind in made[0]}
+            outcomes = immediate_outcomes(made[:mark])
             word = "none" if unit.schedule.kind == "merge" else unit.variants[0].word
             by_course.setdefault((unit.schedule.word, word), []).append(figure_draws(outcomes))
     return [
         {
             "schedule": schedule,
             "restraint": word,
-            "figures": {kind: _stated(kind, over_seeds([one[kind] for one in parts])) for kind in parts[0]},
+            "figures": {
+                kind: _stated(kind, over_seeds([one[kind] for one in parts]))
+                for kind in parts[0]
+                if all(kind in one for one in parts)
+            },
         }
         for (schedule, word), parts in by_course.items()
     ]
@@ -295,9 +350,11 @@ def _final_table(summary: dict[str, Any]) -> str:
         cells = [_cell(line["figures"].get(kind)) for kind in kinds]
         layers = [_range(line["layers"][name]) for name in ("κ(W₀+ΔW) / κ(W₀)", "‖ΔW‖₂ / σmax(W₀)")]
         rows.append([line["restraint"], line["schedule"], *cells, *layers])
-    names = [kind.replace("_", " ") for kind in kinds]
+    units = summary["final"][0]["figures"] if summary["final"] else {}
+    names = [kind.replace("_", " ") + (f" (n = {units[kind]['n']})" if kind in units else "") for kind in kinds]
     caption = (
-        "## After the last edit\n\nValue [95 % interval over seeds and prompts]; for κ and ‖ΔW‖₂ the mean over seeds."
+        "## After the last edit\n\nValue [95 % interval: seeds are resampled, and within each its requests, items or "
+        "texts]; n counts these. For κ and ‖ΔW‖₂ the mean over seeds."
     )
     return f"{caption}\n\n" + _table(["restraint", "schedule", *names, "κ growth", "‖ΔW‖₂/σmax"], rows)
 
@@ -318,15 +375,22 @@ def _correlation_table(summary: dict[str, Any]) -> str:
         return ""
     rows = []
     for one in summary["correlations"]:
-        rho = "–" if one["rho"] is None else f"{one['rho']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]"
-        within = "–" if one["within"] is None else f"{one['within']:+.2f}"
-        rows.append([one["predictor"], one["loss"], rho, within, str(one["n"])])
+        whole = _rho(one["rho"], one["low"], one["high"])
+        within = _rho(one["within"], one["within_low"], one["within_high"])
+        rows.append([one["predictor"], one["loss"], whole, within, str(one["n"])])
     text = (
         "## What predicts the loss\n\n"
-        "Spearman's ρ over all variants and marks [95 % interval over sequences' variants]; "
-        "“at one mark” is the mean of the correlations over the variants at each single mark."
+        "Spearman's ρ within each seed, over all its variants and marks; the mean over the seeds [Student's 95 % "
+        "interval over the seeds, on Fisher's z]. “At one mark” is the mean of the correlations over the variants at "
+        "each single mark, which leaves the number of edits out of play."
     )
     return f"{text}\n\n" + _table(["predictor", "loss of", "ρ", "ρ at one mark", "points"], rows)
+
+
+def _rho(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:+.2f}" + ("" if low is None else f" [{low:+.2f}, {high:+.2f}]")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -338,8 +402,10 @@ def _cell(figure: dict[str, Any] | None, sign: str = "") -> str:
     if figure is None or figure["value"] is None:
         return "–"
     digits = ".3f" if abs(figure["value"]) < 10 else ".3g"
-    value, low, high = (_number(figure[name], sign + digits) for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    value = _number(figure["value"], sign + digits)
+    if figure["low"] is None:
+        return value
+    return f"{value} [{_number(figure['low'], sign + digits)}, {_number(figure['high'], sign + digits)}]"
 
 
 def _number(value: float, form: str) -> str:

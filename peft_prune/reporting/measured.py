@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ..evaluation import signed
 from .document import Cell, Row, Table
 from .words import number
 
@@ -57,9 +58,7 @@ def evaluation_table(found: Mapping[str, Any]) -> Table:
                 Cell(_count(own)),
                 Cell(_text(own), _value(own)),
                 Cell(_text(after[name]), _value(after[name])),
-                ""
-                if gap is None or gap["value"] is None
-                else f"{gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]",
+                signed(gap),
             ]
         )
     return Table(
@@ -97,4 +96,4 @@ def _text(figure: Any) -> str:
         return "–"
     if not isinstance(figure, Mapping):
         return number(value, 4)
-    return f"{value:.3f} [{figure['low']:.2f}, {figure['high']:.2f}]"
+    return f"{value:.3f}" + ("" if figure["low"] is None else f" [{figure['low']:.2f}, {figure['high']:.2f}]")

@@ -267,6 +267,18 @@ def test_evaluate_adds_abilities_fluency_and_differences_where_they_are_asked_fo
     assert code == 0 and "After minus before" in output and "other" in output
 
 
+def test_abilities_of_one_form_keep_names_of_their_own(tmp_path: Path) -> None:
+    from peft_prune.cli.models import load_abilities
+
+    paths = [tmp_path / name / "more.json" for name in ("a", "b", "c", "d")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(json.dumps([{"prompt": str(path), "answer": "x"}]))
+    found = load_abilities(paths, 5)
+    assert list(found) == ["other", "more", "more-2", "more-3"]
+    assert [ability.items[0].prompt for ability in found.values()] == [str(path) for path in paths]
+
+
 def test_an_option_may_have_several_values_or_be_repeated() -> None:
     from peft_prune.cli.options import repeated
 

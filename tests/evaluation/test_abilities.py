@@ -36,6 +36,11 @@ def test_ability_is_the_share_of_exact_matches(pair) -> None:
         ("it falls to -2.50", "-2.5"),
         ("#### none, but 4 before", "4"),
         ("100", "100"),
+        ("#### 5\n\nQuestion: 2 + 2?\nAnswer: 4\n#### 4", "5"),
+        ("the range 3-7", "7"),
+        ("-0.0", "0"),
+        ("minus as a sign: −3", "-3"),
+        ("the 10,000th", "10000"),
         ("no number", None),
     ],
 )

@@ -46,10 +46,9 @@ def test_probability_metrics_equal_a_dense_computation(pair) -> None:
     requests = make_requests()
 
     def share(prompts, sign: int) -> Proportion:
-        return Proportion.of(
-            sign * dense_preference(model, tokenizer, request, prompt) > 0
+        return Proportion.of_clusters(
+            [sign * dense_preference(model, tokenizer, request, prompt) > 0 for prompt in prompts(request)]
             for request in requests
-            for prompt in prompts(request)
         )
 
     measured = score_requests(model, tokenizer, requests, base_answers=None)
@@ -76,7 +75,7 @@ def test_greedy_metrics_equal_free_generation(pair) -> None:
     hits = [answers_with(dense_answer(model, tokenizer, r.text, 12), r.target_new) for r in requests]
     assert sum(hits) > 0
     assert measured["efficacy_greedy"].n == 12
-    assert measured["efficacy_greedy"] == Proportion.of(hits)
+    assert measured["efficacy_greedy"] == Proportion.of_clusters([hit] for hit in hits)
 
 
 def test_locality_greedy_compares_with_the_base_models_own_answers(pair) -> None:
@@ -96,7 +95,9 @@ def test_locality_greedy_compares_with_the_base_models_own_answers(pair) -> None
         answers = [dense_answer(model, tokenizer, prompt, count) for model in (base, edited)]
         return normalized(answers[0]) == normalized(answers[1])
 
-    expected = Proportion.of(same(request, prompt) for request in requests for prompt in request.neighborhood_prompts)
+    expected = Proportion.of_clusters(
+        [same(request, prompt) for prompt in request.neighborhood_prompts] for request in requests
+    )
     assert measured == expected
     assert 0 < expected.value < 1
 
@@ -161,6 +162,9 @@ def test_answers_to_other_requests_are_refused(pair) -> None:
     answers = request_answers(model, tokenizer, make_requests(2))
     with pytest.raises(ValueError, match="base_answers: hold answers to 2 other requests than the 3 given"):
         score_requests(model, tokenizer, make_requests(3), base_answers=answers)
+    # as many prompts, but of other requests
+    with pytest.raises(ValueError, match="base_answers: hold answers to 2 other requests than the 2 given"):
+        score_requests(model, tokenizer, make_requests(3)[1:], base_answers=answers)
 
 
 def test_portability_and_unrelated_questions_are_counted_by_the_free_answer(pair) -> None:

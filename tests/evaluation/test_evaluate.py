@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from peft_prune import PruneEditConfig
 from peft_prune.evaluation import Fact, evaluate, request_answers, score_requests, token_log_probabilities
 from peft_prune.requests import Question
 from peft_prune.tokenization import continuation_ids
+from tests.tiny import random_update
 
 from .test_editing import make_requests
 from .tiny import outspoken, sentences, spaced_tokenizer
@@ -139,3 +142,15 @@ def test_progress_names_what_is_being_measured() -> None:
     finished = [name for name, complete in seen if complete]
     parts = ("answers", "probabilities", "perplexity")
     assert finished == [f"{moment}: {part}" for moment in ("before", "after") for part in parts]
+
+
+def test_a_restraint_that_is_pending_is_told() -> None:
+    config = PruneEditConfig(layers_to_transform=[1], restraint="clip")
+    model = get_peft_model(outspoken("gpt2"), config).eval()
+    model.add_edits({"transformer.h.1.mlp.c_proj": random_update((16, 64), rank=2, scale=500.0)})
+    with pytest.warns(UserWarning, match="a restraint is pending: the figures are of the unrestrained edits"):
+        loose = figures(model)
+    model.restrain()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert figures(model)["after"] != loose["after"]

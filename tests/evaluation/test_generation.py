@@ -6,7 +6,10 @@ import copy
 
 import pytest
 import torch
+from peft import get_peft_model
+from transformers import GenerationConfig
 
+from peft_prune import PruneEditConfig
 from peft_prune.errors import InvalidRequestError
 from peft_prune.generation import answers_with, greedy_answers
 from peft_prune.tokenization import prompt_ids
@@ -94,6 +97,16 @@ def test_the_models_own_generation_settings_are_neither_used_nor_changed() -> No
     assert model.generation_config is own and own.to_dict() == saved.to_dict()
 
 
+def test_settings_on_a_wrapper_are_neither_used_nor_changed() -> None:
+    model, tokenizer = outspoken("gpt2"), spaced_tokenizer()
+    reference = greedy_answers(model, tokenizer, PROMPTS, max_new_tokens=6)
+    wrapped = get_peft_model(model, PruneEditConfig(layers_to_transform=[1]))
+    own = GenerationConfig(do_sample=True, temperature=9.0, repetition_penalty=5.0)
+    wrapped.generation_config = own
+    assert greedy_answers(wrapped, tokenizer, PROMPTS, max_new_tokens=6) == reference
+    assert wrapped.generation_config is own and model.generation_config is not own
+
+
 def test_a_tokenizer_without_a_pad_token_stays_without_one() -> None:
     model, tokenizer = outspoken("gpt2"), spaced_tokenizer()
     side = tokenizer.padding_side
@@ -150,6 +163,8 @@ def test_options_without_sense_are_named(pair, options: dict, message: str) -> N
         (" in India", "India", False),
         ("北京市", "北京", True),
         (" C++", "C", True),
+        ("กรุงเทพมหานคร", "กรุงเทพ", True),
+        ("Cafe\u0301 Noir", "Caf\u00e9", True),
         ("", "India", False),
     ],
 )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import lm_eval
+import numpy as np
 import pytest
 import torch
 from lm_eval.tasks import TaskManager
@@ -39,6 +41,12 @@ metric_list:
     aggregation: mean
     higher_is_better: true
 """
+PERPLEXITY = """doc_to_target: "{{question}}"
+metric_list:
+  - metric: word_perplexity
+    aggregation: weighted_perplexity
+    higher_is_better: false
+"""
 GENERATE = """doc_to_target: "{{choices[answer]}}"
 generation_kwargs:
   until: ["\\n"]
@@ -56,7 +64,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     questions = dict.fromkeys(sentences(20))
     records = [{"question": q, "choices": ["ten", "net"], "answer": i % 2} for i, q in enumerate(questions)]
     (folder / "items.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    for name, kind, rest in (("choose", "multiple_choice", CHOICE), ("say", "generate_until", GENERATE)):
+    for name, kind, rest in (
+        ("choose", "multiple_choice", CHOICE),
+        ("say", "generate_until", GENERATE),
+        ("roll", "loglikelihood_rolling", PERPLEXITY),
+    ):
         text = TASK.format(name=f"local_{name}", file=folder / "items.jsonl", kind=kind, rest=rest)
         (folder / f"{name}.yaml").write_text(text)
     return folder
@@ -115,6 +127,22 @@ def test_an_edited_model_goes_into_the_harness_itself(edited: Any, folder: Path)
     results = lm_eval.simple_evaluate(lm, tasks=["local_say"], task_manager=manager, bootstrap_iters=0)
     assert results["n-samples"]["local_say"]["effective"] > 10
     assert all(isinstance(sample["resps"][0][0], str) for sample in results["samples"]["local_say"])
+
+
+def test_a_perplexity_has_no_difference_of_items(edited: Any, folder: Path) -> None:
+    found = harness_figures(edited, spaced_tokenizer(), ["local_roll"], include_path=folder)
+    before, after = (found[moment]["local_roll"]["word_perplexity"]["value"] for moment in ("before", "after"))
+    assert before != after and found["difference"]["local_roll"] == {}
+
+
+def test_nothing_reaches_standard_output_or_the_random_states(
+    edited: Any, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    harness_figures(edited, spaced_tokenizer(), ["local_choose"], include_path=folder, limit=3)
+    assert capsys.readouterr().out == ""
+    assert random.getstate() == states[0] and np.random.get_state()[1].tolist() == states[1]
+    assert torch.equal(torch.get_rng_state(), states[2])
 
 
 def test_a_plain_model_counts_as_a_base(folder: Path) -> None:

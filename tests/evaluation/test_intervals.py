@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from peft_prune.evaluation import Proportion, bootstrap_interval, wilson_interval
+from peft_prune.evaluation import Mean, Proportion, bootstrap_interval, unvaried_interval, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,35 @@ def test_a_proportion_of_nothing_has_no_value() -> None:
 def test_a_proportion_carries_its_n_and_interval() -> None:
     low, high = wilson_interval(3, 4)
     assert Proportion.of([True, True, False, True]).to_json() == {"value": 0.75, "n": 4, "low": low, "high": high}
+
+
+def test_what_does_not_vary_has_wilsons_bound_on_what_might_have() -> None:
+    low, high = wilson_interval(0, 30)
+    assert unvaried_interval(0.0, 30, (0.0, 1.0)) == (low, high)
+    assert unvaried_interval(1.0, 30, (0.0, 1.0)) == pytest.approx(wilson_interval(30, 30))
+    assert unvaried_interval(0.5, 30, (0.0, 1.0)) == pytest.approx((0.5 - high / 2, 0.5 + high / 2))
+    assert Mean.of([0.25] * 30, (0.0, 1.0)) == Mean.unvaried(0.25, 30, (0.0, 1.0))
+    assert Mean.of([3.0, 3.0]) == Mean(3.0, 2, None, None)  # nothing bounds it
+
+
+def test_the_interval_of_clusters_holds_what_it_says() -> None:
+    generator = torch.Generator().manual_seed(0)
+    held, plain = 0, 0
+    for _ in range(400):
+        # of 30 requests each has its own chance, and five prompts that share it
+        chance = torch.rand(30, 1, generator=generator)
+        hits = (torch.rand(30, 5, generator=generator) < chance.round()).tolist()
+        found = Proportion.of_clusters(hits)
+        single = Proportion.of(hit for own in hits for hit in own)
+        assert found.value == single.value and found.n == 150
+        held += found.low <= 0.5 <= found.high
+        plain += single.low <= 0.5 <= single.high
+    assert 0.92 <= held / 400 <= 0.98 and plain / 400 < 0.75
+
+
+def test_clusters_that_do_not_hang_together_count_as_single_trials() -> None:
+    hits = [[True], [False], [True], [True], [False]]
+    assert Proportion.of_clusters(hits) == Proportion.of(hit for own in hits for hit in own)
+    assert Proportion.of_clusters([[True, False], [False, True], []]) == Proportion.of([True, False, False, True])
+    assert Proportion.of_clusters([[True, True], [True]]) == Proportion.of([True] * 3)
+    assert Proportion.of_clusters([[], []]).value is None

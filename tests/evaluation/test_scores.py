@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from peft_prune.evaluation import difference, differences, harmonic_score
+from peft_prune.evaluation import difference, differences, harmonic_score, wilson_interval
 from peft_prune.evaluation.draws import RESAMPLES, Draws, average, over_seeds, perplexity, share
 
 
@@ -63,7 +63,8 @@ def test_difference_is_paired_over_requests() -> None:
 def test_the_same_outcomes_differ_by_exactly_nothing() -> None:
     outcomes = outcomes_of(1)
     for gap in differences(outcomes, outcomes).values():
-        assert (gap.value, gap.low, gap.high) == (0.0, 0.0, 0.0)
+        # as many requests may differ as Wilson's interval allows where none of n does
+        assert (gap.value, gap.high) == (0.0, wilson_interval(0, gap.n)[1]) and gap.low == -gap.high
 
 
 def test_difference_refuses_other_prompts() -> None:
@@ -95,3 +96,13 @@ def test_over_seeds_keeps_the_spread_between_seeds() -> None:
     mean = over_seeds(seeds).mean()
     assert mean.value == pytest.approx(0.5)
     assert mean.low < 0.35 and mean.high > 0.65
+
+
+def test_over_seeds_on_the_same_units_counts_them_once() -> None:
+    parts = [Draws.of([[float(i % k == 0), 1.0] for i in range(20)], share) for k in (2, 3, 5)]
+    assert over_seeds(parts).n == 60 and over_seeds(parts, same_units=True).n == 20
+
+
+def test_an_infinite_resample_is_an_end_of_the_interval_and_no_nan() -> None:
+    draws = Draws(2.0, torch.cat([torch.full((900,), 2.0), torch.full((100,), float("inf"))]), 9)
+    assert (draws.mean().low, draws.mean().high) == (2.0, float("inf"))

@@ -106,3 +106,8 @@ def test_a_malformed_text_file_names_the_record_and_the_field(
 def test_a_missing_text_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match=r"none\.txt: cannot be read"):
         load_texts(tmp_path / "none.txt")
+
+
+def test_a_line_of_text_ends_at_a_line_break_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\u2028line\r\nanother\n", encoding="utf-8", newline="")
+    assert load_texts(tmp_path / "a.txt") == ["one\u2028line", "another"]

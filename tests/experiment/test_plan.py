@@ -54,6 +54,10 @@ def test_seeds_take_their_own_requests_in_their_own_order_each_time_the_same() -
         ({"seeds": 0}, "seeds: 0 must be at least 1"),
         ({"variants": (Variant("clip"), Variant("clip"))}, "variants"),
         ({"fluency_tokens": -1}, "fluency_tokens: -1"),
+        (
+            {"variants": (Variant("none"),), "schedules": (Schedule("every", 5),)},
+            "schedules: under every:5 the variants none have no sequence of their own; add the schedule merge",
+        ),
     ],
 )
 def test_a_plan_that_cannot_be_is_named(values: dict, message: str) -> None:
@@ -62,7 +66,7 @@ def test_a_plan_that_cannot_be_is_named(values: dict, message: str) -> None:
 
 
 def test_a_plan_is_read_back_from_its_facts() -> None:
-    words = ("none", "matched:log:1.2")
+    words = ("none", "log:1.5", "matched:log:1.2")
     plan = Plan("m", "memit", {"history": False}, (3, 8), tuple(map(Variant.parse, words)), (Schedule("every", 5),), 2)
     assert Plan.from_facts(plan.facts() | {"base": "x"}) == plan
 

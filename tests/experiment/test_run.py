@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from peft_prune import EditRequest, PruneEditConfig
 from peft_prune.builtin import edit_requests, known_facts, load_builtin_model, plain_texts
 from peft_prune.cli import main
 from peft_prune.editors import collect_second_moments, get_editor
+from peft_prune.errors import MissingPackageError
 from peft_prune.evaluation import Fact, evaluate, exclude_subjects
 from peft_prune.experiment import (
     Experiment,
@@ -25,6 +28,7 @@ from peft_prune.experiment import (
     Schedule,
     Variant,
     comparisons_against,
+    draw_figures,
     markdown,
     summarize,
     write_table,
@@ -166,6 +170,56 @@ def test_a_folder_of_another_experiment_is_refused(finished: Experiment, moments
         other.run(progress=False)
 
 
+def test_a_run_that_stops_leaves_the_base_as_it_was_and_goes_on_in_the_same_process(
+    tmp_path: Path, moments, rows: pandas.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft_prune.experiment import run
+
+    work, original, calls = make(tmp_path, moments), run.measure, []
+
+    def breaking(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(run, "measure", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        work.run(progress=False)
+    work.run(progress=False)
+    found = pandas.DataFrame(Results(PLAN, tmp_path, work.facts()).rows())
+    pandas.testing.assert_frame_equal(found, rows, rtol=1e-3, atol=1e-6)
+
+
+def test_a_model_with_an_adapter_is_no_base(tmp_path: Path, moments) -> None:
+    model, tokenizer = load_builtin_model()
+    get_peft_model(model, PruneEditConfig(layers_to_transform=[0]))
+    with pytest.raises(ValueError, match="model: holds an adapter, the unedited base is needed"):
+        Experiment(PLAN, model, tokenizer, REQUESTS, tmp_path, statistics=moments).run(progress=False)
+
+
+def test_other_requests_material_or_moments_are_another_experiment(finished: Experiment, moments) -> None:
+    model, tokenizer = load_builtin_model()
+    requests = [replace(REQUESTS[0], target_new="Nowhere"), *REQUESTS[1:]]
+    facts = [replace(FACTS[0], object="Nowhere"), *FACTS[1:]]
+    for asked, known, statistics, name in (
+        (requests, FACTS, moments, "requests_digest"),
+        (REQUESTS, facts, moments, "material_digest"),
+        (REQUESTS, FACTS, None, "moments"),
+    ):
+        other = Experiment(
+            PLAN, model, tokenizer, asked, finished.folder, statistics=statistics, material=Material(facts=known)
+        )
+        with pytest.raises(ValueError, match=f"holds an experiment with {name} = "):
+            other.run(progress=False)
+
+
+def test_a_folder_in_which_nothing_was_measured_is_named(tmp_path: Path, moments) -> None:
+    work = make(tmp_path, moments)
+    with pytest.raises(ValueError, match="nothing has been measured there yet"):
+        Results(PLAN, tmp_path, work.facts())
+
+
 def test_experiments_that_differ_in_one_thing_are_compared_pair_by_pair(
     finished: Experiment, moments, rows: pandas.DataFrame, tmp_path: Path
 ) -> None:
@@ -218,9 +272,7 @@ def test_the_command_writes_table_figures_and_summary(tmp_path: Path, capsys: py
     out = tmp_path / "out"
     options = "--model builtin --fact-items 10 --json --table parquet --layers 0 --edits 1,2 --ability-items 4"
     options += " --restraints none,log:2,matched:log:2"
-    assert (
-        main([*"experiment --fact-items 10 --json --table parquet".split(), *options.split(), "--out", str(out)]) == 0
-    )
+    assert main(["experiment", *options.split(), "--out", str(out)]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert [line["restraint"] for line in summary["final"]] == ["none", "log:2", "matched:log:2"]
     assert {pair["pair"] for pair in summary["comparisons"]} >= {"log:2 − all of ΔW scaled to the same norm"}
@@ -232,6 +284,47 @@ def test_the_command_writes_table_figures_and_summary(tmp_path: Path, capsys: py
         assert "</svg>" in (out / f"{name}.svg").read_text()
     assert "log:2 − none" in (out / "summary.md").read_text()
     assert not list(out.glob(".*.part*"))
+    (kept,) = out.glob("second_moments-*.safetensors")
+    before = kept.stat().st_mtime_ns
+    # the finished experiment again, for people, as CSV and against itself
+    words = options.replace("--json --table parquet", "--table csv")
+    assert main(["experiment", *words.split(), "--out", str(out)]) == 0
+    captured = capsys.readouterr()
+    assert "After 2 edits" in captured.out and "matched:log:2" in captured.out and "summary.md" in captured.out
+    assert kept.stat().st_mtime_ns == before
+    assert len(pandas.read_csv(out / "table.csv")) == len(table)
+
+
+def test_what_cannot_be_compared_is_said_before_anything_is_measured(
+    finished: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Experiment, "run", lambda *_, **__: pytest.fail("the run began"))
+    options = ["--model", "builtin", "--layers", "0", "--edits", "1,2", "--out", str(tmp_path / "out")]
+    assert main(["experiment", *options, "--against", str(finished.folder)]) == 2
+    assert "against: that experiment has requests = 30, this one 120" in capsys.readouterr().err
+
+
+def test_figures_that_json_does_not_know_are_null_in_the_summary(finished: Experiment, tmp_path: Path) -> None:
+    from peft_prune.cli.experiment import _write
+
+    results = Results(PLAN, finished.folder, finished.facts())
+    for point in results.points:
+        for own in point.layers.values():
+            own["growth"] = float("inf")
+    _write(results, [], tmp_path, "csv")
+
+    def refuse(word: str) -> None:
+        pytest.fail(f"{word} is no JSON")
+
+    summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=refuse)
+    assert summary["final"][0]["layers"]["κ(W₀+ΔW) / κ(W₀)"]["value"] is None
+
+
+def test_a_figure_that_one_seed_lacks_is_still_drawn_and_counted(finished: Experiment, tmp_path: Path) -> None:
+    results = Results(PLAN, finished.folder, finished.facts())
+    results.points[0].figures.pop("recall")
+    assert any(path.name == "abilities.png" for path in draw_figures(results, tmp_path))
+    assert summarize(results)["final"]
 
 
 @pytest.mark.parametrize(
@@ -250,3 +343,16 @@ def test_bad_options_give_one_line(capsys: pytest.CaptureFixture[str], tmp_path:
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_csv_table_needs_no_pandas_and_parquet_says_what_it_needs(
+    tmp_path: Path, rows: pandas.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = rows.to_dict("records")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "pandas" else find(name, *a))
+    write_table(records, tmp_path / "table.csv")
+    assert (tmp_path / "table.csv").read_text().count("\n") == len(records) + 1
+    with pytest.raises(MissingPackageError, match="pandas and pyarrow are not installed"):
+        write_table(records, tmp_path / "table.parquet")

@@ -27,4 +27,4 @@ class SummaryRouge(base.EditMetric):
 
     def figures(self, predictions: Sequence[Any], references: Sequence[Any] | None) -> Mapping[str, Mean]:
         known = [[one] if isinstance(one, str) else list(one) for one in references or ()]
-        return {name: Mean.of(values) for name, values in rouge_scores(predictions, known).items()}
+        return {name: Mean.of(values, (0.0, 1.0)) for name, values in rouge_scores(predictions, known).items()}
