@@ -1,9 +1,10 @@
-"""Figures in the manner of Ma et al. 2025: condition number, abilities and editing over edits, and singular values."""
+"""Figures in the manner of Ma et al. 2025: condition number, abilities and editing over edits, and singular values;
+and what of the abilities each restraint keeps for what it keeps of the edits."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,19 @@ from .results import EDITING, Point, Results
 
 COLOURS = ("#4d4d4d", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7b3294", "#1b7837")
 MARKERS = "osD^vP*X<>"
+KEPT = ("locality_greedy", "abilities", "recall")
+"""What a restraint is to keep, beside the edits."""
 
 
 def draw_figures(results: Results, folder: Path) -> list[Path]:
-    """All figures, each as PNG and SVG; the controls ``matched`` and ``strengths`` are left to the tables.
+    """All figures, each as PNG and SVG; over edits the controls ``matched`` and ``strengths`` are left to the tables.
 
     Returns:
         The files.
     """
     figures = {"condition_number": _condition(results), "abilities": _abilities(results), "editing": _editing(results)}
+    if kinds := [kind for kind in KEPT if all(kind in point.figures for point in results.points)]:
+        figures["trade_off"] = _trade_off(results, kinds)
     if results.spectra:
         figures["singular_values"] = _spectra(results)
     written = []
@@ -78,7 +83,8 @@ def _draw(axes: Any, results: Results, value: Callable[[Point], float], base: fl
 
 def _legend(figure: Any, axes: Any) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9)
+    columns = min(6, len(labels), int(figure.get_figwidth() / 1.5))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
 def _condition(results: Results) -> Any:
@@ -135,6 +141,62 @@ def _value_of(kind: str, point: Point) -> float:
 def _base_value(results: Results, kind: str) -> float | None:
     values = [point.base[kind].value for point in results.points if kind in point.base]
     return sum(values) / len(values) if values else None
+
+
+def _trade_off(results: Results, kinds: Sequence[str]) -> Any:
+    """What is kept of the model against what is kept of the edits after the last one, each the mean over seeds.
+
+    Variants that scale all of ΔW alike are joined by one line, the logarithms by another: the one above and to the
+    right of the other gives more for the same price.
+    """
+    last = [p for p in results.points if p.edits == results.plan.marks[-1] and not p.restraint.startswith("strengths")]
+    kind = "merge" if any(p.unit.schedule.kind == "merge" for p in last) else last[0].unit.schedule.kind
+    groups: dict[str, list[Point]] = {}
+    for point in last:
+        if point.unit.schedule.kind == kind:
+            groups.setdefault(point.restraint, []).append(point)
+    figure, axes = _new(len(kinds))
+    for one, figure_kind in zip(axes.flat, kinds, strict=True):
+        places = {word: _mean_place(points, figure_kind) for word, points in groups.items()}
+        for colour, label, belongs in _FAMILIES:
+            own = sorted(place for word, place in places.items() if belongs(word))
+            if len(own) > 1:
+                one.plot(*zip(*own, strict=True), "-", color=colour, lw=1.1, label=label)
+        for word, place in places.items():
+            uniform = word.startswith("matched") or word == "scale"
+            one.plot(*place, "s" if uniform else "o", color=COLOURS[2] if uniform else COLOURS[1], ms=5)
+        _name(one, places)
+        base = _base_value(results, figure_kind)
+        if base is not None:
+            one.axhline(base, color="black", ls=":", lw=1, label="base model")
+        one.set(title=figure_kind.replace("_greedy", " (greedy)"), xlabel="efficacy (greedy)", xlim=(-0.03, 1.09))
+    _legend(figure, axes.flat[0])
+    return figure
+
+
+def _name(axes: Any, places: Mapping[str, tuple[float, float]]) -> None:
+    """Names beside their points, as far as they do not lie on others."""
+    heights = [place[1] for place in places.values()]
+    span = max(heights) - min(heights) or 1.0
+    named: list[tuple[float, float]] = []
+    for word, (x, y) in sorted(places.items(), key=lambda one: one[0].startswith("matched")):
+        uniform = word.startswith("matched") or word == "scale"
+        if any(abs(x - a) < 0.1 and abs(y - b) < 0.05 * span for a, b in named):
+            continue
+        named.append((x, y))
+        text, offset = word.replace("matched:", "as "), (4, -9 if uniform else 4)
+        axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", fontsize=7)
+
+
+def _mean_place(points: Sequence[Point], kind: str) -> tuple[float, float]:
+    x, y = ([_value_of(one, point) for point in points] for one in ("efficacy_greedy", kind))
+    return sum(x) / len(x), sum(y) / len(y)
+
+
+_FAMILIES: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
+    (COLOURS[1], "log α", lambda word: word == "none" or word.startswith("log:")),
+    (COLOURS[2], "all of ΔW scaled alike", lambda word: word in ("none", "scale") or word.startswith("matched:")),
+)
 
 
 def _spectra(results: Results) -> Any:

@@ -279,7 +279,7 @@ def test_the_command_writes_table_figures_and_summary(tmp_path: Path, capsys: py
     assert {"abilities", "recall", "perplexity"} == {one["loss"] for one in summary["correlations"]}
     table = pandas.read_parquet(out / "table.parquet")
     assert set(table["edits"]) == {0, 1, 2}
-    for name in ("condition_number", "abilities", "editing", "singular_values"):
+    for name in ("condition_number", "abilities", "editing", "trade_off", "singular_values"):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "</svg>" in (out / f"{name}.svg").read_text()
     assert "log:2 − none" in (out / "summary.md").read_text()
