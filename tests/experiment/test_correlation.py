@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from peft_prune.experiment import spearman
-from peft_prune.experiment.summary import _correlation, _over_units, _student
+from peft_prune.experiment.correlation import correlation, over_seeds, student_quantile
 
 
 def test_spearman_equals_scipys_with_and_without_ties() -> None:
@@ -30,7 +30,7 @@ def test_spearman_has_no_value_where_one_side_does_not_vary() -> None:
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 9, 40])
 def test_students_quantile_equals_scipys(degrees: int) -> None:
-    assert _student(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-5)
+    assert student_quantile(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-5)
 
 
 def test_an_interval_over_seeds_is_students_on_fishers_z() -> None:
@@ -38,9 +38,9 @@ def test_an_interval_over_seeds_is_students_on_fishers_z() -> None:
     z = np.arctanh(values)
     half = stats.t.ppf(0.975, 3) * stats.sem(z)
     expected = [math.tanh(one) for one in (z.mean(), z.mean() - half, z.mean() + half)]
-    assert _over_units(values) == pytest.approx(expected, rel=1e-5)
-    assert _over_units(values[:2])[1:] == (None, None)
-    assert _over_units([0.2, None, 0.4]) == (None, None, None)
+    assert over_seeds(values) == pytest.approx(expected, rel=1e-5)
+    assert over_seeds(values[:2])[1:] == (None, None)
+    assert over_seeds([0.2, None, 0.4]) == (None, None, None)
 
 
 def points(seeds: int, variants: int, marks: tuple[int, ...]) -> list[Any]:
@@ -55,7 +55,7 @@ def points(seeds: int, variants: int, marks: tuple[int, ...]) -> list[Any]:
 
 def test_a_correlation_is_taken_within_each_seed_and_at_each_mark() -> None:
     own = points(3, 6, (1, 2))
-    found = _correlation(own, "x", lambda p: p.x, "y", lambda p: p.y)
+    found = correlation(own, "x", lambda p: p.x, "y", lambda p: p.y)
 
     def rho(chosen: list[Any]) -> float:
         return stats.spearmanr([p.x for p in chosen], [p.y for p in chosen]).statistic
@@ -72,5 +72,5 @@ def test_a_correlation_is_taken_within_each_seed_and_at_each_mark() -> None:
 
 
 def test_few_variants_or_seeds_have_no_rank_correlation_or_no_interval() -> None:
-    found = _correlation(points(2, 3, (1, 2)), "x", lambda p: p.x, "y", lambda p: p.y)
+    found = correlation(points(2, 3, (1, 2)), "x", lambda p: p.x, "y", lambda p: p.y)
     assert found.rho is not None and found.low is None and found.within is None
