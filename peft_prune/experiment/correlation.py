@@ -19,8 +19,8 @@ LEAST_VARIANTS = 4
 class Correlation:
     """A rank correlation over points of an experiment, within each sequence's seed.
 
-    The points of one seed share their edits, so they are one unit: ρ is taken within each seed, averaged as Fisher's z,
-    and its interval is Student's over the seeds.
+    The points of one seed share their edits, so they are one unit: ρ is taken within each seed, and the interval of its
+    mean is Student's over the seeds.
 
     Args:
         predictor: Name of the figure of the layers.
@@ -83,19 +83,20 @@ def correlation(
 
 
 def over_seeds(values: Sequence[float | None]) -> tuple[float | None, float | None, float | None]:
-    """Mean of the seeds' correlations and Student's 95 % interval, taken as Fisher's z = artanh ρ (Fisher 1915).
+    """Mean of the seeds' correlations and Student's 95 % interval, cut off at -1 and 1.
 
-    The mean has no value where one seed's correlation has none, and no interval with fewer than `LEAST_SEEDS` seeds.
+    Not as Fisher's z, which one seed with ρ = 1 would decide alone. The mean has no value where one seed's correlation
+    has none, and no interval with fewer than `LEAST_SEEDS` seeds.
     """
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return None, None, None
-    z = torch.tensor(known, dtype=torch.float64).clamp(-0.9999, 0.9999).atanh()
-    mean = float(z.mean())
+    rho = torch.tensor(known, dtype=torch.float64)
+    mean = float(rho.mean())
     if len(known) < LEAST_SEEDS:
-        return math.tanh(mean), None, None
-    half = student_quantile(len(known) - 1) * float(z.std()) / math.sqrt(len(known))
-    return math.tanh(mean), math.tanh(mean - half), math.tanh(mean + half)
+        return mean, None, None
+    half = student_quantile(len(known) - 1) * float(rho.std()) / math.sqrt(len(known))
+    return mean, max(-1.0, mean - half), min(1.0, mean + half)
 
 
 def student_quantile(degrees: int) -> float:

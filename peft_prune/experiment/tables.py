@@ -62,7 +62,7 @@ def _correlation_table(summary: dict[str, Any]) -> str:
     text = (
         "## What predicts the loss\n\n"
         "Spearman's ρ within each seed, over all its variants and marks; the mean over the seeds [Student's 95 % "
-        "interval over the seeds, on Fisher's z]. “At one mark” is the mean of the correlations over the variants at "
+        "interval over the seeds]. “At one mark” is the mean of the correlations over the variants at "
         "each single mark, which leaves the number of edits out of play."
     )
     return f"{text}\n\n" + _table(["predictor", "loss of", "ρ", "ρ at one mark", "points"], rows)
