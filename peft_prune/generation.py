@@ -24,6 +24,9 @@ from .inference import (
 )
 from .tokenization import prompt_ids
 
+SPELLING_TOKENS = 3
+"""Tokens generated beyond a target's own count: another spelling may take more, and a word's end must be seen."""
+
 
 def greedy_answers(
     model: Any,

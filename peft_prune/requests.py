@@ -95,6 +95,10 @@ class EditRequest:
             object.__setattr__(self, field, tuple(value))
         for field in ("portability", "unrelated"):
             object.__setattr__(self, field, tuple(_question(field, one) for one in getattr(self, field)))
+        if self.case_id is not None and (isinstance(self.case_id, bool) or not isinstance(self.case_id, (int, str))):
+            raise InvalidRequestError(f"case_id: {self.case_id!r} must be a whole number or a string")
+        if self.relation_id is not None:
+            _require_text("relation_id", self.relation_id)
 
     @property
     def text(self) -> str:
@@ -131,6 +135,8 @@ class EditRequest:
             raise InvalidRequestError(f"requested_rewrite: must be a JSON object, is {type(rewrite).__name__}")
         _require_fields(rewrite, "prompt", "subject", "target_new")
         _refuse_misspelt(record)
+        if rewrite is not record:
+            _refuse_misspelt(rewrite)
         true = rewrite.get("target_true")
         fields: dict[str, Any] = {
             "prompt": _template(rewrite["prompt"], rewrite["subject"], "prompt"),
@@ -181,22 +187,31 @@ def read_records(path: str | Path) -> list[Any]:
     if str(path).startswith(HUB):
         return _hub_records(str(path))
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequestError(f"{path}: cannot be read: {error}") from None
+    text = read_text(path)
     if path.suffix.lower() == ".jsonl":
         records: Any = list(_json_lines(path, text))
     else:
         try:
             records = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise InvalidRequestError(f"{path}: is not valid JSON: {error}") from None
     if not isinstance(records, list):
         raise InvalidRequestError(f"{path}: must hold a JSON list, holds a {type(records).__name__}")
     if not records:
         raise InvalidRequestError(f"{path}: holds no records")
     return records
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file; one that a spreadsheet or an editor wrote may begin with a byte order mark.
+
+    Raises:
+        InvalidRequestError: It is missing, unreadable or no such text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(f"{path}: cannot be read: {error}") from None
 
 
 def _hub_records(source: str) -> list[Any]:
@@ -219,17 +234,17 @@ def _hub_records(source: str) -> list[Any]:
 
 
 def _csv_records(path: Path) -> list[dict[str, Any]]:
-    try:
-        # A spreadsheet's export may begin with a byte order mark.
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequestError(f"{path}: cannot be read: {error}") from None
+    text = read_text(path)
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     texts, lists = ("prompt", "subject", "target_new", "target_true", "case_id", "relation_id"), _PROMPT_LISTS
     try:
         unknown = [name for name in rows.fieldnames or () if name not in (*texts, *lists)]
         if unknown:
             raise InvalidRequestError(f"{path}: column {unknown[0]!r} is not one of {', '.join((*texts, *lists))}")
+        names = list(rows.fieldnames or ())
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise InvalidRequestError(f"{path}: column {twice[0]!r} is there {names.count(twice[0])} times")
         records = []
         for index, row in enumerate(rows):
             if None in row or None in row.values():
@@ -373,7 +388,7 @@ def _json_lines(path: Path, text: str) -> Iterator[Any]:
         if line.strip():
             try:
                 yield json.loads(line)
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise InvalidRequestError(f"{path}: line {number}: is not valid JSON: {error}") from None
 
 

@@ -137,6 +137,7 @@ def test_a_csv_file_is_read_as_a_company_writes_it(tmp_path) -> None:
         ("prompt,subject,target_new\n{} is,a\n", "record 0: has another number of cells"),
         ("prompt,subject,target_new\n{} is,a,b\n{} is,a,\n", "record 1: target_new: is missing"),
         ('prompt,subject,target_new\n"{} is,a,b\n', "is not valid CSV"),
+        ("prompt,subject,target_new,target_new\n{} is,a,b,c\n", "column 'target_new' is there 2 times"),
     ],
 )
 def test_a_bad_csv_file_is_named_by_its_place(tmp_path, text, words) -> None:
@@ -174,4 +175,33 @@ def test_lines_of_json_are_parted_at_line_breaks_alone_and_named_by_their_number
     assert [one.prompt for one in load_requests(path)] == ["{} is\u2028in"] * 2
     path.write_text(f"{lines[0]}\n\n{lines[1][:-2]}\n", encoding="utf-8")
     with pytest.raises(InvalidRequestError, match=r"requests.JSONL: line 3: is not valid JSON"):
+        load_requests(path)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"relation_id": 5}, "relation_id: 5 must be a string, is int"),
+        ({"relation_id": {"a": 1}}, "relation_id: .* must be a string, is dict"),
+        ({"case_id": [1, 2]}, r"case_id: \[1, 2\] must be a whole number or a string"),
+        ({"case_id": True}, "case_id: True must be a whole number or a string"),
+    ],
+)
+def test_what_only_names_a_record_is_checked_as_well(more, message) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        EditRequest.from_record({"prompt": "{} is in", "subject": "Lima", "target_new": "Peru", **more})
+
+
+def test_a_field_that_is_misspelt_within_requested_rewrite_is_refused() -> None:
+    rewrite = {"prompt": "{} is in", "subject": "Lima", "target_new": {"str": "Peru"}, "target_tru": {"str": "Chile"}}
+    with pytest.raises(InvalidRequestError, match="target_tru: is no field of a request; target_true is"):
+        EditRequest.from_record({"requested_rewrite": rewrite})
+
+
+def test_a_byte_order_mark_is_read_over_and_endless_nesting_named(tmp_path: Path) -> None:
+    path = tmp_path / "requests.json"
+    path.write_text(json.dumps([{"prompt": "{} is in", "subject": "Lima", "target_new": "Peru"}]), encoding="utf-8-sig")
+    assert load_requests(path)[0].subject == "Lima"
+    path.write_text("[" * 100_000)
+    with pytest.raises(InvalidRequestError, match=r"requests.json: is not valid JSON"):
         load_requests(path)

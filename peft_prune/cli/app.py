@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,9 @@ from .resume import resume
 # typer carries its own copy of click, whose base of all usage errors has no public name
 _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended; what typer makes of it is returned, not raised."""
+
 app = typer.Typer(
     name="peft-prune",
     help="Edit facts in a language model, keep the model whole, and measure both.",
@@ -54,16 +58,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code (0 done, 1 failed, 2 bad input, 130 interrupted)."""
     command = typer.main.get_command(app)
     transformers_logging.disable_progress_bar()
+    # PEFT asks models for a name that transformers has retired
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     try:
         result = command.main(
             list(sys.argv[1:] if arguments is None else arguments), "peft-prune", standalone_mode=False
         )
     except typer.Abort:
-        return _complain("interrupted", 130)
+        return _complain("interrupted", INTERRUPTED)
     except _USAGE_ERROR as error:
         return _complain(error.format_message(), error.exit_code)
     except (PeftPruneError, ValueError, OSError) as error:
         return _complain(" ".join(str(error).split()), 2)
+    if result == INTERRUPTED:
+        return _complain("interrupted", INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 

@@ -49,7 +49,7 @@ def audit(
     require_file(out)
     before, after = open_checkpoint(base), [open_checkpoint(one) for one in edited]
     if extract_to is not None:
-        require_room(extract_to, overwrite)
+        require_room(extract_to, overwrite, "extract")
         require_apart(extract_to, [before, *after])
     made = None
     with progress_bar(quiet=json_output) as progress:

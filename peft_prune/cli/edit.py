@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -105,10 +106,33 @@ def edit(
             with EditSession(edited, tokenizer, method, **options) as session:
                 if statistics is not None and history is not None and stats is None:
                     statistics.save(moments_beside(history))
-                outcomes = session.edit(records, batch_size=batch_size)
+                with going_on(session, history):
+                    outcomes = session.edit(records, batch_size=batch_size)
                 require_one(outcomes)
                 session.save(folder)
     report_edits(outcomes, out, json_output)
+
+
+@contextmanager
+def going_on(session: EditSession, history: Path | None, before: int = 0) -> Iterator[None]:
+    """Where the block is interrupted, say how to go on.
+
+    Args:
+        session: The session.
+        history: File of its history, if it has one.
+        before: Edits in the history that are not of this file of requests.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if history is not None:
+            done = session.history.last_edit - before
+            typer.echo(
+                f"\n{done} of the requests are done and in {history}; go on with the same ones by "
+                f"peft-prune resume {history} --skip {done}",
+                err=True,
+            )
+        raise
 
 
 def moments_beside(history: Path) -> Path:

@@ -15,7 +15,6 @@ from rich.table import Table
 from ..builtin import (
     ability_items,
     ability_names,
-    builtin_model_path,
     edit_requests,
     held_out_texts,
     known_facts,
@@ -50,11 +49,11 @@ from ..experiment import (
 )
 from ..experiment.measuring import digest
 from ..fingerprint import base_fingerprint
+from ..folders import require_writable
 from ..requests import EditRequest, load_requests
 from .edit import hyperparameters
-from .models import finite, load_abilities, load_model, load_tokenizer, print_json
+from .models import BUILTIN, finite, load_abilities, load_model, load_tokenizer, print_json, require_items
 
-BUILTIN = "builtin"
 BUILTIN_REQUESTS = 120
 """More would leave too few facts that name no edited subject."""
 BUILTIN_FACTS = 300
@@ -108,6 +107,9 @@ def experiment(
     if stats is not None and stats_text is not None:
         raise ValueError("stats: give --stats or --stats-text, not both")
     others = [Results.load(folder) for folder in against or ()]  # what cannot be compared shows first
+    require_items(items)
+    require_items(fact_items, "fact_items")
+    _require_folder(out)
     builtin = model == BUILTIN
     plan = Plan(
         model=model if builtin else Path(model).name,
@@ -126,8 +128,7 @@ def experiment(
     known = _facts(facts, builtin, records, fact_items)
     texts = load_texts(text) if text is not None else held_out_texts() if builtin else []
     material = Material(known, texts, _abilities(abilities, builtin, items), fluency)
-    path = str(builtin_model_path()) if builtin else model
-    tokenizer, base = load_tokenizer(path), load_model(path, dtype)
+    tokenizer, base = load_tokenizer(model), load_model(model, dtype)
     moments = _moments(plan, base, tokenizer, records, stats, stats_text, out, not json_output)
     work = Experiment(plan, base, tokenizer, records, out, statistics=moments, material=material)
     for other in others:
@@ -141,6 +142,17 @@ def experiment(
         return
     Console().print(_overview(summary))
     typer.echo(f"Everything with its intervals is in {out / 'summary.md'}")
+
+
+def _require_folder(out: Path) -> None:
+    """Raise ValueError where an experiment could not be written or would mix with other files."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: {out} is a file; give a folder")
+    held = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    own = any(name == "measurements.sqlite" or name.startswith("second_moments-") for name in held)
+    if held and not own:
+        raise ValueError(f"out: {out} is no experiment's folder, it holds {held[0]}; give another folder")
+    require_writable(out / "summary.md")
 
 
 SHORT = {

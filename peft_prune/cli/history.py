@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -53,15 +54,16 @@ def history(
             str(record.id),
             request.subject if request else "",
             request.target_new if request else "",
-            (record.answer_before or "").strip(),
-            (record.answer_after or "").strip(),
+            " ".join((record.answer_before or "").split()),
+            " ".join((record.answer_after or "").split()),
             "" if record.probability_after is None else f"{record.probability_after:.2f}",
             state if record.reason is None or record.undone_at else f"{state}: {record.reason}",
         )
     Console().print(table)
     for event in events:
         if event["kind"] == "alert":
-            typer.echo(f"alert after batch {event['batch']}: {event['data']}")
+            alert = json.loads(event["data"])
+            typer.echo(f"alert after batch {event['batch']}: {alert['source']}: {alert['message']} ({alert['action']})")
 
 
 def undo(

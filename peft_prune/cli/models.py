@@ -16,20 +16,27 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..audit import Checkpoint
+from ..builtin import builtin_model_path
 from ..errors import AdapterError, CheckpointError, UnsupportedModelError
 from ..evaluation import Ability, load_ability
+from ..folders import require_writable
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
+_HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
+
+BUILTIN = "builtin"
+"""What the model that comes with the package is called on the command line."""
+
 
 def load_model(path: str, dtype: str = "float32") -> PreTrainedModel:
-    """The causal language model at ``path`` (a folder or a Hub name), in evaluation mode.
+    """The causal language model at ``path`` (a folder, a Hub name or 'builtin'), in evaluation mode.
 
     Raises:
         UnsupportedModelError: It cannot be loaded, or ``dtype`` is unknown.
     """
-    if dtype not in DTYPES:
-        raise UnsupportedModelError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
+    require_dtype(dtype)
+    path = _model_place(path)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), trust_remote_code=False
@@ -45,10 +52,29 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     Raises:
         UnsupportedModelError: It cannot be loaded.
     """
+    path = _model_place(path)
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UnsupportedModelError(f"tokenizer: {path} cannot be loaded: {_first_line(error)}") from None
+
+
+def require_dtype(dtype: str) -> None:
+    """Raise UnsupportedModelError for a dtype that is unknown."""
+    if dtype not in DTYPES:
+        raise UnsupportedModelError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
+
+
+def _model_place(path: str) -> str:
+    """Where a model is found that is given by its folder, its Hub name or as 'builtin'."""
+    folder = Path(path)
+    if path == BUILTIN and not folder.exists():
+        return str(builtin_model_path())
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UnsupportedModelError(f"model: {path} is no model's folder, it has no config.json")
+    if not folder.exists() and not _HUB_NAME.fullmatch(path):
+        raise UnsupportedModelError(f"model: {path!r} does not exist")
+    return path
 
 
 def load_adapter(model: PreTrainedModel, path: Path, *, strict_base: bool = False) -> PeftModel:
@@ -60,7 +86,10 @@ def load_adapter(model: PreTrainedModel, path: Path, *, strict_base: bool = Fals
     if not (path / "adapter_config.json").is_file():
         raise AdapterError(f"adapter: {path} holds no adapter_config.json")
     try:
-        peft_type = json.loads((path / "adapter_config.json").read_text()).get("peft_type")
+        config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise AdapterError(f"adapter: {path / 'adapter_config.json'} must hold a JSON object")
+        peft_type = config.get("peft_type")
         if peft_type != "PRUNE_EDIT":
             raise AdapterError(f"adapter: {path} is of type {peft_type}, PRUNE_EDIT is accepted")
         if not (path / "adapter_model.safetensors").is_file():
@@ -80,7 +109,9 @@ def open_checkpoint(given: str) -> Checkpoint:
     """
     if Path(given).exists() and given:
         return Checkpoint.open(given)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", given) or given.startswith("."):
+    if given == BUILTIN:
+        return Checkpoint.open(builtin_model_path(), given)
+    if not _HUB_NAME.fullmatch(given):
         raise CheckpointError(f"checkpoint: {given!r} does not exist")
     try:
         fetched = snapshot_download(given, allow_patterns=["*.json", "*.safetensors"], ignore_patterns=["*/*"])
@@ -90,14 +121,20 @@ def open_checkpoint(given: str) -> Checkpoint:
     return Checkpoint.open(fetched, given)
 
 
-def require_room(out: Path, overwrite: bool) -> None:
-    """Raise ValueError where a folder to be written is not free, before anything is computed."""
+def require_room(out: Path, overwrite: bool, option: str = "out") -> None:
+    """Raise ValueError where a folder to be written is not free or cannot be made, before anything is computed."""
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not overwrite:
-        raise ValueError(f"out: {out} exists; give another folder, or --overwrite")
+        raise ValueError(f"{option}: {out} exists; give another folder, or --overwrite")
+    require_writable(out, option)
 
 
 def load_abilities(paths: Sequence[Path], items: int) -> dict[str, Ability]:
-    """General abilities by name, at most so many items of each; two files of one kind are told apart by file name."""
+    """General abilities by name, at most so many items of each; two files of one kind are told apart by file name.
+
+    Raises:
+        ValueError: ``items`` is below 1.
+    """
+    require_items(items)
     found: dict[str, Ability] = {}
     for path in paths:
         ability = load_ability(path, limit=items)
@@ -107,6 +144,12 @@ def load_abilities(paths: Sequence[Path], items: int) -> dict[str, Ability]:
             name = f"{path.stem}-{place}"
         found[name] = ability
     return found
+
+
+def require_items(items: int, option: str = "ability_items") -> None:
+    """Raise ValueError where less than one item is asked for."""
+    if items < 1:
+        raise ValueError(f"{option}: {items} must be at least 1")
 
 
 def print_json(content: dict[str, Any]) -> None:

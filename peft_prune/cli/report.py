@@ -14,7 +14,7 @@ from ..reporting.limits import limits_of
 from ..reporting.redaction import Redactor
 from ..requests import EditRequest, load_requests
 from ..session import History, adapter_of
-from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json
+from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json, require_dtype, require_items
 from .progress import progress_bar
 
 
@@ -30,6 +30,7 @@ def report(
     requests: Annotated[
         Optional[Path], typer.Option(help="For an adapter: the requests that it was edited with, to be asked again.")
     ] = None,
+    limit: Annotated[Optional[int], typer.Option(help="With --requests: the first so many only.")] = None,
     facts: Annotated[Optional[Path], typer.Option(help="With --model: facts the base knows, for recall.")] = None,
     text: Annotated[Optional[Path], typer.Option(help="With --model: texts for perplexity.")] = None,
     abilities: Annotated[
@@ -51,11 +52,10 @@ def report(
 ) -> None:
     """Write a report: edits, what became of them, and how the model bears them."""
     given = {"facts": facts, "text": text, "abilities": abilities}
-    _check_options(source, model, requests, given)
-    if items < 1:
-        raise ValueError(f"ability_items: {items} must be at least 1")
-    inputs = [source, *(path for path in (requests, facts, text) if path is not None), *(abilities or ())]
-    require_file(out, inputs)
+    _check_options(source, model, requests, limit, given)
+    require_items(items)
+    require_dtype(dtype)
+    require_file(out)
     limits_of({}, max_growth)
     if redact or redact_key is not None:
         Redactor(redact_key)  # a bad key shows before a model is loaded
@@ -68,7 +68,7 @@ def report(
     }
     with progress_bar(quiet=json_output) as progress:
         if source.is_dir():
-            asked = _numbered(requests)
+            asked = _numbered(requests, limit)
             now = None
             if model is not None:
                 edited = load_adapter(load_model(model, dtype), source)
@@ -102,9 +102,13 @@ def as_json(made: Report, out: Path) -> dict[str, Any]:
     }
 
 
-def _check_options(source: Path, model: str | None, requests: Path | None, material: Mapping[str, Any]) -> None:
+def _check_options(
+    source: Path, model: str | None, requests: Path | None, limit: int | None, material: Mapping[str, Any]
+) -> None:
     if not source.exists():
         raise ValueError(f"source: {source} does not exist; a history's file or an adapter's folder is accepted")
+    if limit is not None and requests is None:
+        raise ValueError(f"limit: {limit} needs --requests")
     if requests is not None and not source.is_dir():
         raise ValueError("requests: a history knows its own; --requests goes with an adapter's folder")
     given = [name for name, value in {"requests": requests, **material}.items() if value]
@@ -112,8 +116,8 @@ def _check_options(source: Path, model: str | None, requests: Path | None, mater
         raise ValueError(f"{given[0]}: needs --model, the unedited base")
 
 
-def _numbered(path: Path | None) -> dict[int, EditRequest]:
-    return {} if path is None else dict(enumerate(load_requests(path), start=1))
+def _numbered(path: Path | None, limit: int | None) -> dict[int, EditRequest]:
+    return {} if path is None else dict(enumerate(load_requests(path, limit=limit), start=1))
 
 
 def _standing(history: History) -> dict[int, EditRequest]:

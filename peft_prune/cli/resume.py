@@ -10,7 +10,7 @@ import typer
 from ..folders import whole_folder
 from ..requests import load_requests
 from ..session import EditSession, History
-from .edit import EditProgress, moments_beside, report_edits, require_one
+from .edit import EditProgress, going_on, moments_beside, report_edits, require_one
 from .models import load_model, load_tokenizer
 from .progress import progress_bar
 from .watching import MaxDrop, MaxGrowth, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
@@ -21,7 +21,12 @@ def resume(
     model: Annotated[str, typer.Option(help="The unedited base model: a folder or a Hub name.")],
     requests: Annotated[Path, typer.Option(help="Edit requests: a JSON, JSONL or CSV file, or hub:owner/name:split.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapter with all edits that stand.")],
-    limit: Annotated[Optional[int], typer.Option(help="Use the first so many requests only.")] = None,
+    skip: Annotated[
+        int, typer.Option(help="Leave out the first so many requests, such as those made before an interruption.")
+    ] = 0,
+    limit: Annotated[
+        Optional[int], typer.Option(help="Use the first so many requests only, those that are skipped among them.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Requests that are computed together.")] = 1,
     stats: Annotated[
         Optional[Path],
@@ -41,6 +46,9 @@ def resume(
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} must be at least 1")
     records = load_requests(requests, limit=limit)
+    if not 0 <= skip < len(records):
+        raise ValueError(f"skip: {skip} must be at least 0 and below the {len(records)} requests")
+    records = records[skip:]
     watch = Watch(max_growth, watch_facts, watch_text, watch_every, max_drop, on_limit)
     with History.read(history) as log:
         first, moments = log.last_edit + 1, log.meta["moments"]
@@ -54,7 +62,8 @@ def resume(
         base = load_model(model, dtype)
         callbacks = [*watch.guards(base, tokenizer, [*known, *records]), EditProgress(progress, len(records))]
         with EditSession.resume(history, base, tokenizer, statistics=stats, callbacks=callbacks) as session:
-            outcomes = session.edit(records, batch_size=batch_size)
+            with going_on(session, history, first - 1 - skip):
+                outcomes = session.edit(records, batch_size=batch_size)
             require_one(outcomes)
             session.save(folder)
     report_edits(outcomes, out, json_output, first)

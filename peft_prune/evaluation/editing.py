@@ -9,15 +9,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..generation import answers_with, greedy_answers, normalized
+from ..generation import SPELLING_TOKENS, answers_with, greedy_answers, normalized
 from ..inference import Progress
 from ..requests import EditRequest, Question
 from ..tokenization import continuation_ids
 from .likelihood import token_log_probabilities
 from .metric import Proportion
-
-SPELLING_TOKENS = 3
-"""Tokens generated beyond a target's own count: another spelling may take more, and a word's end must be seen."""
 
 
 @dataclass(frozen=True)

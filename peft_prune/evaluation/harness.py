@@ -72,8 +72,11 @@ def harness_figures(
 
     Raises:
         MissingPackageError: lm_eval is not installed.
-        ValueError: A task is unknown, or the adapter is merged or disabled.
+        ValueError: A task is unknown, a number is out of range, or the adapter is merged or disabled.
     """
+    for name, value, least in (("limit", limit, 1), ("num_fewshot", num_fewshot, 0), ("batch_size", batch_size, 1)):
+        if value is not None and value < least:
+            raise ValueError(f"{name}: {value} must be at least {least}")
     manager = _manager(tasks, include_path)
     edited = isinstance(model, PeftModel)
     if edited:

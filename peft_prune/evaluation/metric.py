@@ -38,7 +38,8 @@ class Proportion:
         """The share of successes (1) among trials that hang together, such as the prompts of one request.
 
         The interval is Wilson's with the effective number of trials n / deff (Kish 1965), where the design effect deff
-        is the variance of the share over the clusters against that of independent trials, and at least 1.
+        is the variance of the share over the clusters against that of independent trials, and at least 1. Where all
+        trials ended alike nothing tells how far they hang together, and each cluster counts as one trial.
 
         Args:
             outcomes: For each cluster its trials, 1 for a success.
@@ -60,7 +61,9 @@ def _design_effect(clusters: Sequence[tuple[int, int]]) -> float:
     """Variance of a share over clusters of (successes, trials), as a ratio estimator, over that of single trials."""
     trials = sum(own for _, own in clusters)
     share = sum(hits for hits, _ in clusters) / trials if trials else 0.0
-    if len(clusters) < 2 or share in (0.0, 1.0):
+    if trials and share in (0.0, 1.0):
+        return trials / len(clusters)
+    if len(clusters) < 2:
         return 1.0
     spread = sum((hits - share * own) ** 2 for hits, own in clusters) * len(clusters) / (len(clusters) - 1)
     effect = (spread / trials**2) / (share * (1 - share) / (trials - 1))

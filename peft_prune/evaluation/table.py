@@ -56,7 +56,7 @@ def _cell(figure: Any) -> str:
         return "–"
     if not isinstance(figure, Mapping):
         return f"{value:.4g}" if math.isfinite(value) else str(value)
-    return f"{value:.3f}" + ("" if figure["low"] is None else f" [{figure['low']:.2f}, {figure['high']:.2f}]")
+    return f"{value:.3f}" + ("" if figure["low"] is None else f" [{figure['low']:.3f}, {figure['high']:.3f}]")
 
 
 def signed(figure: Mapping[str, Any] | None) -> str:

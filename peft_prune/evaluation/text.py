@@ -31,7 +31,7 @@ def load_texts(path: str | Path) -> list[str]:
         InvalidRequestError: The file is missing, unreadable, empty, or a record is malformed (which, and which field).
     """
     path = Path(path)
-    if path.suffix == ".txt":
+    if path.suffix.lower() == ".txt":
         return _lines(path)
     texts = []
     for index, record in enumerate(read_records(path)):

@@ -105,7 +105,7 @@ class Results:
     """
 
     def __init__(self, plan: Plan, folder: Path, facts: Mapping[str, Any]) -> None:
-        self.plan, self.facts = plan, facts
+        self.plan, self.folder, self.facts = plan, folder, facts
         units = {unit.name: unit for unit in plan.units()}
         with Store(folder / "measurements.sqlite", facts) as store:
             base = store.base()

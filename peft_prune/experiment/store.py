@@ -22,6 +22,9 @@ CREATE TABLE IF NOT EXISTS measured (
 CREATE TABLE IF NOT EXISTS spectra (unit TEXT, variant TEXT, layers TEXT NOT NULL, PRIMARY KEY (unit, variant));
 """
 
+_OPTIONS = {"marks": "edits", "variants": "restraints", "schedules": "schedule", "fluency_tokens": "fluency"}
+"""Facts that the command line calls otherwise."""
+
 Outcomes = dict[str, list[list[float]]]
 """By the figure's name, one list of numbers for each unit (request, item, text)."""
 
@@ -68,7 +71,8 @@ class Store:
         for key, value in facts.items():
             if found and found.get(key) != value:
                 raise ValueError(
-                    f"out: {path.parent} holds an experiment with {key} = {found.get(key)!r}, this one has {value!r}; "
+                    f"out: {path.parent} holds an experiment with {_OPTIONS.get(key, key)} = {found.get(key)!r}, this "
+                    f"one has {value!r}; "
                     "give another folder"
                 )
         if not found:

@@ -118,7 +118,7 @@ def _label(results: Results, other: Results) -> str:
     ours, others = (json.loads(json.dumps(plan.hyperparameters)) for plan in (own, theirs))
     names = [name for name in {**ours, **others} if ours.get(name) != others.get(name)]
     said = [", ".join(f"{name}={one.get(name, 'default')}" for name in names) for one in (ours, others)]
-    return f"{own.editor} with {said[0]} − with {said[1]}" if names else f"{own.editor} − the same"
+    return f"{own.editor} with {said[0]} − with {said[1]}" if names else f"{own.editor} − the same in {other.folder}"
 
 
 def correlations(points: Sequence[Point]) -> list[Correlation]:

@@ -16,6 +16,7 @@ from ..evaluation import Proportion
 from ..monitoring import CONDITION_GROWTH, Limit
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
+from ..tuner import PruneEditConfig
 from .courses import spectrum_chart
 from .document import Block, Cell, Level, Report, Row, Section, Table, Tile
 from .limits import level_of, limits_of, progress
@@ -86,11 +87,15 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, LowRankUpdate]
     """
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        kind = config.get("peft_type") if isinstance(config, dict) else None
+        if kind != "PRUNE_EDIT":
+            raise AdapterError(f"adapter: {folder} is of type {kind}, PRUNE_EDIT is accepted")
+        PruneEditConfig.from_pretrained(str(folder))  # its values are checked
         tensors = load_file(folder / "adapter_model.safetensors")
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+    except AdapterError:
+        raise
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise AdapterError(f"adapter: {folder} cannot be read: {error}") from None
-    if config.get("peft_type") != "PRUNE_EDIT":
-        raise AdapterError(f"adapter: {folder} is of type {config.get('peft_type')}, PRUNE_EDIT is accepted")
     sides: dict[str, dict[str, Any]] = {}
     for key, tensor in tensors.items():
         found = _FACTOR.match(key)

@@ -90,7 +90,7 @@ def _tiles(found: Audit, limit: Limit | None, level: Level) -> list[Tile]:
         tiles.append(Tile("growth of κ", f"{number(worst.growth)} ×", note, None if limit is None else level))
     if ranks:
         largest = max(one.relative_norm for one in last.matrices.values())
-        tiles.append(Tile("‖ΔW‖₂ / σmax(W₀)", number(largest), level="near" if largest > 1 else None))
+        tiles.append(Tile("‖ΔW‖₂ / σmax(W₀)", number(largest), "above 1, the natural limit" if largest > 1 else ""))
         tiles.append(
             Tile(
                 "rank above rounding", f"{min(ranks)}" if min(ranks) == max(ranks) else f"{min(ranks)} to {max(ranks)}"
@@ -157,24 +157,14 @@ def _matrices(found: Audit, labels: Sequence[str]) -> Table:
         for label, checkpoint in zip(labels, found.series, strict=True)
         for one in checkpoint.matrices.values()
     ]
-    columns = [
-        *(
-            "checkpoint",
-            "matrix",
-            "shape",
-            "elements changed",
-            "rank above rounding",
-            "effective rank",
-            "rank for 99 %",
-        ),
-        *("‖ΔW‖₂ / σmax(W₀)", "‖ΔW‖_F / ‖W₀‖_F", "κ before", "κ after", "growth"),
-    ]
+    columns = ["checkpoint", "matrix", "growth", "κ before", "κ after", "‖ΔW‖₂ / σmax(W₀)", "‖ΔW‖_F / ‖W₀‖_F"]
+    columns += ["rank above rounding", "effective rank", "rank for 99 %", "elements changed", "shape"]
     return Table(
         "matrix-list",
         "",
         columns,
         rows,
-        numeric=range(3, len(columns)),
+        numeric=range(2, len(columns)),
         searchable=True,
         filters=labels if 1 < len(labels) <= 12 else (),
         filter_column=0,
@@ -183,16 +173,16 @@ def _matrices(found: Audit, labels: Sequence[str]) -> Table:
 
 def _matrix_row(label: str, one: MatrixChange) -> Row:
     relative = one.delta_frobenius_norm / one.frobenius_norm_base if one.frobenius_norm_base else math.inf
-    values = (one.relative_norm, relative, one.condition_number_base, one.condition_number, one.growth)
+    values = (one.growth, one.condition_number_base, one.condition_number, one.relative_norm, relative)
     return [
         label,
         one.name,
-        Cell(_size(one.shape), one.shape[0] * one.shape[1]),
-        Cell(percent(one.elements_changed), one.elements_changed),
+        *(Cell(number(value), value) for value in values),
         Cell(str(one.rank), one.rank),
         Cell(number(one.effective_rank), one.effective_rank),
         Cell(str(one.rank_99), one.rank_99),
-        *(Cell(number(value), value) for value in values),
+        Cell(percent(one.elements_changed), one.elements_changed),
+        Cell(_size(one.shape), one.shape[0] * one.shape[1]),
     ]
 
 

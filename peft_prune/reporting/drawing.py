@@ -124,7 +124,22 @@ def legend_above(axes: Any, columns: int = 3) -> None:
     """The legend in rows above the axes, where it covers nothing."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
-        axes.figure.legend(handles, labels, loc="outside upper left", ncols=min(columns, len(labels)))
+        fitting = _fitting_columns(labels, columns, axes.figure.get_figwidth())
+        axes.figure.legend(handles, labels, loc="outside upper left", ncols=fitting)
+
+
+CHARACTERS_PER_INCH, HANDLE_CHARACTERS = 12.0, 9
+"""Of the page's own font, which matplotlib cannot measure, and what a legend's handle and spacing take."""
+
+
+def _fitting_columns(labels: Sequence[str], most: int, width: float) -> int:
+    """The most columns in which labels, filled in column by column, stay within the picture."""
+    for columns in range(min(most, len(labels)), 1, -1):
+        rows = -(-len(labels) // columns)
+        longest = [max(map(len, labels[start : start + rows])) for start in range(0, len(labels), rows)]
+        if sum(longest) + HANDLE_CHARACTERS * len(longest) <= CHARACTERS_PER_INCH * width:
+            return columns
+    return 1
 
 
 def shortened(names: Sequence[str]) -> dict[str, str]:

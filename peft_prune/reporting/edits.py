@@ -36,7 +36,8 @@ def edits_table(log: EditLog, now: Now | None, redactor: Redactor) -> Table:
         filters=[state for state in STATES if states[state]],
         filter_column=columns.index("state"),
         note="Before and after are the model's own free answers to the bare prompt, before and after the edit's own "
-        "batch with its restraint; the probability is that of the new target, after it.",
+        "batch with its restraint; the probability is that of the new target, after it. Of an edit that failed, both "
+        "are those of its last attempt, which was taken out again.",
         empty="There are no edits yet.",
     )
 

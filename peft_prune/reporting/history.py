@@ -181,7 +181,7 @@ def _directions(state: State, redactor: Redactor) -> list[Block]:
     labels = _labels(state, redactor)
     blocks: list[Block] = [spectrum_chart("singular", f"Largest directions of ΔW in {name}", curves, sigma)]
     leading = {labels[edit]: 100 * share for edit, share in found.leading(10)}
-    said = f"The edits that carry most of the largest direction of {name}: {', '.join(leading)}."
+    said = f"The edits with the largest shares in the largest direction of {name}: {', '.join(leading)}."
     title = "Edits that carry the largest direction"
     blocks.append(bars_chart("leading", title, leading, xlabel="share of it, per cent", described=said))
     return blocks + [_carriers(module, own, labels) for module, own in state.attribution.items()]

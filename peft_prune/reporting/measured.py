@@ -96,4 +96,4 @@ def _text(figure: Any) -> str:
         return "–"
     if not isinstance(figure, Mapping):
         return number(value, 4)
-    return f"{value:.3f}" + ("" if figure["low"] is None else f" [{figure['low']:.2f}, {figure['high']:.2f}]")
+    return f"{value:.3f}" + ("" if figure["low"] is None else f" [{figure['low']:.3f}, {figure['high']:.3f}]")

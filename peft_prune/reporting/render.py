@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ..errors import MissingPackageError
+from ..folders import require_writable
 from .document import Cell, Chart, Report, Table
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -45,21 +45,19 @@ def render(report: Report, made_at: datetime | None = None) -> str:
     )
 
 
-def require_file(path: Path, sources: Iterable[Path] = ()) -> None:
-    """Raise ValueError where a report could not be written or would write over what it is made of."""
-    if path.exists() and any(source.exists() and path.samefile(source) for source in sources):
-        raise ValueError(f"out: {path} is what the report is made of; give another file")
-    if path.is_file():
-        with path.open("rb") as file:
-            if file.read(15) == b"SQLite format 3":
-                raise ValueError(f"out: {path} is a database; give the name of an HTML file")
+def require_file(path: Path) -> None:
+    """Raise ValueError where a report could not be written, or would take the place of something else than a report."""
     if path.is_dir():
         raise ValueError(f"out: {path} is a folder; give the name of an HTML file")
-    for parent in path.resolve().parents:
-        if parent.exists():
-            if not parent.is_dir():
-                raise ValueError(f"out: {path} cannot be written, for {parent} is a file")
-            return
+    if path.exists() and not _is_page(path):
+        raise ValueError(f"out: {path} exists and is no HTML file; give another name")
+    require_writable(path)
+
+
+def _is_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        beginning = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return not beginning or beginning.startswith((b"<!doctype html", b"<html"))
 
 
 def write_report(report: Report, path: str | Path) -> None:

@@ -48,6 +48,11 @@ def summary(state: State) -> list[str]:
     if state.now is not None and state.now.verification:
         said.append(_holding([one.holds for one in state.now.verification.values()]))
     said += [_of_limit(state, one) for one in state.watched]
+    if log.alerts:
+        last = log.alerts[-1]["batch"]
+        where = "" if last is None else f", the last after batch {last}"
+        raised = count(len(log.alerts), "alert")
+        said.append(f"On the way, guards raised {raised}{where}; the table of alerts says why.")
     for limit in state.unmeasured:
         said.append(f"There is a limit for the {figure_name(limit.figure)}, which was never measured.")
     if state.worst is not None and not state.limits_of(CONDITION_GROWTH):

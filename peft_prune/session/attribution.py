@@ -30,9 +30,12 @@ class Attribution:
     shares: Tensor
 
     def leading(self, count: int = 10) -> list[tuple[int, float]]:
-        """The edits that carry the most of the largest singular value, and their shares in it."""
-        order = self.shares[:, 0].argsort(descending=True)[:count].tolist() if self.singular_values.numel() else []
-        return [(self.edits[index], float(self.shares[index, 0])) for index in order]
+        """The edits with the largest shares in the largest singular value, of either sign, and these shares."""
+        if not self.singular_values.numel():
+            return []
+        first = self.shares[:, 0]
+        order = first.abs().argsort(descending=True)[:count].tolist()
+        return [(self.edits[index], float(first[index])) for index in order]
 
 
 def attribute(history: History, module: str, directions: int = 10) -> Attribution:

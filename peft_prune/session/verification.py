@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..editors.likelihood import TargetBatch, target_log_probs
 from ..editors.tokens import tokenize_prompts
-from ..generation import answers_with, greedy_answers
+from ..generation import SPELLING_TOKENS, answers_with, greedy_answers
 from ..inference import require_fit, undisturbed
 from ..requests import EditRequest
 from ..tokenization import continuation_ids
@@ -23,7 +23,7 @@ class Verification:
     """One edit as the model holds it now.
 
     Args:
-        answer: Greedy answer to the bare prompt, as long as the target.
+        answer: Greedy answer to the bare prompt, some tokens longer than the target.
         probability: Of the target there, the geometric mean over its tokens.
         holds: Whether the answer gives the target.
     """
@@ -39,7 +39,8 @@ def verify(model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[Ed
         return []
     texts, targets = [request.text for request in requests], [request.target_new for request in requests]
     pairs = continuation_ids(tokenizer, texts, targets)
-    answers = greedy_answers(model, tokenizer, texts, max_new_tokens=[len(pair.target) for pair in pairs])
+    limits = [len(pair.target) + SPELLING_TOKENS for pair in pairs]
+    answers = greedy_answers(model, tokenizer, texts, max_new_tokens=limits)
     probabilities = target_probabilities(model, tokenizer, texts, targets)
     return [
         Verification(answer, probability, answers_with(answer, target))
@@ -69,4 +70,4 @@ def require_editable(model: Any, tokenizer: PreTrainedTokenizerBase, request: Ed
     """
     (pair,) = continuation_ids(tokenizer, [request.text], [request.target_new])
     tokenize_prompts(tokenizer, [request.prompt], request.subject)
-    require_fit(model, [len(pair.prompt) + len(pair.target)])
+    require_fit(model, [len(pair.prompt) + len(pair.target) + SPELLING_TOKENS])

@@ -172,3 +172,17 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path: Path) -> None:
     changed, peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert changed == "1" and size > 300
     assert float(peak) < 0.75 * size, f"{peak} MiB over a checkpoint of {size:.0f} MiB"
+
+
+def test_a_checkpoint_is_never_written_over(capsys, scene: Path, tmp_path: Path) -> None:
+    shutil.copytree(scene / "step0", tmp_path / "edited")
+    weights = next((tmp_path / "edited").glob("*.safetensors"))
+    before = weights.read_bytes()
+    code, _, errors = run(capsys, "--base", scene / "base", "--edited", tmp_path / "edited", "--out", weights)
+    assert code == 2 and f"out: {weights} exists and is no HTML file" in errors
+    code, _, errors = run(
+        capsys, "--base", scene / "base", "--edited", scene / "step0", "--out", tmp_path / "a.html",
+        "--extract", tmp_path / "edited",
+    )  # fmt: skip
+    assert code == 2 and f"extract: {tmp_path / 'edited'} exists; give another folder" in errors
+    assert weights.read_bytes() == before

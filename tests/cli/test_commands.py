@@ -204,9 +204,15 @@ def test_bad_options_name_the_thing_and_what_is_accepted(capsys, folder, tmp_pat
 def test_a_model_that_does_not_exist_and_a_damaged_adapter_are_named(capsys, folder, adapter, tmp_path) -> None:
     requests = ("--requests", folder / "requests.json")
     code, _, errors = run(capsys, "evaluate", "--model", tmp_path / "none", "--adapter", adapter, *requests)
-    assert code == 2 and "none cannot be loaded" in errors and errors.count("\n") == 1
+    assert code == 2 and "none' does not exist" in errors and errors.count("\n") == 1
     code, _, errors = run(capsys, "evaluate", "--model", folder / "model", "--adapter", tmp_path / "no", *requests)
     assert code == 2 and "holds no adapter_config.json" in errors
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "adapter_config.json").write_text("[]")
+    code, _, errors = run(capsys, "evaluate", "--model", folder / "model", "--adapter", tmp_path / "list", *requests)
+    assert code == 2 and "adapter_config.json must hold a JSON object" in errors
+    code, _, errors = run(capsys, "evaluate", "--model", tmp_path / "list", "--adapter", adapter, *requests)
+    assert code == 2 and "is no model's folder, it has no config.json" in errors
     weights = adapter / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     code, _, errors = run(capsys, "merge", adapter, "--model", folder / "model", "--out", tmp_path / "out")

@@ -150,3 +150,28 @@ def test_limits_that_cannot_be_give_one_line(capsys, folder, tmp_path, options, 
         "--out", tmp_path / "out", *options,
     )  # fmt: skip
     assert code == 2 and message in errors and errors.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_after_an_interruption_the_rest_of_the_file_is_gone_on_with(capsys, folder, tmp_path, monkeypatch) -> None:  # noqa: F811
+    from peft_prune.cli.edit import EditProgress
+
+    log, original = tmp_path / "edits.db", EditProgress.on_batch_end
+
+    def stopping(self: EditProgress, session: object, report: object) -> None:
+        original(self, session, report)
+        if self._done == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(EditProgress, "on_batch_end", stopping)
+    model = ("--model", folder / "model", "--requests", folder / "requests.json")
+    more = ("--layers", 1, "--stats-text", folder / "texts.json", "--history", log, "--out", tmp_path / "adapter")
+    code, _, errors = run(capsys, "edit", *model, *more)
+    done = History.read(log).last_edit
+    assert code == 130 and errors.endswith("peft-prune: interrupted\n") and not (tmp_path / "adapter").exists()
+    assert f"{done} of the requests are done" in errors and f"peft-prune resume {log} --skip {done}" in errors
+    monkeypatch.setattr(EditProgress, "on_batch_end", original)
+    code, _, errors = run(capsys, "resume", log, *model, "--skip", 4, "--out", tmp_path / "adapter")
+    assert code == 2 and "skip: 4 must be at least 0 and below the 4 requests" in errors
+    code, _, errors = run(capsys, "resume", log, *model, "--skip", done, "--out", tmp_path / "adapter")
+    subjects = [record.request.subject for record in History.read(log).edits()]
+    assert subjects == ["sane ant", "tone seat", "oats tea", "nest son"]

@@ -158,6 +158,9 @@ def test_what_cannot_be_run_is_named(edited: Any, folder: Path, tmp_path: Path) 
         harness_figures(edited, spaced_tokenizer(), [])
     with pytest.raises(ValueError, match=r"include_path: .* is no folder"):
         harness_figures(edited, spaced_tokenizer(), ["local_say"], include_path=tmp_path / "none")
+    for option, value in (("limit", 0), ("num_fewshot", -1), ("batch_size", 0)):
+        with pytest.raises(ValueError, match=f"{option}: {value} must be at least"):
+            harness_figures(edited, spaced_tokenizer(), ["local_say"], include_path=folder, **{option: value})
     edited.merge_adapter()
     with pytest.raises(ValueError, match=r"call unmerge_adapter\(\) first"):
         harness_figures(edited, spaced_tokenizer(), ["local_say"], include_path=folder)

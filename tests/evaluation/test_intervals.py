@@ -90,5 +90,12 @@ def test_clusters_that_do_not_hang_together_count_as_single_trials() -> None:
     hits = [[True], [False], [True], [True], [False]]
     assert Proportion.of_clusters(hits) == Proportion.of(hit for own in hits for hit in own)
     assert Proportion.of_clusters([[True, False], [False, True], []]) == Proportion.of([True, False, False, True])
-    assert Proportion.of_clusters([[True, True], [True]]) == Proportion.of([True] * 3)
+    assert Proportion.of_clusters([[True], [True]]) == Proportion.of([True] * 2)
     assert Proportion.of_clusters([[], []]).value is None
+
+
+def test_clusters_that_all_ended_alike_count_as_one_trial_each() -> None:
+    for hit in (True, False):
+        found, single = Proportion.of_clusters([[hit] * 10] * 3), Proportion.of([hit] * 3)
+        assert (found.value, found.n) == (single.value, 30)
+        assert (found.low, found.high) == pytest.approx((single.low, single.high))

@@ -28,8 +28,8 @@ def test_each_figure_stands_in_a_row_with_its_interval_and_n() -> None:
     text = shown({"before": column(0, 10.0), "edited": column(9, 12.345)})
     rows = {line.split("│")[1].strip(): line for line in text.splitlines() if line.count("│") == 4}
     assert set(rows) == {"efficacy greedy ↑ (n = 10)", "perplexity ↓", "reasoning ↑ (n = 2)"}
-    assert "0.000 [0.00, 0.28]" in rows["efficacy greedy ↑ (n = 10)"]
-    assert "0.900 [0.60, 0.98]" in rows["efficacy greedy ↑ (n = 10)"]
+    assert "0.000 [0.000, 0.278]" in rows["efficacy greedy ↑ (n = 10)"]
+    assert "0.900 [0.596, 0.982]" in rows["efficacy greedy ↑ (n = 10)"]
     assert "12.35" in rows["perplexity ↓"] or "12.34" in rows["perplexity ↓"]
 
 

@@ -166,7 +166,7 @@ def test_an_interrupted_experiment_goes_on_to_the_same_table(
 
 def test_a_folder_of_another_experiment_is_refused(finished: Experiment, moments) -> None:
     other = make(finished.folder, moments, replace(PLAN, marks=(2, 5)))
-    with pytest.raises(ValueError, match=r"holds an experiment with marks = \[2, 4\], this one has \[2, 5\]"):
+    with pytest.raises(ValueError, match=r"holds an experiment with edits = \[2, 4\], this one has \[2, 5\]"):
         other.run(progress=False)
 
 
@@ -336,6 +336,8 @@ def test_a_figure_that_one_seed_lacks_is_still_drawn_and_counted(finished: Exper
         (("--schedule", "often"), "schedule: 'often' is not one of merge, every:N, compounding:N"),
         (("--table", "xls"), "table: 'xls' is not one of parquet, csv"),
         (("--set", "stop=never"), "stop: 'never' is not one of probability, loss"),
+        (("--fact-items", "0"), "fact_items: 0 must be at least 1"),
+        (("--ability-items", "-1"), "ability_items: -1 must be at least 1"),
     ],
 )
 def test_bad_options_give_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, options, message: str) -> None:
@@ -343,6 +345,15 @@ def test_bad_options_give_one_line(capsys: pytest.CaptureFixture[str], tmp_path:
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "summary.md").write_text("my own")
+    assert main(["experiment", "--model", "builtin", "--edits", "1", "--out", str(tmp_path)]) == 2
+    assert "is no experiment's folder, it holds summary.md; give another folder" in capsys.readouterr().err
+    assert main(["experiment", "--model", "builtin", "--edits", "1", "--out", str(tmp_path / "summary.md")]) == 2
+    assert "summary.md is a file; give a folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.md"]
 
 
 def test_a_csv_table_needs_no_pandas_and_parquet_says_what_it_needs(

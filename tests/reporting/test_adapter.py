@@ -70,6 +70,12 @@ def test_what_is_no_adapter_is_named(folder: Path, tmp_path: Path) -> None:
     (broken / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "LORA"}))
     with pytest.raises(AdapterError, match="is of type LORA, PRUNE_EDIT is accepted"):
         adapter_report(broken)
+    (broken / "adapter_config.json").write_text(json.dumps({**config, "alpha": -3}))
+    with pytest.raises(AdapterError, match="cannot be read: alpha: -3"):
+        adapter_report(broken)
+    (broken / "adapter_config.json").write_text("[]")
+    with pytest.raises(AdapterError, match="is of type None"):
+        adapter_report(broken)
 
 
 @pytest.mark.parametrize(
@@ -80,10 +86,12 @@ def test_what_is_no_adapter_is_named(folder: Path, tmp_path: Path) -> None:
         (("{folder}/adapter", "--max-growth", "0"), "max_growth: 0.0 must be above 1"),
         (("{folder}/facts.json",), "is no history of edits"),
         (("{folder}/adapter", "--ability-items", "0"), "ability_items: 0 must be at least 1"),
+        (("{folder}/adapter", "--dtype", "fp8"), "dtype: 'fp8' is not one of float32"),
+        (("{folder}/adapter", "--limit", "3"), "limit: 3 needs --requests"),
         (("{folder}/adapter", "--redact-key", "short"), "redact_key: has 5 characters, at least 8 are needed"),
         (
             ("{folder}/adapter", "--model", "{tmp}/none", "--requests", "{folder}/requests.json"),
-            "none cannot be loaded",
+            "none' does not exist",
         ),
     ],
 )
@@ -119,9 +127,13 @@ def test_a_report_never_writes_over_what_it_is_made_of(
     shutil.copy(history_file, copy)
     shutil.copy(history_file, tmp_path / "other.db")
     before = copy.read_bytes()
-    for out, message in ((copy, "is what the report is made of"), (tmp_path / "other.db", "is a database")):
-        assert main(["report", str(copy), "--out", str(out)]) == 2
-        assert message in capsys.readouterr().err
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    shutil.copytree(folder / "adapter", weights.parent)
+    for source, out in ((copy, copy), (copy, tmp_path / "other.db"), (copy, weights), (weights.parent, weights)):
+        held = out.read_bytes()
+        assert main(["report", str(source), "--out", str(out)]) == 2
+        assert f"{out.name} exists and is no HTML file" in capsys.readouterr().err
+        assert out.read_bytes() == held
     (tmp_path / "folder").mkdir()
     assert main(["report", str(copy), "--out", str(tmp_path / "folder")]) == 2
     assert "is a folder; give the name of an HTML file" in capsys.readouterr().err
