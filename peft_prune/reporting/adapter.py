@@ -142,7 +142,7 @@ def _answers(requests: Mapping[int, EditRequest], now: Now, redactor: Redactor) 
                 redactor.code(request.subject),
                 redactor.relation(request.relation_id or request.prompt),
                 redactor.code(request.target_new),
-                redactor.code(found.answer.strip()),
+                redactor.answer(found.answer.strip(), request),
                 Cell(f"{found.probability:.2f}", found.probability),
                 Cell(state, state, "good" if found.holds else "passed", mark=True),
             ]

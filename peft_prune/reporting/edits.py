@@ -51,11 +51,11 @@ def _row(log: EditLog, record: EditRecord, now: Now | None, redactor: Redactor) 
         "" if request is None else redactor.code(request.subject),
         "" if request is None else redactor.relation(request.relation_id or request.prompt),
         "" if request is None else redactor.code(request.target_new),
-        redactor.code((record.answer_before or "").strip()),
-        redactor.code((record.answer_after or "").strip()),
+        redactor.answer((record.answer_before or "").strip(), request),
+        redactor.answer((record.answer_after or "").strip(), request),
     ]
     if now is not None:
-        cells.append(_now(now.verification.get(record.id), redactor))
+        cells.append(_now(now.verification.get(record.id), record, redactor))
     cells += [
         Cell("–" if probability is None else f"{probability:.2f}", -1.0 if probability is None else probability),
         Cell(state, state, _LEVELS.get(state), mark=True),
@@ -65,10 +65,10 @@ def _row(log: EditLog, record: EditRecord, now: Now | None, redactor: Redactor) 
     return cells
 
 
-def _now(found: Verification | None, redactor: Redactor) -> Cell | str:
+def _now(found: Verification | None, record: EditRecord, redactor: Redactor) -> Cell | str:
     if found is None:
         return ""
-    answer = redactor.code(found.answer.strip())
+    answer = redactor.answer(found.answer.strip(), record.request)
     return Cell(answer, None, "good") if found.holds else Cell(f"{answer} (lost)", None, "passed")
 
 

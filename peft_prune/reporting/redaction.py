@@ -7,7 +7,8 @@ import hmac
 import re
 import secrets
 
-from ..generation import normalized
+from ..generation import answers_with, normalized
+from ..requests import EditRequest
 
 SHORTEST_KEY = 8
 WITHHELD = "(text withheld)"
@@ -51,6 +52,12 @@ class Redactor:
             return ""
         return "#" + hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()[:10]
 
+    def answer(self, text: str, request: EditRequest | None) -> str:
+        """The code of an answer; one that gives a target of its request has that target's code."""
+        targets = () if request is None else (request.target_new, request.target_true)
+        given = [target for target in targets if target is not None and answers_with(text, target)]
+        return self.code(given[0] if given else text)
+
     def relation(self, text: str) -> str:
         """A relation's identifier of Wikidata as it is, any other name and every prompt as its code."""
         return text if _IDENTIFIER.fullmatch(text) else self.code(text)
@@ -71,6 +78,9 @@ class OpenRedactor(Redactor):
     """Leaves everything as it is."""
 
     def code(self, text: str) -> str:
+        return text
+
+    def answer(self, text: str, request: EditRequest | None) -> str:
         return text
 
     def relation(self, text: str) -> str:

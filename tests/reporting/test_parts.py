@@ -13,8 +13,9 @@ from peft_prune.monitoring import Limit
 from peft_prune.reporting import history_report, render, write_report
 from peft_prune.reporting.drawing import drawing, for_a_page, shortened
 from peft_prune.reporting.limits import edits_left, level_of, progress
-from peft_prune.reporting.redaction import Redactor
+from peft_prune.reporting.redaction import OpenRedactor, Redactor
 from peft_prune.reporting.words import count, listed, number, percent
+from peft_prune.requests import EditRequest
 from peft_prune.session import History
 
 GROWTH = Limit("condition_growth", 5.0, 1.0, False, "warn")
@@ -58,6 +59,15 @@ def test_a_code_depends_on_the_text_alone_and_on_the_key() -> None:
     assert one.code("Eiffel  tower ") == one.code("eiffel tower") != other.code("eiffel tower")
     assert re.fullmatch(r"#[0-9a-f]{10}", one.code("Paris")) and one.code(" ") == ""
     assert Redactor().code("Paris") != Redactor().code("Paris")
+
+
+def test_an_answer_that_gives_a_target_has_the_code_of_the_target() -> None:
+    redactor, request = Redactor(), EditRequest("{} is in", "Lima", "Chile", "Peru")
+    assert redactor.answer("Chile. And so", request) == redactor.code("Chile")
+    assert redactor.answer("Peru, says", request) == redactor.code("Peru")
+    assert redactor.answer("Chilean", request) == redactor.code("Chilean") != redactor.code("Chile")
+    assert redactor.answer("Chile.", None) == redactor.code("Chile.")
+    assert OpenRedactor().answer("Chile. And so", request) == "Chile. And so"
 
 
 def test_only_what_the_program_itself_wrote_is_left_of_a_sentence() -> None:
