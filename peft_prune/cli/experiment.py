@@ -149,7 +149,7 @@ def _require_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {out} is a file; give a folder")
     held = sorted(path.name for path in out.iterdir()) if out.exists() else []
-    own = any(name == "measurements.sqlite" or name.startswith("second_moments-") for name in held)
+    own = any(name in ("measurements.sqlite", "histories") or name.startswith("second_moments-") for name in held)
     if held and not own:
         raise ValueError(f"out: {out} is no experiment's folder, it holds {held[0]}; give another folder")
     require_writable(out / "summary.md")
