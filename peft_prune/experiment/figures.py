@@ -155,11 +155,13 @@ def _trade_off(results: Results, kinds: Sequence[str]) -> Any:
     for point in last:
         if point.unit.schedule.kind == kind:
             groups.setdefault(point.restraint, []).append(point)
+    left = {word: sum(point.largest("delta_spectral_norm") for point in own) for word, own in groups.items()}
     figure, axes = _new(len(kinds))
     for one, figure_kind in zip(axes.flat, kinds, strict=True):
         places = {word: _mean_place(points, figure_kind) for word, points in groups.items()}
         for colour, label, belongs in _FAMILIES:
-            own = sorted(place for word, place in places.items() if belongs(word))
+            # along a line by how much of ΔW is left: edits can come back where a restraint takes away what hides them
+            own = [places[word] for word in sorted(filter(belongs, places), key=left.__getitem__)]
             if len(own) > 1:
                 one.plot(*zip(*own, strict=True), "-", color=colour, lw=1.1, label=label)
         for word, place in places.items():
