@@ -238,10 +238,10 @@ def _csv_records(path: Path) -> list[dict[str, Any]]:
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     texts, lists = ("prompt", "subject", "target_new", "target_true", "case_id", "relation_id"), _PROMPT_LISTS
     try:
-        unknown = [name for name in rows.fieldnames or () if name not in (*texts, *lists)]
+        names = rows.fieldnames or ()
+        unknown = [name for name in names if name not in (*texts, *lists)]
         if unknown:
             raise InvalidRequestError(f"{path}: column {unknown[0]!r} is not one of {', '.join((*texts, *lists))}")
-        names = list(rows.fieldnames or ())
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise InvalidRequestError(f"{path}: column {twice[0]!r} is there {names.count(twice[0])} times")

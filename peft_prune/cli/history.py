@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -38,7 +37,7 @@ def history(
         records = [r for r in log.edits() if status is None or status == ("undone" if r.undone_at else r.status)]
         records = records if last is None else records[-last:]
         meta = log.meta
-        events = log.table("events")
+        events = log.table("events") if json_output else log.events()
         standing = log.standing
     if json_output:
         edits = [{**asdict(record), "stands": record.stands} for record in records]
@@ -62,7 +61,7 @@ def history(
     Console().print(table)
     for event in events:
         if event["kind"] == "alert":
-            alert = json.loads(event["data"])
+            alert = event["data"]
             typer.echo(f"alert after batch {event['batch']}: {alert['source']}: {alert['message']} ({alert['action']})")
 
 

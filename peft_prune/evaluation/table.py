@@ -21,7 +21,7 @@ def comparison_table(columns: Mapping[str, Mapping[str, Any]], *, title: str | N
         columns: By heading, what :func:`~peft_prune.evaluation.evaluate` returns as "before" or "after".
         title: Shown above the table.
     """
-    rows = {heading: _flat(figures) for heading, figures in columns.items()}
+    rows = {heading: flat_figures(figures) for heading, figures in columns.items()}
     names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
     table = Table(title=title)
     table.add_column("figure")
@@ -29,17 +29,19 @@ def comparison_table(columns: Mapping[str, Mapping[str, Any]], *, title: str | N
         table.add_column(heading, justify="right")
     for name in names:
         figures = [row.get(name) for row in rows.values()]
-        if any(_value(figure) is not None for figure in figures):
+        if any(figure_value(figure) is not None for figure in figures):
             table.add_row(_label(name, figures), *(_cell(figure) for figure in figures))
     return table
 
 
-def _flat(figures: Mapping[str, Any]) -> dict[str, Any]:
+def flat_figures(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures by name, the abilities among them."""
     plain = {name: value for name, value in figures.items() if name != "abilities"}
     return plain | dict(figures.get("abilities", {}))
 
 
-def _value(figure: Any) -> float | None:
+def figure_value(figure: Any) -> float | None:
+    """The number of a figure, which has one with an interval or is one."""
     return figure.get("value") if isinstance(figure, Mapping) else figure
 
 
@@ -51,12 +53,17 @@ def _label(name: str, figures: list[Any]) -> str:
 
 
 def _cell(figure: Any) -> str:
-    value = _value(figure)
+    value = figure_value(figure)
     if value is None:
         return "–"
     if not isinstance(figure, Mapping):
         return f"{value:.4g}" if math.isfinite(value) else str(value)
-    return f"{value:.3f}" + ("" if figure["low"] is None else f" [{figure['low']:.3f}, {figure['high']:.3f}]")
+    return with_interval(figure)
+
+
+def with_interval(figure: Mapping[str, Any]) -> str:
+    """A figure's value, which must be known, and its interval where it has one."""
+    return f"{figure['value']:.3f}" + ("" if figure["low"] is None else f" [{figure['low']:.3f}, {figure['high']:.3f}]")
 
 
 def signed(figure: Mapping[str, Any] | None) -> str:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import InvalidRequestError
 from ..generation import greedy_answers
 from ..inference import Progress, max_positions
-from ..requests import read_records
+from ..requests import read_records, read_text
 from ..tokenization import prompt_ids, text_ids
 from .abilities import final_number, whole_answer
 from .answers import ROUGE, exactly_matches, has_label, rouge_scores
@@ -281,10 +281,7 @@ def _form(path: str | Path, record: Any) -> _Form:
 
 
 def _tsv(path: Path) -> list[dict[str, str]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequestError(f"{path}: cannot be read: {error}") from None
+    text = read_text(path)
     # sentences hold quotation marks of their own
     lines = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
     rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))

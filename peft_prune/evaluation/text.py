@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError
 from ..inference import Progress, max_positions
-from ..requests import read_records
+from ..requests import read_records, read_text
 from ..tokenization import Continuation, text_ids
 from .draws import Draws
 from .draws import perplexity as perplexity_draws
@@ -134,10 +134,7 @@ def _windows(ids: tuple[int, ...], window: int) -> list[Continuation]:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequestError(f"{path}: cannot be read: {error}") from None
+    content = read_text(path)
     lines = [line.strip() for line in content.split("\n") if line.strip()]
     if not lines:
         raise InvalidRequestError(f"{path}: holds no text")

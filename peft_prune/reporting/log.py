@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 
-from ..errors import HistoryError
 from ..generation import answers_with
 from ..session import EditRecord, History
 
@@ -103,7 +101,7 @@ class EditLog:
         last_edit: dict[int, int] = {}
         for record in records:
             last_edit[record.batch] = max(record.id, last_edit.get(record.batch, 0))
-        events = [row | {"data": _data(row)} for row in history.table("events")]
+        events = history.events()
         changes = [_change(row, records) for row in events if row["kind"] != "alert"]
         figures = [row for row in history.table("figures") if row["batch"] in last_edit]
         measured = [row for row in history.table("measurements") if row["batch"] in last_edit]
@@ -188,13 +186,6 @@ def _number(value: float | None) -> float:
 
 def _time(text: str) -> datetime:
     return datetime.fromisoformat(text)
-
-
-def _data(row: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return dict(json.loads(row["data"]))
-    except (json.JSONDecodeError, TypeError, ValueError) as error:
-        raise HistoryError(f"history: event {row['id']} is damaged: {error}") from None
 
 
 def _change(row: Mapping[str, Any], records: Sequence[EditRecord]) -> Change:

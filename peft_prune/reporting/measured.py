@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..evaluation import signed
+from ..evaluation.table import figure_value, flat_figures, signed, with_interval
 from .document import Cell, Row, Table
 from .words import number
 
@@ -45,19 +45,19 @@ def evaluation_table(found: Mapping[str, Any]) -> Table:
     Args:
         found: What `evaluate` returns.
     """
-    before, after = (_flat(found[moment]) for moment in ("before", "after"))
+    before, after = (flat_figures(found[moment]) for moment in ("before", "after"))
     gaps = found.get("difference", {})
     rows: list[Row] = []
     for name, own in before.items():
-        if _value(own) is None and _value(after[name]) is None:
+        if figure_value(own) is None and figure_value(after[name]) is None:
             continue
         gap = gaps.get(name)
         rows.append(
             [
                 name.replace("_greedy", ", free answers").replace("_", " ").replace("/", ": "),
                 Cell(_count(own)),
-                Cell(_text(own), _value(own)),
-                Cell(_text(after[name]), _value(after[name])),
+                Cell(_text(own), figure_value(own)),
+                Cell(_text(after[name]), figure_value(after[name])),
                 signed(gap),
             ]
         )
@@ -75,15 +75,7 @@ def evaluation_table(found: Mapping[str, Any]) -> Table:
 
 def measured_value(found: Mapping[str, Any] | None, figure: str) -> float | None:
     """A figure of the edited model in an evaluation, where it was measured."""
-    return None if found is None else _value(_flat(found["after"]).get(figure))
-
-
-def _flat(figures: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in figures.items() if k != "abilities"} | dict(figures.get("abilities", {}))
-
-
-def _value(figure: Any) -> float | None:
-    return figure.get("value") if isinstance(figure, Mapping) else figure
+    return None if found is None else figure_value(flat_figures(found["after"]).get(figure))
 
 
 def _count(figure: Any) -> str:
@@ -91,9 +83,9 @@ def _count(figure: Any) -> str:
 
 
 def _text(figure: Any) -> str:
-    value = _value(figure)
+    value = figure_value(figure)
     if value is None:
         return "–"
     if not isinstance(figure, Mapping):
         return number(value, 4)
-    return f"{value:.3f}" + ("" if figure["low"] is None else f" [{figure['low']:.3f}, {figure['high']:.3f}]")
+    return with_interval(figure)

@@ -387,6 +387,14 @@ class History:
         rows = self._execute("SELECT batch, module, restraint FROM restraints ORDER BY id")
         return [RestraintRecord(*row) for row in rows]
 
+    def events(self) -> list[dict[str, Any]]:
+        """Alerts, undos and changes of the restraint in order, each a row of the table with its ``data`` read.
+
+        Raises:
+            HistoryError: A row is damaged.
+        """
+        return [row | {"data": _event_data(row)} for row in self.table("events")]
+
     def table(self, name: str) -> list[dict[str, Any]]:
         """All rows of a table, for reports: runs, batches, figures, measurements, events or restraints.
 
@@ -516,6 +524,13 @@ class History:
             "INSERT INTO events (at, run, batch, kind, data) VALUES (?, ?, ?, ?, ?)",
             (_now(), self.run, batch, kind, json.dumps(data)),
         )
+
+
+def _event_data(row: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return dict(json.loads(row["data"]))
+    except (json.JSONDecodeError, TypeError, ValueError) as error:
+        raise HistoryError(f"history: event {row['id']} is damaged: {error}") from None
 
 
 def subject_key(request: EditRequest) -> str:

@@ -174,6 +174,15 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path: Path) -> None:
     assert float(peak) < 0.75 * size, f"{peak} MiB over a checkpoint of {size:.0f} MiB"
 
 
+def test_the_built_in_model_is_known_by_its_name(capsys, tmp_path: Path) -> None:
+    code, output, errors = run(
+        capsys, "--base", "builtin", "--edited", "builtin", "--out", tmp_path / "a.html", "--json"
+    )
+    assert code == 0, errors
+    (found,) = json.loads(output)["checkpoints"]
+    assert not found["matrices"] and found["unchanged"] > 10 and found["given"] == "builtin"
+
+
 def test_a_checkpoint_is_never_written_over(capsys, scene: Path, tmp_path: Path) -> None:
     shutil.copytree(scene / "step0", tmp_path / "edited")
     weights = next((tmp_path / "edited").glob("*.safetensors"))

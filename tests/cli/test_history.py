@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from peft_prune.session import History
 from peft_prune.session.tuning import SETTINGS
 from tests.cli.test_commands import edit, folder, run  # noqa: F401
+from tests.session.scene import MODULE
 
 
 @pytest.fixture
@@ -120,6 +121,8 @@ def test_limits_on_the_command_line_are_watched_and_written_down(capsys, folder,
         measured = history.table("measurements")
         kinds = {event["kind"] for event in history.table("events")}
     assert set(limits) == {"condition_growth", "recall", "perplexity"} and "alert" in kinds
+    code, output, _ = run(capsys, "history", tmp_path / "edits.db")
+    assert code == 0 and f"alert after batch 1: ConditionGuard: {MODULE}: the condition number is" in output
     assert limits["recall"]["value"] == pytest.approx(0.1 * limits["recall"]["base"])
     assert limits["perplexity"]["value"] == pytest.approx(1.9 * limits["perplexity"]["base"])
     assert [(row["batch"], row["name"]) for row in measured] == [

@@ -80,7 +80,8 @@ def test_texts_are_read_from_lines_strings_and_records(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one line\n\n another \n")
     records = ["as it stands ", {"text": "of a record"}, {"prompt": "Rome is in", "object": "Italy"}]
     (tmp_path / "a.json").write_text(json.dumps(records))
-    assert load_texts(tmp_path / "a.txt") == ["one line", "another"]
+    (tmp_path / "b.TXT").write_text("one line\n\n another \n", encoding="utf-8-sig")
+    assert load_texts(tmp_path / "a.txt") == load_texts(tmp_path / "b.TXT") == ["one line", "another"]
     assert load_texts(tmp_path / "a.json") == ["as it stands ", "of a record", "Rome is in Italy"]
 
 

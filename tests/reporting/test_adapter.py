@@ -53,6 +53,10 @@ def test_the_command_asks_the_model_again(folder: Path, tmp_path: Path, capsys: 
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {"report", "level", "verdict", "summary", "advice", "tiles", "redacted"}
     assert found["level"] in ("good", "near", "passed") and found["tiles"]["hold now"]["note"].startswith("n = 3")
+    assert main([str(argument) for argument in [*arguments, "--limit", 2]]) == 0
+    assert json.loads(capsys.readouterr().out)["tiles"]["hold now"]["note"].startswith("n = 2")
+    assert main([str(argument) for argument in arguments]) == 0
+    capsys.readouterr()
     html = out.read_text()
     for text in ("sane ant", "does not hold", "recall", "κ(W₀+ΔW)", MODULE):
         assert text in html

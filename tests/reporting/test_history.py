@@ -130,6 +130,7 @@ def test_every_edit_is_in_the_table_with_its_answers_and_reason(report: Report, 
 
 
 def test_alerts_and_changes_are_listed(report: Report) -> None:
+    assert "On the way, guards raised 8 alerts, the last after batch 8; the table of alerts says why." in report.summary
     alerts = [texts(row) for row in table(report, "alert-list").rows]
     assert len(alerts) == 8 and all(row[2] == "warn" and "1.5 is allowed" in row[3] for row in alerts)
     (change,) = [texts(row) for row in table(report, "changes").rows]

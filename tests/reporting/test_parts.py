@@ -11,7 +11,7 @@ import pytest
 
 from peft_prune.monitoring import Limit
 from peft_prune.reporting import history_report, render, write_report
-from peft_prune.reporting.drawing import drawing, for_a_page, shortened
+from peft_prune.reporting.drawing import drawing, for_a_page, legend_above, shortened
 from peft_prune.reporting.limits import edits_left, level_of, progress
 from peft_prune.reporting.redaction import OpenRedactor, Redactor
 from peft_prune.reporting.words import count, listed, number, percent
@@ -101,6 +101,23 @@ def test_module_names_lose_what_they_share() -> None:
     assert shortened(names) == {names[0]: "layer 2", names[1]: "layer 3"}
     assert shortened(["a.b.x", "a.c.y"]) == {"a.b.x": "b.x", "a.c.y": "c.y"}
     assert shortened(["only.one"]) == {"only.one": "only.one"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "columns"),
+    [
+        (("limit 5", "base model 1"), 2),
+        (("sum of the edits", "under log:1.2", "σmax(W₀) 4.5"), 2),
+        (("x" * 60, "y"), 1),
+    ],
+)
+def test_a_legend_has_no_more_columns_than_the_picture_has_room_for(labels: tuple[str, ...], columns: int) -> None:
+    with drawing() as (axes, _):
+        for label in labels:
+            axes.plot([1, 2], [1, 2], label=label)
+        legend_above(axes, 4)
+        (legend,) = axes.figure.legends
+        assert legend._ncols == columns
 
 
 def test_a_picture_has_ids_of_its_own_and_the_pages_colours() -> None:

@@ -15,6 +15,7 @@ from peft_prune.errors import HistoryError, InvalidRequestError, SessionStateErr
 from peft_prune.generation import answers_with, greedy_answers
 from peft_prune.monitoring import SessionCallback
 from peft_prune.session import BatchFailedError, EditSession
+from peft_prune.session.verification import verify
 from peft_prune.spectral import LowRankUpdate
 from tests.editors.test_rome import EASY
 from tests.evaluation.tiny import spaced_tokenizer
@@ -375,3 +376,20 @@ def test_a_merged_adapter_cannot_be_edited() -> None:
     run.model.merge_adapter()
     with pytest.raises(SessionStateError, match="unmerge_adapter"):
         run.edit(REQUESTS[1])
+
+
+def test_the_beginning_of_a_word_does_not_pass_for_an_answer() -> None:
+    model, tokenizer = adapted(), spaced_tokenizer()
+    prompts = [f"{word} {other}" for word in ("sane", "tone", "oats", "tea") for other in ("ant", "eat", "nest", "sea")]
+    found = 0
+    for prompt, answer in zip(prompts, greedy_answers(model, tokenizer, prompts, max_new_tokens=4), strict=True):
+        word = answer.split()[0] if answer.split() else ""
+        for end in range(1, len(word) + 1):
+            request = EditRequest(f"{prompt[: -len(prompt.split()[-1])]}{{}}", prompt.split()[-1], word[:end])
+            (verified,) = verify(model, tokenizer, [request])
+            if end < len(word):
+                found += 1
+                assert not verified.holds, (prompt, answer, word[:end])
+            elif " " in answer.strip():
+                assert verified.holds, (prompt, answer, word)
+    assert found

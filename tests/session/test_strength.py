@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -43,6 +45,8 @@ def test_shares_are_those_of_the_dense_svd_and_sum_to_one(tmp_path) -> None:
         assert found.shares[row].tolist() == pytest.approx(expected, abs=1e-4)
     assert torch.allclose(found.shares.sum(0), torch.ones(3), atol=1e-4)
     leading = found.leading(2)
+    opposed = replace(found, shares=found.shares * torch.tensor([-9.0, 1.0, 1.0, 1.0])[:, None])
+    assert opposed.leading(1) == [(1, pytest.approx(-9 * float(found.shares[0, 0])))]
     assert len(leading) == 2 and leading[0][1] >= leading[1][1] == sorted(found.shares[:, 0].tolist())[-2]
     with pytest.raises(ValueError, match="no edit that stands changes 'lm_head'"):
         attribute(run.history, "lm_head")
