@@ -10,8 +10,9 @@ import pytest
 # tests never reach for a network; the libraries read this once, when they are imported
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from .talking import bos_tokenizer, outspoken, spaced_tokenizer
 from .tiny import tiny_gpt2, tiny_llama
 
 
@@ -28,3 +29,9 @@ def shared() -> Path:
 @pytest.fixture(params=["gpt2", "llama"])
 def tiny_model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return {"gpt2": tiny_gpt2, "llama": tiny_llama}[request.param]()
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def pair(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """A model with its tokenizer: GPT-2 without a BOS, Llama with one."""
+    return outspoken(request.param), spaced_tokenizer() if request.param == "gpt2" else bos_tokenizer()

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..fingerprint import fingerprint_of
 from ..folders import whole_folder
+from ..models.fingerprint import fingerprint_of
 from ..spectral import LowRankUpdate, StripGram, energy_rank
 from ..tuner import PruneEditConfig
 from .checkpoint import Checkpoint

@@ -16,8 +16,8 @@ from peft import get_peft_model
 from ..editors import SecondMoments, collect_second_moments, get_editor
 from ..errors import EditFailedError
 from ..evaluation import load_texts, without_subjects
-from ..fingerprint import base_fingerprint
 from ..folders import whole_folder
+from ..models.fingerprint import base_fingerprint
 from ..monitoring import BatchReport, SessionCallback
 from ..requests import EditRequest, load_requests
 from ..session import EditResult, EditSession

@@ -48,8 +48,8 @@ from ..experiment import (
     write_table,
 )
 from ..experiment.measuring import digest
-from ..fingerprint import base_fingerprint
 from ..folders import require_writable
+from ..models.fingerprint import base_fingerprint
 from ..requests import EditRequest, load_requests
 from .edit import hyperparameters
 from .models import BUILTIN, finite, load_abilities, load_model, load_tokenizer, print_json, require_items

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, get_type_hints
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..architecture import mlp_output_module, mlp_output_modules
+from ..models.architecture import mlp_output_module, mlp_output_modules
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .presets import preset

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..inference import input_device, padded, underlying_model, undisturbed
-from ..tokenization import opening_ids
+from ..models.architecture import unwrapped
+from ..models.inference import input_device, padded, undisturbed
+from ..models.tokenization import opening_ids
 
 STARTS = ("The", "Therefore", "Because", "I", "You")
 
@@ -53,7 +54,7 @@ def _sampled(
     opening = opening_ids(tokenizer)
     rows = [list(opening) + tokenizer(start, add_special_tokens=False)["input_ids"] for start in starts]
     ends = set(tokenizer.all_special_ids)
-    inner = underlying_model(model)
+    inner = unwrapped(model)
     for _ in range(length):
         ids, mask = padded(rows, left=False, device=input_device(model))
         logits = inner(input_ids=ids, attention_mask=mask, use_cache=False).logits

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..architecture import features, hidden_size, unwrapped
 from ..errors import EditFailedError
+from ..models.architecture import features, hidden_size, unwrapped
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .base import Edit, Editor, Prepared, register_editor

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..architecture import decoder_blocks, mlp_output_module, unwrapped
-from ..inference import by_rows, input_device, padded, undisturbed
+from ..models.architecture import decoder_blocks, mlp_output_module, unwrapped
+from ..models.inference import by_rows, input_device, padded, undisturbed
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .blocks import Enough, hooked, replaced, states_of

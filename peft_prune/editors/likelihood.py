@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..architecture import unwrapped
-from ..inference import input_device, padded
-from ..tokenization import continuation_ids
+from ..models.architecture import unwrapped
+from ..models.inference import input_device, padded
+from ..models.tokenization import continuation_ids
 
 
 @dataclass(frozen=True)

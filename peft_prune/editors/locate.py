@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..architecture import decoder_blocks, mlp_output_modules, unwrapped
 from ..errors import InvalidRequestError
-from ..generation import answers_with, greedy_answers
-from ..inference import by_rows, input_device, undisturbed
+from ..models.architecture import decoder_blocks, mlp_output_modules, unwrapped
+from ..models.generation import answers_with, greedy_answers
+from ..models.inference import by_rows, input_device, undisturbed
+from ..models.tokenization import continuation_ids
 from ..requests import EditRequest
-from ..tokenization import continuation_ids
 from .tokens import tokenize_prompts
 
 NOISE = 3.0

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..architecture import features, hidden_size, unwrapped
 from ..errors import AdapterError, EditFailedError
-from ..fingerprint import base_fingerprint, same_base
-from ..inference import by_rows, input_device, padded
+from ..models.architecture import features, hidden_size, unwrapped
+from ..models.fingerprint import base_fingerprint, same_base
+from ..models.inference import by_rows, input_device, padded
+from ..models.tokenization import prompt_ids
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
-from ..tokenization import prompt_ids
 from .base import Edit, Editor, Prepared, register_editor
 from .hyperparameters import checked_layers
 from .likelihood import TargetBatch, frozen, target_log_probs

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..architecture import unwrapped
+from ..models.architecture import unwrapped
 
 
 @dataclass(frozen=True)

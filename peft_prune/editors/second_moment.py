@@ -19,11 +19,11 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..architecture import unwrapped
 from ..errors import AdapterError, InvalidRequestError
-from ..fingerprint import base_fingerprint, same_base
-from ..inference import by_rows, input_device, max_positions, padded, undisturbed
-from ..tokenization import prompt_ids
+from ..models.architecture import unwrapped
+from ..models.fingerprint import base_fingerprint, same_base
+from ..models.inference import by_rows, input_device, max_positions, padded, undisturbed
+from ..models.tokenization import prompt_ids
 from .blocks import Enough
 
 DEFAULT_LENGTH = 512

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError, UnsupportedModelError
-from ..tokenization import opening_ids
+from ..models.tokenization import opening_ids
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..architecture import decoder_blocks, mlp_output_module, unwrapped
 from ..errors import EditFailedError, UnsupportedModelError
-from ..inference import PADDING_ID, by_rows, input_device
+from ..models.architecture import decoder_blocks, mlp_output_module, unwrapped
+from ..models.inference import PADDING_ID, by_rows, input_device
+from ..models.tokenization import continuation_ids
 from ..requests import EditRequest
-from ..tokenization import continuation_ids
 from .blocks import Enough, hooked, replaced, states_of
 from .keys import with_prefix
 from .likelihood import frozen

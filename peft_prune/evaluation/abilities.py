@@ -11,9 +11,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError
-from ..generation import greedy_answers, normalized
-from ..inference import Progress
-from ..tokenization import text_ids
+from ..models.generation import greedy_answers, normalized
+from ..models.inference import Progress
+from ..models.tokenization import text_ids
 from .metric import Proportion
 
 AnswerExtractor = Callable[[str], "str | None"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import MissingPackageError
-from ..generation import normalized
+from ..models.generation import normalized
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 

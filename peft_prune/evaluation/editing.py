@@ -9,10 +9,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..generation import SPELLING_TOKENS, answers_with, greedy_answers, normalized
-from ..inference import Progress
+from ..models.generation import SPELLING_TOKENS, answers_with, greedy_answers, normalized
+from ..models.inference import Progress
+from ..models.tokenization import continuation_ids
 from ..requests import EditRequest, Question
-from ..tokenization import continuation_ids
 from .likelihood import token_log_probabilities
 from .metric import Proportion
 
@@ -102,7 +102,7 @@ def score_requests(
     A request without ``target_true`` is left out of these three, and n says so. By free greedy generation:
 
     * ``efficacy_greedy``, ``generalization_greedy``: share of answers that begin with ``target_new``
-      (:func:`~peft_prune.generation.answers_with`);
+      (:func:`~peft_prune.models.generation.answers_with`);
     * ``portability_greedy``: share of portability questions whose answer begins with one of those that count as right;
     * ``locality_greedy``: share of neighborhood prompts and unrelated questions whose answer is the *base model's own*
       answer, over as many tokens as the longer of the request's targets (or the question's longest answer) has. For the

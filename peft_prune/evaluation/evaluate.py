@@ -12,7 +12,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from ..inference import Progress, undisturbed
+from ..models.inference import Progress, undisturbed
 from ..requests import EditRequest
 from .abilities import EXTRACTORS, STOPS, score_ability, whole_answer
 from .editing import RequestAnswers, request_answers, request_outcomes

@@ -10,9 +10,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError
-from ..inference import Progress
+from ..models.inference import Progress
+from ..models.tokenization import continuation_ids
 from ..requests import EditRequest, read_records
-from ..tokenization import continuation_ids
 from .likelihood import next_tokens
 from .metric import Proportion
 from .subjects import edited_subjects, names_any

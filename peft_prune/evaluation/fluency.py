@@ -10,10 +10,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError
-from ..generation import greedy_answers
-from ..inference import Progress, max_positions
+from ..models.generation import greedy_answers
+from ..models.inference import Progress, max_positions
+from ..models.tokenization import prompt_ids
 from ..requests import EditRequest
-from ..tokenization import prompt_ids
 
 WEIGHTS = ((2, 2 / 3), (3, 4 / 3))
 """Length of the n-grams and their weight, as in the published code (``n_gram_entropy`` of kmeng01/rome)."""

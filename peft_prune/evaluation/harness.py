@@ -17,7 +17,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import MissingPackageError
-from ..inference import undisturbed
+from ..models.inference import undisturbed
 from .draws import GAP
 from .metric import Mean
 from .visibility import require_visible_edits

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..inference import Progress, last_logits, length_batches, require_fit, undisturbed
-from ..tokenization import Continuation
+from ..models.inference import Progress, last_logits, length_batches, require_fit, undisturbed
+from ..models.tokenization import Continuation
 
 
 def token_log_probabilities(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..inference import undisturbed
+from ..models.inference import undisturbed
 from ..monitoring import BatchReport, SessionCallback
 from ..requests import EditRequest
 from .editing import request_answers, request_outcomes

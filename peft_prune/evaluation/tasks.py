@@ -12,10 +12,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError
-from ..generation import greedy_answers
-from ..inference import Progress, max_positions
+from ..models.generation import greedy_answers
+from ..models.inference import Progress, max_positions
+from ..models.tokenization import prompt_ids, text_ids
 from ..requests import read_records, read_text
-from ..tokenization import prompt_ids, text_ids
 from .abilities import final_number, whole_answer
 from .answers import ROUGE, exactly_matches, has_label, rouge_scores
 from .draws import SHARE

@@ -11,9 +11,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError
-from ..inference import Progress, max_positions
+from ..models.inference import Progress, max_positions
+from ..models.tokenization import Continuation, text_ids
 from ..requests import read_records, read_text
-from ..tokenization import Continuation, text_ids
 from .draws import Draws
 from .draws import perplexity as perplexity_draws
 from .likelihood import token_log_probabilities

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..editors import Editor, SecondMoments, get_editor
 from ..evaluation import RequestAnswers, request_answers
-from ..fingerprint import base_fingerprint
-from ..inference import undisturbed
+from ..models.fingerprint import base_fingerprint
+from ..models.inference import undisturbed
 from ..requests import EditRequest
 from ..session import EditSession
 from ..session.history import moments_digest

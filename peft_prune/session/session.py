@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ..editors import Editor, Prepared, SecondMoments, get_editor
 from ..errors import HistoryError, SessionStateError
-from ..fingerprint import base_fingerprint, same_base, short_form
 from ..folders import whole_folder
-from ..generation import normalized
-from ..inference import undisturbed
+from ..models.fingerprint import base_fingerprint, same_base, short_form
+from ..models.generation import normalized
+from ..models.inference import undisturbed
 from ..monitoring import LayerCondition, Monitor, SessionCallback
 from ..requests import EditRequest
 from ..spectral import restraint_text

@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ..editors.likelihood import TargetBatch, target_log_probs
 from ..editors.tokens import tokenize_prompts
-from ..generation import SPELLING_TOKENS, answers_with, greedy_answers
-from ..inference import require_fit, undisturbed
+from ..models.generation import SPELLING_TOKENS, answers_with, greedy_answers
+from ..models.inference import require_fit, undisturbed
+from ..models.tokenization import continuation_ids
 from ..requests import EditRequest
-from ..tokenization import continuation_ids
 
 BATCH = 64
 

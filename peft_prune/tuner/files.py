@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterError
-from ..fingerprint import base_fingerprint, same_base, short_form
+from ..models.fingerprint import base_fingerprint, same_base, short_form
 from ..spectral import LowRankUpdate
 from .config import PruneEditConfig
 from .layer import AccumulatedUpdate, PruneEditLayer, checksum, trained_pending

@@ -12,8 +12,8 @@ from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quant
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..architecture import mlp_output_modules
 from ..errors import UnsupportedModelError
+from ..models.architecture import mlp_output_modules
 from ..spectral import LowRankUpdate, parse_restraint, restraint_text
 from .config import PruneEditConfig
 from .files import check_base, load_factors, name_in_base, record_facts, saved_factors

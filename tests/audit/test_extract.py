@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from peft_prune.audit import CheckpointAudit, Rule, audit, extract
 from peft_prune.cli import main
 from peft_prune.errors import CheckpointError
-from peft_prune.fingerprint import base_fingerprint
+from peft_prune.models.fingerprint import base_fingerprint
 from peft_prune.spectral import LogRestraint
 
 from .scene import GPT2, LLAMA, base, edited, low_rank, rewrite, weights

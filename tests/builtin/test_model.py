@@ -14,7 +14,7 @@ from peft_prune.builtin import (
     load_builtin_model,
 )
 from peft_prune.evaluation import EXTRACTORS, perplexity, score_ability
-from peft_prune.generation import answers_with, greedy_answers
+from peft_prune.models.generation import answers_with, greedy_answers
 
 
 @pytest.fixture(scope="module")

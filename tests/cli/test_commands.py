@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from peft_prune.cli import main
-from tests.evaluation.tiny import spaced_tokenizer
+from tests.talking import spaced_tokenizer
 from tests.tiny import willing
 
 SUBJECTS = ("sane ant", "tone seat", "oats tea", "nest son")

@@ -6,7 +6,7 @@ import json
 
 from peft_prune.cli import main
 from tests.editors.test_locate import known_facts
-from tests.evaluation.tiny import spaced_tokenizer
+from tests.talking import spaced_tokenizer
 from tests.tiny import willing
 
 

@@ -17,7 +17,7 @@ from peft_prune.editors.values import ValueSettings, optimize_values
 from peft_prune.session import EditSession
 from tests.decoders import DECODERS, tiny_decoder
 from tests.editors.test_rome import TEXTS
-from tests.evaluation.tiny import spaced_tokenizer
+from tests.talking import spaced_tokenizer
 
 REQUESTS = [
     EditRequest("note sea {}", "sane ant", "ten"),

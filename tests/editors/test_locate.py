@@ -10,8 +10,8 @@ import torch
 from peft_prune import EditRequest
 from peft_prune.editors.locate import NOISE, locate
 from peft_prune.errors import InvalidRequestError
-from peft_prune.generation import greedy_answers
-from tests.evaluation.tiny import spaced_tokenizer
+from peft_prune.models.generation import greedy_answers
+from tests.talking import spaced_tokenizer
 from tests.tiny import willing
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from peft_prune import EditFailedError, EditRequest
-from peft_prune.architecture import mlp_output_module
 from peft_prune.editors import (
     ROME,
     ROMEHyperparameters,
@@ -20,7 +19,8 @@ from peft_prune.editors.rome import PUBLISHED, SMALL, SMALL_WIDTH
 from peft_prune.editors.second_moment import regularized_cholesky
 from peft_prune.editors.tokens import tokenize_prompts
 from peft_prune.editors.values import optimize_values
-from tests.evaluation.tiny import WORDS, spaced_tokenizer
+from peft_prune.models.architecture import mlp_output_module
+from tests.talking import WORDS, spaced_tokenizer
 from tests.tiny import tiny_gpt2, willing
 
 REQUEST = EditRequest("note sea {}", "sane ant", "ten")
@@ -94,7 +94,7 @@ def test_the_second_moment_is_that_of_every_token_and_of_no_padding() -> None:
 
 def test_statistics_come_back_from_their_file_and_are_refused_for_another_base(tmp_path) -> None:
     from peft_prune import AdapterError
-    from peft_prune.fingerprint import base_fingerprint
+    from peft_prune.models.fingerprint import base_fingerprint
 
     model, tokenizer = willing("gpt2"), spaced_tokenizer()
     name, _ = mlp_output_module(model, 1)

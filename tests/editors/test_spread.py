@@ -9,15 +9,15 @@ import torch
 from peft import get_peft_model
 
 from peft_prune import EditRequest, PruneEditConfig
-from peft_prune.architecture import decoder_blocks, mlp_output_module
 from peft_prune.editors import Editor, collect_second_moments, get_editor
 from peft_prune.editors.keys import compute_keys
 from peft_prune.editors.tokens import tokenize_prompts
 from peft_prune.editors.values import optimize_values
+from peft_prune.models.architecture import decoder_blocks, mlp_output_module
 from peft_prune.session import EditSession
 from tests.editors.test_decoders import answers_so_far
 from tests.editors.test_rome import TEXTS
-from tests.evaluation.tiny import spaced_tokenizer
+from tests.talking import spaced_tokenizer
 from tests.tiny import willing
 
 REQUESTS = [EditRequest("note sea {}", subject, "ten") for subject in ("sane ant", "tone seat", "oats")]

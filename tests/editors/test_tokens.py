@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from peft_prune.editors.tokens import tokenize_prompts
 from peft_prune.errors import InvalidRequestError, UnsupportedModelError
-from tests.evaluation.tiny import bos_tokenizer, spaced_tokenizer
+from tests.talking import bos_tokenizer, spaced_tokenizer
 
 
 def subject_of(tokenizer: PreTrainedTokenizerBase, template: str, subject: str) -> str:

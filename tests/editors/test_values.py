@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from peft_prune import EditRequest
-from peft_prune.architecture import decoder_blocks, mlp_output_module
 from peft_prune.editors.tokens import tokenize_prompts
 from peft_prune.editors.values import ValueSettings, optimize_values
-from tests.evaluation.tiny import outspoken, spaced_tokenizer
+from peft_prune.models.architecture import decoder_blocks, mlp_output_module
+from tests.talking import outspoken, spaced_tokenizer
 
 REQUESTS = [
     EditRequest("note {} sea", "sane ant", "ten"),

@@ -6,10 +6,9 @@ import pytest
 
 from peft_prune.errors import InvalidRequestError
 from peft_prune.evaluation import EXTRACTORS, Proportion, final_number, score_ability, whole_answer
-from peft_prune.generation import normalized
-from peft_prune.tokenization import prompt_ids
-
-from .tiny import dense_greedy, sentences
+from peft_prune.models.generation import normalized
+from peft_prune.models.tokenization import prompt_ids
+from tests.talking import dense_greedy, sentences
 
 
 def test_ability_is_the_share_of_exact_matches(pair) -> None:

@@ -7,11 +7,10 @@ from dataclasses import replace
 import pytest
 
 from peft_prune.evaluation import Proportion, request_answers, score_requests
-from peft_prune.generation import answers_with, normalized
+from peft_prune.models.generation import answers_with, normalized
+from peft_prune.models.tokenization import continuation_ids, prompt_ids
 from peft_prune.requests import EditRequest, Question
-from peft_prune.tokenization import continuation_ids, prompt_ids
-
-from .tiny import WORDS, dense_greedy, dense_target_score, outspoken, sentences, spaced_tokenizer
+from tests.talking import WORDS, dense_greedy, dense_target_score, outspoken, sentences, spaced_tokenizer
 
 FORMS = ("efficacy", "generalization", "locality")
 

@@ -13,12 +13,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from peft_prune import PruneEditConfig
 from peft_prune.evaluation import Fact, evaluate, request_answers, score_requests, token_log_probabilities
+from peft_prune.models.tokenization import continuation_ids
 from peft_prune.requests import Question
-from peft_prune.tokenization import continuation_ids
+from tests.talking import outspoken, sentences, spaced_tokenizer
 from tests.tiny import random_update
 
 from .test_editing import make_requests
-from .tiny import outspoken, sentences, spaced_tokenizer
 
 FACTS = [Fact(prompt, "east") for prompt in sentences(15, seed=12)]
 TEXTS = sentences(10, seed=13)

@@ -9,10 +9,9 @@ import pytest
 
 from peft_prune.errors import InvalidRequestError
 from peft_prune.evaluation import Fact, Proportion, exclude_subjects, load_facts, recall, without_subjects
+from peft_prune.models.tokenization import continuation_ids, prompt_ids
 from peft_prune.requests import EditRequest
-from peft_prune.tokenization import continuation_ids, prompt_ids
-
-from .tiny import WORDS, dense_log_probabilities, sentences
+from tests.talking import WORDS, dense_log_probabilities, sentences
 
 
 def write(path: Path, content: object) -> Path:

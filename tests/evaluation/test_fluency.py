@@ -8,9 +8,9 @@ import pytest
 
 from peft_prune.errors import InvalidRequestError
 from peft_prune.evaluation import ngram_entropy, request_entropies
+from tests.talking import dense_greedy, outspoken, spaced_tokenizer
 
 from .test_editing import make_requests
-from .tiny import dense_greedy, outspoken, spaced_tokenizer
 
 
 def test_entropy_is_that_of_the_free_continuations(pair) -> None:

@@ -17,10 +17,9 @@ from peft import get_peft_model
 from peft_prune import PruneEditConfig
 from peft_prune.cli import main
 from peft_prune.evaluation import harness_figures, harness_model
-from peft_prune.tokenization import continuation_ids
+from peft_prune.models.tokenization import continuation_ids
+from tests.talking import dense_target_score, sentences, spaced_tokenizer
 from tests.tiny import random_update, willing
-
-from .tiny import dense_target_score, sentences, spaced_tokenizer
 
 MODULE = "transformer.h.1.mlp.c_proj"
 TASK = """\

@@ -7,9 +7,8 @@ import torch
 
 from peft_prune.errors import InvalidRequestError
 from peft_prune.evaluation import next_tokens, token_log_probabilities
-from peft_prune.tokenization import Continuation, continuation_ids, prompt_ids
-
-from .tiny import dense_log_probabilities, dense_target_score, outspoken, sentences, spaced_tokenizer
+from peft_prune.models.tokenization import Continuation, continuation_ids, prompt_ids
+from tests.talking import dense_log_probabilities, dense_target_score, outspoken, sentences, spaced_tokenizer
 
 PROMPTS, TARGETS = sentences(30, seed=1), sentences(30, seed=2, longest=2)
 

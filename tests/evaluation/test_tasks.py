@@ -22,10 +22,9 @@ from peft_prune.evaluation import (
     measure_ability,
     rouge_scores,
 )
-from peft_prune.tokenization import prompt_ids
+from peft_prune.models.tokenization import prompt_ids
+from tests.talking import dense_greedy, outspoken, sentences, spaced_tokenizer
 from tests.tiny import tiny_gpt2
-
-from .tiny import dense_greedy, outspoken, sentences, spaced_tokenizer
 
 GSM8K = {"question": "2 + 3?\nThink.", "answer": "2 + 3 = <<2+3=5>>5\n#### 5"}
 SAMSUM = {"id": "1", "dialogue": "Ann: hi\r\nBob: hi", "summary": "They meet."}

@@ -11,9 +11,8 @@ import torch
 
 from peft_prune.errors import InvalidRequestError
 from peft_prune.evaluation import load_texts, perplexity
-from peft_prune.tokenization import text_ids
-
-from .tiny import dense_log_probabilities, outspoken, sentences, spaced_tokenizer
+from peft_prune.models.tokenization import text_ids
+from tests.talking import dense_log_probabilities, outspoken, sentences, spaced_tokenizer
 
 TEXTS = sentences(20, seed=8, longest=3)
 LONG_TEXT = " ".join(sentences(30, seed=9))

@@ -14,8 +14,8 @@ from peft_prune.errors import AdapterError
 from peft_prune.reporting import adapter_report, render
 from peft_prune.reporting.adapter import read_adapter
 from peft_prune.reporting.document import Cell
-from tests.evaluation.tiny import spaced_tokenizer
 from tests.session.scene import MODULE, REQUESTS, adapted, session
+from tests.talking import spaced_tokenizer
 from tests.tiny import willing
 
 

@@ -14,8 +14,8 @@ from peft_prune.reporting import Now, Report, history_report, render
 from peft_prune.reporting.document import Cell, Chart, Table
 from peft_prune.reporting.words import percent
 from peft_prune.session import History, adapter_of
-from tests.evaluation.tiny import spaced_tokenizer
 from tests.session.scene import MODULE, REQUESTS
+from tests.talking import spaced_tokenizer
 from tests.tiny import willing
 
 from .scene import HOSTILE, states

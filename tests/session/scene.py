@@ -12,7 +12,7 @@ from peft_prune import EditRequest, PruneEditConfig
 from peft_prune.editors import ROME, Editor, SecondMoments, collect_second_moments
 from peft_prune.session import EditSession
 from tests.editors.test_rome import EASY, TEXTS
-from tests.evaluation.tiny import spaced_tokenizer
+from tests.talking import spaced_tokenizer
 from tests.tiny import willing
 
 REQUESTS = [

@@ -16,9 +16,9 @@ from peft_prune.editors import get_editor
 from peft_prune.errors import HistoryError, HistoryLockedError
 from peft_prune.session import EditSession, History
 from peft_prune.session.history import moments_digest
-from tests.evaluation.tiny import spaced_tokenizer
 from tests.session.scene import MODULE, REQUESTS, adapted, moments, resumed, session
 from tests.session.test_session import IDS, factors, layer_of, same
+from tests.talking import spaced_tokenizer
 from tests.tiny import willing
 
 SCHEDULES = [

@@ -12,14 +12,14 @@ from peft import PeftModel
 from peft_prune import EditRequest
 from peft_prune.editors import ROME, Edit, get_editor
 from peft_prune.errors import HistoryError, InvalidRequestError, SessionStateError
-from peft_prune.generation import answers_with, greedy_answers
+from peft_prune.models.generation import answers_with, greedy_answers
 from peft_prune.monitoring import SessionCallback
 from peft_prune.session import BatchFailedError, EditSession
 from peft_prune.session.verification import verify
 from peft_prune.spectral import LowRankUpdate
 from tests.editors.test_rome import EASY
-from tests.evaluation.tiny import spaced_tokenizer
 from tests.session.scene import MODULE, REQUESTS, adapted, moments, resumed, session
+from tests.talking import spaced_tokenizer
 from tests.tiny import willing
 
 IDS = torch.arange(12)[None]

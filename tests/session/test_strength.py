@@ -158,7 +158,7 @@ def test_layers_may_have_restraints_of_their_own(tmp_path) -> None:
 def test_a_sweep_by_layer_tries_each_layer_by_itself() -> None:
     from peft import get_peft_model
 
-    from tests.evaluation.tiny import spaced_tokenizer
+    from tests.talking import spaced_tokenizer
     from tests.tiny import random_update, willing
 
     model = get_peft_model(willing("gpt2"), PruneEditConfig(restrain_on="merge", layers_to_transform=[0, 1])).eval()
@@ -183,7 +183,7 @@ def test_a_sweep_by_layer_tries_each_layer_by_itself() -> None:
 def test_an_adapter_without_its_raw_factors_cannot_be_swept(tmp_path) -> None:
     from peft import PeftModel
 
-    from tests.evaluation.tiny import spaced_tokenizer
+    from tests.talking import spaced_tokenizer
     from tests.tiny import willing
 
     run = edited()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from peft_prune.generation import answers_with
 from peft_prune.metrics import base
+from peft_prune.models.generation import answers_with
 
 
 class Efficacy(base.PreferenceMetric):

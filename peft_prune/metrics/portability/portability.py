@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from peft_prune.evaluation import Proportion
-from peft_prune.generation import answers_with
 from peft_prune.metrics import base
+from peft_prune.models.generation import answers_with
 
 
 class Portability(base.EditMetric):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .errors import UnsupportedModelError
+from ..errors import UnsupportedModelError
 
 _ATTENTION = ("attn", "attention")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from .errors import InvalidRequestError
+from ..errors import InvalidRequestError
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from peft_prune.errors import InvalidRequestError
-from peft_prune.tokenization import continuation_ids, opening_ids, prompt_ids, text_ids
-
-from .tiny import bos_tokenizer, spaced_tokenizer
+from peft_prune.models.tokenization import continuation_ids, opening_ids, prompt_ids, text_ids
+from tests.talking import bos_tokenizer, spaced_tokenizer
 
 
 @pytest.mark.parametrize("tokenizer", [spaced_tokenizer(), bos_tokenizer(), bos_tokenizer(with_eos=True)])

@@ -8,7 +8,7 @@ from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
 from peft_prune import PruneEditConfig, UnsupportedModelError
-from peft_prune.architecture import mlp_output_module, mlp_output_modules
+from peft_prune.models.architecture import mlp_output_module, mlp_output_modules
 from tests.decoders import COMMON, DECODERS, LLAMA, tiny_decoder
 from tests.tiny import random_update, tiny_gpt2
 

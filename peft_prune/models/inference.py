@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
-from .errors import InvalidRequestError
+from ..errors import InvalidRequestError
+from .architecture import unwrapped
 
 Progress = Callable[[int, int], None]
 
@@ -40,14 +40,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 parameter.requires_grad_(flag)
 
 
-def underlying_model(model: Any) -> Any:
-    """The transformers model itself, without the wrapper of PEFT."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
 def input_device(model: Any) -> torch.device:
     """Where token ids must stand: beside the input embeddings, or on the CPU where those are offloaded."""
-    device = underlying_model(model).get_input_embeddings().weight.device
+    device = unwrapped(model).get_input_embeddings().weight.device
     return torch.device("cpu") if device.type == "meta" else device
 
 
@@ -119,7 +114,7 @@ def last_logits(model: Any, sequences: Sequence[Sequence[int]], count: int) -> t
         model that cannot leave positions out gives all of them.
     """
     ids, mask = padded(sequences, left=False, device=input_device(model))
-    accepted = inspect.signature(underlying_model(model).forward).parameters
+    accepted = inspect.signature(unwrapped(model).forward).parameters
     options = {"use_cache": False, "logits_to_keep": count}
     kept = {name: value for name, value in options.items() if name in accepted}
     logits = model(input_ids=ids, attention_mask=mask, **kept).logits

@@ -5,9 +5,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from peft_prune import PruneEditConfig
-from peft_prune.fingerprint import base_fingerprint, same_base
-
-from .tiny import random_update, tiny_gpt2, tiny_llama
+from peft_prune.models.fingerprint import base_fingerprint, same_base
+from tests.tiny import random_update, tiny_gpt2, tiny_llama
 
 
 def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:

@@ -11,10 +11,9 @@ from transformers import GenerationConfig
 
 from peft_prune import PruneEditConfig
 from peft_prune.errors import InvalidRequestError
-from peft_prune.generation import answers_with, greedy_answers
-from peft_prune.tokenization import prompt_ids
-
-from .tiny import WORDS, dense_greedy, outspoken, sentences, spaced_tokenizer
+from peft_prune.models.generation import answers_with, greedy_answers
+from peft_prune.models.tokenization import prompt_ids
+from tests.talking import WORDS, dense_greedy, outspoken, sentences, spaced_tokenizer
 
 PROMPTS = sentences(24)
 

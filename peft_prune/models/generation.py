@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
+from .architecture import unwrapped
 from .inference import (
     PADDING_ID,
     Progress,
@@ -19,7 +20,6 @@ from .inference import (
     max_positions,
     padded,
     require_fit,
-    underlying_model,
     undisturbed,
 )
 from .tokenization import prompt_ids
@@ -129,7 +129,7 @@ def _batches(
 
 def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     ids = {tokenizer.eos_token_id}
-    own = getattr(underlying_model(model).generation_config, "eos_token_id", None)
+    own = getattr(unwrapped(model).generation_config, "eos_token_id", None)
     ids.update(own if isinstance(own, (list, tuple)) else [own])
     return sorted(token for token in ids if token is not None)
 
@@ -141,7 +141,7 @@ def _plain_greedy(model: Any, end_ids: list[int]) -> Iterator[list[int]]:
         do_sample=False, num_beams=1, use_cache=True, eos_token_id=end_ids or None, pad_token_id=PADDING_ID
     )
     # PEFT's generate gives settings that were put on its wrapper to the model inside
-    holders = [one for one in (underlying_model(model), model) if "generation_config" in vars(one)]
+    holders = [one for one in (unwrapped(model), model) if "generation_config" in vars(one)]
     own = [one.generation_config for one in holders]
     for one in holders:
         one.generation_config = plain

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ..tiny import tiny_gpt2, tiny_llama
+from .tiny import tiny_gpt2, tiny_llama
 
 WORDS = "ant eat tan nest oats sea note tone seat east soot toast stone tea net ten son too nose sane".split()
 
