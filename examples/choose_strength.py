@@ -34,6 +34,7 @@ from peft_prune.evaluation import (
     without_subjects,
 )
 from peft_prune.monitoring import ProgressCallback
+from peft_prune.reporting.plots import plot_trade_offs
 from peft_prune.session import EditSession, TradeOffs, calibrate_strengths, tune_restraint
 
 
@@ -68,7 +69,7 @@ def main() -> None:
     for groups in ("all", "layer") if len(editor.layers(base)) > 1 else ("all",):
         start = time.perf_counter()
         found = tune_restraint(session, probe, groups=groups, choose=False)
-        found.plot(arguments.out / f"front-{groups}.png")
+        plot_trade_offs(found, arguments.out / f"front-{groups}.png")
         show(found)
         state = model.edit_state()
         model.set_restraints(found.recommended.restraints)
@@ -82,7 +83,7 @@ def main() -> None:
         name = f"strengths, margin {margin} ({time.perf_counter() - start:.0f} s)"
         measure(f"{name}, then configured")
         found = tune_restraint(session, probe, choose=False)
-        found.plot(arguments.out / f"front-margin-{margin}.png")
+        plot_trade_offs(found, arguments.out / f"front-margin-{margin}.png")
         show(found)
         session.choose_restraints(found.recommended.restraints)
         measure(f"{name}, then recommended: {found.recommended.label}")

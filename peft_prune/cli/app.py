@@ -19,13 +19,15 @@ from .edit import edit
 from .evaluate import evaluate
 from .experiment import experiment
 from .harness import harness
-from .history import history, tune, undo
 from .locate import locate
 from .merge import merge
 from .options import SeveralValues
 from .report import report
 from .restrain import restrain
 from .resume import resume
+from .show_history import history
+from .tune import tune
+from .undo import undo
 
 # typer carries its own copy of click, whose base of all usage errors has no public name
 _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")

@@ -18,14 +18,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..builtin import ability_items, ability_names, edit_requests, held_out_texts, load_builtin_model, plain_texts
 from ..editors import Editor, SecondMoments, collect_second_moments, get_editor
+from ..errors import MissingPackageError
 from ..evaluation import EXTRACTORS, comparison_table, evaluate, score_ability, without_subjects
 from ..folders import whole_folder
 from ..monitoring import BatchReport, LayerCondition, SessionCallback, layer_conditions
+from ..reporting.plots import plot_course
 from ..requests import EditRequest
 from ..session import EditResult, EditSession
 from ..tuner import PruneEditConfig
 from .models import print_json
-from .plots import draw_course
 from .progress import progress_bar
 
 MARK = "demo.json"
@@ -88,8 +89,11 @@ def _run(folder: Path, edits: int, alpha: float, items: int, console: Console) -
     columns = _columns(model, tokenizer, requests, items, quiet=console.quiet)
     console.print(comparison_table({name: figures for name, (figures, _) in columns.items()}, title=_title(outcomes)))
     console.print(_condition_table(columns))
-    figure = draw_course(course.edits, course.condition, course.ability, folder / "course.png")
-    console.print("Figure: course.png" if figure else "No figure: install peft-prune[report] for matplotlib")
+    try:
+        plot_course(course.edits, course.condition, course.ability, folder / "course.png")
+        console.print("Figure: course.png")
+    except MissingPackageError as error:
+        console.print(f"No figure: {error}", markup=False)
     agreement = _agreement(model, tokenizer, requests, folder / "adapter")
     console.print(
         "The same adapter unmerged, reloaded and merged: largest difference of a logit "

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ..editors.locate import Location
 from ..editors.locate import locate as trace
+from ..reporting.plots import plot_location
 from ..requests import load_requests
 from .models import load_model, load_tokenizer, print_json
 
@@ -31,7 +32,7 @@ def locate(
     tokenizer = load_tokenizer(model)
     found = trace(load_model(model, dtype), tokenizer, facts, progress=not json_output)
     if plot is not None:
-        found.plot(plot)
+        plot_location(found, plot)
     if json_output:
         print_json({**asdict(found), "layer": found.layer, "layers": list(found.layers)})
     else:

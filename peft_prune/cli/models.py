@@ -20,6 +20,7 @@ from ..builtin import builtin_model_path
 from ..errors import AdapterError, CheckpointError, UnsupportedModelError
 from ..evaluation import Ability, load_ability
 from ..folders import require_writable
+from ..session import EditSession
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
@@ -57,6 +58,11 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UnsupportedModelError(f"tokenizer: {path} cannot be loaded: {_first_line(error)}") from None
+
+
+def resumed(history: Path, model: str, dtype: str) -> EditSession:
+    """A session that goes on with a history on the model at ``model``, to undo, tune or save."""
+    return EditSession.resume(history, load_model(model, dtype), load_tokenizer(model), monitor=False)
 
 
 def require_dtype(dtype: str) -> None:

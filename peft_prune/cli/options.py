@@ -1,11 +1,17 @@
-"""Options that take several values behind one name: ``--edited A B C``."""
+"""Options that commands share, and those that take several values behind one name: ``--edited A B C``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+import typer
 from typer.core import TyperCommand
+
+HistoryFile = Annotated[Path, typer.Argument(help="SQLite file of a session.", metavar="HISTORY")]
+BaseModel = Annotated[str, typer.Option(help="The unedited base model: a folder or a Hub name.")]
+Dtype = Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")]
 
 
 class SeveralValues(TyperCommand):

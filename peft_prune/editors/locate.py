@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,29 +54,6 @@ class Location:
         """The window that ends at that layer: what MEMIT and its kin should edit."""
         count = max(1, round(len(self.mlp) * 5 / 48))
         return tuple(range(max(0, self.layer - count + 1), self.layer + 1))
-
-    def plot(self, path: str | Path) -> None:
-        """Draw the effects over the layers.
-
-        Raises:
-            ModuleNotFoundError: matplotlib is not installed.
-        """
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(7, 3.8), layout="constrained")
-        axes = figure.subplots()
-        layers = range(len(self.block))
-        axes.axvspan(self.layers[0] - 0.5, self.layers[-1] + 0.5, color="#1f6fb2", alpha=0.12, label="suggested")
-        axes.plot(layers, self.mlp, "o-", color="#1f6fb2", label=f"MLP outputs, {self.window} around the layer")
-        axes.plot(layers, self.block, "o-", color="#7f8c8d", label="block output")
-        axes.set(
-            xlabel="layer", ylabel="probability of the object restored", xticks=list(layers)[:: 1 + len(layers) // 20]
-        )
-        axes.set_title(f"Restored at the subject's last token, {self.facts} facts")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
-        figure.savefig(path, dpi=150)
 
 
 def locate(

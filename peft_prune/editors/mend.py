@@ -28,8 +28,8 @@ from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .base import Edit, Editor, Prepared, register_editor
 from .hyperparameters import checked_layers
-from .likelihood import TargetBatch, frozen, target_log_probs
 from .second_moment import SecondMoments
+from .target_likelihood import TargetBatch, frozen, target_log_probs
 
 SMALL_WIDTH = 1024
 

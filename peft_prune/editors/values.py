@@ -25,7 +25,7 @@ from ..models.tokenization import continuation_ids
 from ..requests import EditRequest
 from .blocks import Enough, hooked, replaced, states_of
 from .keys import with_prefix
-from .likelihood import frozen
+from .target_likelihood import frozen
 from .tokens import tokenize_prompts
 
 PASS_COST = 24

@@ -3,19 +3,19 @@
 from .abilities import EXTRACTORS, STOPS, final_number, score_ability, whole_answer
 from .answers import exactly_matches, has_label, rouge_scores, squad_normalized
 from .editing import RequestAnswers, request_answers, request_outcomes, score_requests
+from .estimates import Mean, Proportion
 from .evaluate import evaluate
 from .facts import Fact, exclude_subjects, load_facts, recall, recalled
 from .fluency import ngram_entropy, request_entropies
 from .harness import harness_figures, harness_model
 from .intervals import bootstrap_interval, unvaried_interval, wilson_interval
-from .likelihood import next_tokens, token_log_probabilities
-from .metric import Mean, Proportion
 from .moments import ImmediateScores
+from .perplexity import load_texts, perplexity, perplexity_figure, perplexity_of, text_losses
 from .scores import difference, differences, harmonic_score
 from .subjects import without_subjects
 from .table import comparison_table, signed
 from .tasks import SCORERS, Ability, AbilityItem, ability_outcomes, load_ability, measure_ability
-from .text import load_texts, perplexity, perplexity_figure, perplexity_of, text_losses
+from .token_probabilities import next_tokens, token_log_probabilities
 
 __all__ = [
     "EXTRACTORS",

@@ -14,7 +14,7 @@ from ..errors import InvalidRequestError
 from ..models.generation import greedy_answers, normalized
 from ..models.inference import Progress
 from ..models.tokenization import text_ids
-from .metric import Proportion
+from .estimates import Proportion
 
 AnswerExtractor = Callable[[str], "str | None"]
 

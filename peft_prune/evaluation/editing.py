@@ -13,8 +13,8 @@ from ..models.generation import SPELLING_TOKENS, answers_with, greedy_answers, n
 from ..models.inference import Progress
 from ..models.tokenization import continuation_ids
 from ..requests import EditRequest, Question
-from .likelihood import token_log_probabilities
-from .metric import Proportion
+from .estimates import Proportion
+from .token_probabilities import token_log_probabilities
 
 
 @dataclass(frozen=True)

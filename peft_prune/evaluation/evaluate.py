@@ -16,12 +16,12 @@ from ..models.inference import Progress, undisturbed
 from ..requests import EditRequest
 from .abilities import EXTRACTORS, STOPS, score_ability, whole_answer
 from .editing import RequestAnswers, request_answers, request_outcomes
+from .estimates import Mean, Proportion
 from .facts import Fact, exclude_subjects, recall
 from .fluency import request_entropies
-from .metric import Mean, Proportion
+from .perplexity import perplexity
 from .scores import SCORED, differences, harmonic_score
 from .tasks import Ability, measure_ability
-from .text import perplexity
 from .visibility import require_visible_edits, warn_of_pending_restraint
 
 StageProgress = Callable[[str, int, int], None]

@@ -13,9 +13,9 @@ from ..errors import InvalidRequestError
 from ..models.inference import Progress
 from ..models.tokenization import continuation_ids
 from ..requests import EditRequest, read_records
-from .likelihood import next_tokens
-from .metric import Proportion
+from .estimates import Proportion
 from .subjects import edited_subjects, names_any
+from .token_probabilities import next_tokens
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import MissingPackageError
 from ..models.inference import undisturbed
-from .draws import GAP
-from .metric import Mean
+from .bootstrap import GAP
+from .estimates import Mean
 from .visibility import require_visible_edits
 
 

@@ -9,7 +9,7 @@ from ..models.inference import undisturbed
 from ..monitoring import BatchReport, SessionCallback
 from ..requests import EditRequest
 from .editing import request_answers, request_outcomes
-from .metric import Proportion
+from .estimates import Proportion
 
 
 class ImmediateScores(SessionCallback):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
-from .draws import GAP, SHARE, Draws, harmonic, share
+from .bootstrap import GAP, SHARE, Draws, harmonic, share
 from .editing import Outcomes
-from .metric import Mean
+from .estimates import Mean
 
 SCORED = ("efficacy", "generalization", "locality")
 """What the score of CounterFact is the harmonic mean of."""

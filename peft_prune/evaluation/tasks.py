@@ -18,8 +18,8 @@ from ..models.tokenization import prompt_ids, text_ids
 from ..requests import read_records, read_text
 from .abilities import final_number, whole_answer
 from .answers import ROUGE, exactly_matches, has_label, rouge_scores
-from .draws import SHARE
-from .metric import Mean, Proportion
+from .bootstrap import SHARE
+from .estimates import Mean, Proportion
 
 
 @dataclass(frozen=True)

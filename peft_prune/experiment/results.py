@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import MissingPackageError
 from ..evaluation import Mean, Proportion
-from ..evaluation.draws import GAP, SHARE, Draws, average, perplexity, share
+from ..evaluation.bootstrap import GAP, SHARE, Draws, average, perplexity, share
 from ..evaluation.scores import SCORED, score_draws
 from .plan import Plan, Unit
 from .store import Measured, Outcomes, Store

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..evaluation.draws import GAP, SHARE, Draws, over_seeds
+from ..evaluation.bootstrap import GAP, SHARE, Draws, over_seeds
 from .correlation import Correlation, correlation
 from .results import Point, Results, bounds_of, figure_draws, immediate_outcomes
 

@@ -1,9 +1,9 @@
 """Reports for people who do not read code: one HTML file on a history, an adapter, or checkpoints."""
 
-from .adapter import adapter_report
-from .audit import audit_report
+from .adapter_page import adapter_report
+from .audit_page import audit_report
 from .document import Report
-from .history import history_report
+from .history_page import history_report
 from .now import Now
 from .render import render, require_file, write_report
 

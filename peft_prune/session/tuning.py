@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -82,36 +81,6 @@ class TradeOffs:
     def front(self) -> list[TradeOff]:
         """The settings that no other one beats in both, by falling success."""
         return sorted((p for p in self.points if p.on_front), key=lambda p: (-p.success, p.retention))
-
-    def plot(self, path: str | Path) -> None:
-        """Draw all settings, the front and the recommended one into an image file.
-
-        Raises:
-            ImportError: matplotlib is not installed.
-        """
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(7, 5), layout="constrained")
-        axes = figure.subplots()
-        axes.plot([p.success for p in self.front], [p.retention for p in self.front], color="0.7", zorder=1)
-        axes.scatter([p.success for p in self.points], [p.retention for p in self.points], s=22, zorder=2)
-        for point, name, marker in ((self.reference, "configured", "s"), (self.recommended, "recommended", "*")):
-            label = f"{name}: {point.label}"
-            axes.scatter([point.success], [point.retention], s=90, marker=marker, zorder=3, label=label)
-        seen: set[tuple[float, float]] = set()
-        for point in self.front:
-            place = (round(point.success, 2), round(point.retention, 2))
-            if place not in seen:
-                where = (point.success, point.retention)
-                axes.annotate(point.label, where, xytext=(5, 5), textcoords="offset points", fontsize=8)
-            seen.add(place)
-        axes.margins(x=0.15)
-        axes.set_xlabel("edits that hold (greedy answer)")
-        axes.set_ylabel("retention (probe)")
-        axes.legend(fontsize=8)
-        axes.grid(alpha=0.3)
-        FigureCanvasAgg(figure).print_figure(str(path), dpi=150)
 
 
 def tune_restraint(

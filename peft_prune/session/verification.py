@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..editors.likelihood import TargetBatch, target_log_probs
+from ..editors.target_likelihood import TargetBatch, target_log_probs
 from ..editors.tokens import tokenize_prompts
 from ..models.generation import SPELLING_TOKENS, answers_with, greedy_answers
 from ..models.inference import require_fit, undisturbed

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from peft_prune.evaluation import difference, differences, harmonic_score, wilson_interval
-from peft_prune.evaluation.draws import RESAMPLES, Draws, average, over_seeds, perplexity, share
+from peft_prune.evaluation.bootstrap import RESAMPLES, Draws, average, over_seeds, perplexity, share
 
 
 def outcomes_of(seed: int, count: int = 40) -> dict[str, list[tuple[bool, ...]]]:

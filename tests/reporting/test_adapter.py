@@ -12,7 +12,7 @@ import torch
 from peft_prune.cli import main
 from peft_prune.errors import AdapterError
 from peft_prune.reporting import adapter_report, render
-from peft_prune.reporting.adapter import read_adapter
+from peft_prune.reporting.adapter_page import read_adapter
 from peft_prune.reporting.document import Cell
 from tests.session.scene import MODULE, REQUESTS, adapted, session
 from tests.talking import spaced_tokenizer

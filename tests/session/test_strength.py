@@ -195,13 +195,6 @@ def test_an_adapter_without_its_raw_factors_cannot_be_swept(tmp_path) -> None:
         tune_restraint(model, lambda m: 0.0)
 
 
-def test_the_front_is_drawn(tmp_path) -> None:
-    pytest.importorskip("matplotlib")
-    run = edited()
-    tune_restraint(run, closeness(run), progress=False).plot(tmp_path / "front.png")
-    assert (tmp_path / "front.png").stat().st_size > 10_000
-
-
 def test_calibrated_edits_keep_their_margin_at_no_more_strength_than_they_had(tmp_path) -> None:
     run = session(tmp_path / "edits.db", model=adapted(restraint="none"))
     run.edit(REQUESTS)

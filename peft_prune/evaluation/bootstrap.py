@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .metric import Mean
+from .estimates import Mean
 
 RESAMPLES = 1000
 

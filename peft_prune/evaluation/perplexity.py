@@ -14,10 +14,10 @@ from ..errors import InvalidRequestError
 from ..models.inference import Progress, max_positions
 from ..models.tokenization import Continuation, text_ids
 from ..requests import read_records, read_text
-from .draws import Draws
-from .draws import perplexity as perplexity_draws
-from .likelihood import token_log_probabilities
-from .metric import Mean
+from .bootstrap import Draws
+from .bootstrap import perplexity as perplexity_draws
+from .estimates import Mean
+from .token_probabilities import token_log_probabilities
 
 DEFAULT_WINDOW = 1024
 

@@ -1,0 +1,29 @@
+"""`peft-prune undo`: take edits out of an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .models import require_room, resumed
+from .options import BaseModel, Dtype, HistoryFile
+
+
+def undo(
+    history: HistoryFile,
+    edits: Annotated[list[int], typer.Argument(help="Numbers of the edits.")],
+    model: BaseModel,
+    out: Annotated[Path, typer.Option(help="Folder for the adapter without them.")],
+    reason: Annotated[str, typer.Option(help="For the log.")] = "asked for",
+    dtype: Dtype = "float32",
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
+) -> None:
+    """Take edits out of an adapter, whenever they were made, and save what is left."""
+    require_room(out, overwrite)
+    with resumed(history, model, dtype) as session:
+        session.undo(edits, reason)
+        session.save(out, overwrite=overwrite)
+        standing = session.history.standing
+    typer.echo(f"{len(edits)} undone, {standing} stand; adapter in {out}")

@@ -1,0 +1,96 @@
+"""Pictures of their own, as image files: a sweep of restraints, a trace of layers, the course of the demo."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..editors.locate import Location
+from ..errors import MissingPackageError
+from ..session import TradeOffs
+
+_COURSES = {"edited": "#c0392b", "PRUNE": "#1f6fb2"}
+
+
+def plot_trade_offs(found: TradeOffs, path: str | Path) -> None:
+    """Draw all settings, the front and the recommended one into an image file.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+    """
+    figure = _figure((7, 5))
+    axes = figure.subplots()
+    axes.plot([p.success for p in found.front], [p.retention for p in found.front], color="0.7", zorder=1)
+    axes.scatter([p.success for p in found.points], [p.retention for p in found.points], s=22, zorder=2)
+    for point, name, marker in ((found.reference, "configured", "s"), (found.recommended, "recommended", "*")):
+        label = f"{name}: {point.label}"
+        axes.scatter([point.success], [point.retention], s=90, marker=marker, zorder=3, label=label)
+    seen: set[tuple[float, float]] = set()
+    for point in found.front:
+        place = (round(point.success, 2), round(point.retention, 2))
+        if place not in seen:
+            where = (point.success, point.retention)
+            axes.annotate(point.label, where, xytext=(5, 5), textcoords="offset points", fontsize=8)
+        seen.add(place)
+    axes.margins(x=0.15)
+    axes.set_xlabel("edits that hold (greedy answer)")
+    axes.set_ylabel("retention (probe)")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+
+
+def plot_location(found: Location, path: str | Path) -> None:
+    """Draw the effects over the layers.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+    """
+    figure = _figure((7, 3.8))
+    axes = figure.subplots()
+    layers = range(len(found.block))
+    axes.axvspan(found.layers[0] - 0.5, found.layers[-1] + 0.5, color="#1f6fb2", alpha=0.12, label="suggested")
+    axes.plot(layers, found.mlp, "o-", color="#1f6fb2", label=f"MLP outputs, {found.window} around the layer")
+    axes.plot(layers, found.block, "o-", color="#7f8c8d", label="block output")
+    axes.set(xlabel="layer", ylabel="probability of the object restored", xticks=list(layers)[:: 1 + len(layers) // 20])
+    axes.set_title(f"Restored at the subject's last token, {found.facts} facts")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def plot_course(
+    edits: Sequence[int],
+    condition: Mapping[str, Sequence[float]],
+    ability: Mapping[str, Sequence[float]],
+    path: str | Path,
+) -> None:
+    """Draw the condition number and the mean ability over the number of edits, with and without the restraint.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+    """
+    figure = _figure((9, 3.8))
+    left, right = figure.subplots(1, 2)
+    for name, colour in _COURSES.items():
+        label = "edited with PRUNE" if name == "PRUNE" else name
+        left.plot(edits, condition[name], "o-", color=colour, label=label)
+        right.plot(edits, ability[name], "o-", color=colour, label=label)
+    left.set(title="Condition number of the edited layer", xlabel="edits", ylabel="κ(W₀ + ΔW)")
+    left.set_ylim(bottom=0)
+    right.set(title="General abilities", xlabel="edits", ylabel="share solved, mean of four", ylim=(-0.03, 1.03))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise MissingPackageError("matplotlib is not installed; install peft-prune[report]") from None
+    return Figure(figsize=size, layout="constrained")
