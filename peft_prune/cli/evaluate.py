@@ -14,7 +14,7 @@ from ..evaluation import comparison_table, load_facts, load_texts, signed
 from ..evaluation import evaluate as evaluate_model
 from ..monitoring import layer_conditions
 from ..requests import load_requests
-from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json
+from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json, tuner_of
 from .progress import progress_bar
 
 
@@ -65,9 +65,9 @@ def evaluate(
             full=full,
             progress=progress,
         )
-    conditions = layer_conditions(edited)
+    conditions = layer_conditions(tuner_of(edited))
     figures["layers"] = {name: asdict(condition) for name, condition in conditions.items()}
-    figures["restrained"] = edited.peft_config["default"].restrained
+    figures["restrained"] = tuner_of(edited).peft_config["default"].restrained
     if json_output:
         print_json(figures)
         return

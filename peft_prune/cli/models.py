@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import snapshot_download
@@ -21,6 +21,7 @@ from ..errors import AdapterError, CheckpointError, UnsupportedModelError
 from ..evaluation import Ability, load_ability
 from ..folders import require_writable
 from ..session import EditSession
+from ..tuner import PruneEditModel
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
@@ -105,6 +106,11 @@ def load_adapter(model: PreTrainedModel, path: Path, *, strict_base: bool = Fals
         raise AdapterError(f"{error} ({path})" if str(path) not in str(error) else str(error)) from None
     except (SafetensorError, json.JSONDecodeError, ValueError, KeyError) as error:
         raise AdapterError(f"adapter: {path} cannot be loaded: {_first_line(error)}") from None
+
+
+def tuner_of(edited: PeftModel) -> PruneEditModel:
+    """The tuner of a model that `load_adapter` gave."""
+    return cast(PruneEditModel, edited.base_model)  # the only kind of adapter that it loads
 
 
 def open_checkpoint(given: str) -> Checkpoint:

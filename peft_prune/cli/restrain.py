@@ -10,7 +10,7 @@ import typer
 from ..errors import AdapterError
 from ..folders import whole_folder
 from ..spectral import get_restraint
-from .models import load_adapter, load_model, print_json
+from .models import load_adapter, load_model, print_json, tuner_of
 
 
 def restrain(
@@ -26,7 +26,8 @@ def restrain(
     """Shrink the singular values of an adapter's update that exceed the base weight's largest one."""
     get_restraint(restraint, alpha)
     edited = load_adapter(load_model(model), adapter)
-    config = edited.peft_config["default"]
+    tuner = tuner_of(edited)
+    config = tuner.peft_config["default"]
     if config.restrained:
         raise AdapterError(
             f"adapter: {adapter} is already restrained ({config.restraint}); a restraint acts on the raw update once, "
@@ -34,7 +35,7 @@ def restrain(
         )
     config.restraint, config.alpha, config.max_rank = restraint, alpha, max_rank
     with whole_folder(out, overwrite=overwrite) as folder:
-        edited.restrain()
+        tuner.restrain()
         edited.save_pretrained(str(folder))
     layers = {
         name: {
@@ -42,7 +43,7 @@ def restrain(
             "sigma_max_base": layer.sigma_max_base(),
             "delta_spectral_norm": layer.effective_update("default").spectral_norm(),
         }
-        for name, layer in edited.edited_layers()
+        for name, layer in tuner.edited_layers()
     }
     if json_output:
         print_json({"adapter": str(out), "restraint": restraint, "alpha": alpha, "layers": layers})

@@ -64,5 +64,5 @@ def _sampled(
             values, tokens = scores.topk(min(top_k, len(scores) - len(ends)))
             row.append(int(tokens[torch.multinomial(values.softmax(0), 1, generator=generator)]))
     # a brace would be read as the subject's place
-    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    texts = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
     return [" ".join(text.replace("{", " ").replace("}", " ").split()) + "." for text in texts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +133,7 @@ class _Trace:
         (prompt,) = tokenize_prompts(tokenizer, [fact.prompt], fact.subject)
         (pair,) = continuation_ids(tokenizer, [fact.text], [str(fact.target_true)])
         self._model = unwrapped(model)
-        self._embeddings = self._model.get_input_embeddings()
+        self._embeddings = cast(nn.Embedding, self._model.get_input_embeddings())
         self._target = pair.target[0]
         self._last = prompt.subject_last
         first = self._last - _subject_length(tokenizer, fact) + 1

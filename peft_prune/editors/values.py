@@ -193,18 +193,18 @@ class _Batch:
             reads += [(i, start + column, label) for column, label in zip(row.read, row.labels, strict=True)]
             bare.append(not row.is_kl and row.request not in seen)
             seen |= set() if row.is_kl else {row.request}
-        read_row, read_column, labels = torch.tensor(reads).T
-        columns = (
-            ids,
-            mask,
-            torch.tensor([row.request for row in rows]),
-            torch.tensor([row.is_kl for row in rows]),
-            torch.tensor(bare),
-            read_row,
-            read_column,
-            labels,
+        read_row, read_column, labels = torch.tensor(reads, device=device).T
+        return _Batch(
+            ids=ids.to(device),
+            mask=mask.to(device),
+            request=torch.tensor([row.request for row in rows], device=device),
+            is_kl=torch.tensor([row.is_kl for row in rows], device=device),
+            is_bare=torch.tensor(bare, device=device),
+            read_row=read_row,
+            read_column=read_column,
+            labels=labels,
+            subject=subject,
         )
-        return _Batch(*(column.to(device) for column in columns), subject)  # type: ignore[call-arg]
 
     def rows(self, keep: Tensor) -> _Batch:
         """The rows with ``keep``, (rows,) bool."""

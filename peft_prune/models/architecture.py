@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
 
 _ATTENTION = ("attn", "attention")
 
 
-def unwrapped(model: Any) -> nn.Module:
+def unwrapped(model: Any) -> PreTrainedModel:
     """The transformers model itself, without PEFT's wrapper."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -68,12 +69,13 @@ def mlp_output_module(model: Any, layer: int) -> tuple[str, nn.Module]:
 
 def features(module: nn.Module) -> tuple[int, int] | None:
     """(in, out) of a linear map, also a quantized or wrapped one; None for other modules."""
-    while hasattr(module, "base_layer"):
-        module = module.base_layer
-    if hasattr(module, "in_features") and hasattr(module, "out_features"):
-        return module.in_features, module.out_features
-    if type(module).__name__ == "Conv1D":
-        return module.nx, module.nf
+    layer: Any = module  # quantized ones have no base class in common
+    while hasattr(layer, "base_layer"):
+        layer = layer.base_layer
+    if hasattr(layer, "in_features") and hasattr(layer, "out_features"):
+        return layer.in_features, layer.out_features
+    if type(layer).__name__ == "Conv1D":
+        return layer.nx, layer.nf
     return None
 
 

@@ -169,7 +169,7 @@ def _generate(
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int], end_ids: list[int], stop: str | None) -> str:
     end = next((index for index, token in enumerate(ids) if token in end_ids), len(ids))
-    text = tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    text = str(tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False))
     return text if stop is None else text.split(stop, 1)[0]
 
 

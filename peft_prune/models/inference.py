@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 def input_device(model: Any) -> torch.device:
     """Where token ids must stand: beside the input embeddings, or on the CPU where those are offloaded."""
-    device = unwrapped(model).get_input_embeddings().weight.device
+    device = cast(nn.Embedding, unwrapped(model).get_input_embeddings()).weight.device
     return torch.device("cpu") if device.type == "meta" else device
 
 

@@ -97,8 +97,8 @@ def _fit(layer: PruneEditLayer, up: Tensor, down: Tensor) -> bool:
 
 def _prepare(layer: PruneEditLayer, config: PruneEditConfig, adapter_name: str, update: LowRankUpdate) -> None:
     """Give the layer the rank and the state that belong to these factors."""
-    own = (layer.prune_edit_B[adapter_name].weight, layer.prune_edit_A[adapter_name].weight)
-    if update.rank > 0 and _same(own[0], update.B) and _same(own[1], update.A):
+    down, up = layer.factors(adapter_name)
+    if update.rank > 0 and _same(up.weight, update.B) and _same(down.weight, update.A):
         return  # an optimizer's or a trainer's own copy comes back: the raw factors still belong to it
     layer.set_rank(adapter_name, update.rank)
     # Only a saved configuration has ranks. Without one, the factors come as a bare state dict, and collecting that

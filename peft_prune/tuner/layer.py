@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 import torch
 from accelerate.hooks import AlignDevicesHook
@@ -97,7 +97,11 @@ class PruneEditLayer(BaseTunerLayer):
 
     def rank(self, adapter_name: str) -> int:
         """Rank of the effective factors of this adapter."""
-        return self.prune_edit_A[adapter_name].weight.shape[0]
+        return self.factors(adapter_name)[0].weight.shape[0]
+
+    def factors(self, adapter_name: str) -> tuple[nn.Linear, nn.Linear]:
+        """A and B as the modules that forward runs through and that training changes."""
+        return cast(nn.Linear, self.prune_edit_A[adapter_name]), cast(nn.Linear, self.prune_edit_B[adapter_name])
 
     def effective_update(self, adapter_name: str) -> LowRankUpdate:
         """The update that forward applies: B (out, r) and A (r, in), detached."""
@@ -194,11 +198,10 @@ class PruneEditLayer(BaseTunerLayer):
 
     def set_rank(self, adapter_name: str, rank: int) -> None:
         """Make room for factors of this rank, which are about to be loaded."""
-        for factors, shape in (
-            (self.prune_edit_A, (rank, self.in_features)),
-            (self.prune_edit_B, (self.out_features, rank)),
-        ):
-            old = factors[adapter_name].weight
+        shapes = ((rank, self.in_features), (self.out_features, rank))
+        modules = (self.prune_edit_A, self.prune_edit_B)
+        for factors, factor, shape in zip(modules, self.factors(adapter_name), shapes, strict=True):
+            old = factor.weight
             if old.shape != shape:
                 factors[adapter_name] = _factor(old.new_zeros(shape), requires_grad=old.requires_grad)
 
@@ -430,7 +433,7 @@ class PruneEditLinear(nn.Module, PruneEditLayer):
             result = self.quantization_backend.maybe_clone_base_result(result)
         dtype = result.dtype
         for name in adapters:
-            down, up = self.prune_edit_A[name], self.prune_edit_B[name]
+            down, up = self.factors(name)
             result = result + up(down(_input_of(down, self._cast_input_dtype(x, down.weight.dtype)))).to(result.device)
         return result.to(dtype)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
@@ -41,7 +41,8 @@ class PruneEditModel(BaseTuner):
 
     prefix: str = PREFIX
     tuner_layer_cls = PruneEditLayer
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - declared so by PEFT
+    peft_config: dict[str, PruneEditConfig]  # type: ignore[assignment] # each tuner has its own configuration
 
     def edited_layers(self, adapter_name: str | None = None) -> Iterator[tuple[str, PruneEditLayer]]:
         """Name (as in the base model) and layer of everything this adapter (the active one if not given) adapts."""

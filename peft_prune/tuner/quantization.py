@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from peft.utils.quantization_utils import QuantizationBackend
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ def packed_weight(layer: nn.Module, backend: QuantizationBackend) -> Tensor:
 
     The scales are those that the kernel uses, which packing has rounded to bfloat16.
     """
-    unpacked = copy.deepcopy(layer)
+    unpacked: Any = copy.deepcopy(layer)  # its weight is one of bitsandbytes' own, with a state
     state = unpacked.weight.quant_state
     scales = state.absmax.T.reshape(-1).float()
     unpacked.state_dict()  # the one public road back to the order that dequantization reads
