@@ -370,7 +370,7 @@ class PruneEditLinear(nn.Module, PruneEditLayer):
     def __init__(
         self, base_layer: nn.Module, adapter_name: str, config: PruneEditConfig, r: int = 0, **kwargs: Any
     ) -> None:
-        super().__init__()  # type: ignore[call-arg]
+        super().__init__()
         PruneEditLayer.__init__(self, base_layer, **kwargs)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, r, config=config, **kwargs)
