@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ..evaluation import exclude_subjects, load_facts, load_texts, perplexity, recall
+from ..evaluation import exclude_subjects, kind_of, load_facts, load_texts, perplexity, recall
 from ..monitoring import ACTIONS, AbilityGuard, ConditionGuard, SessionCallback
 from ..requests import EditRequest
 
@@ -93,11 +93,15 @@ class Watch:
             kept = exclude_subjects(load_facts(self.facts), requests)
             if not kept:
                 raise ValueError(f"watch_facts: every fact of {self.facts} names an edited subject")
-            found.append(AbilityGuard(partial(_recall, tokenizer, kept), drop, name="recall", **options))
+            found.append(_ability_guard("recall", partial(_recall, tokenizer, kept), drop, **options))
         if self.text is not None:
             probe = partial(_perplexity, tokenizer, load_texts(self.text))
-            found.append(AbilityGuard(probe, drop, name="perplexity", higher_is_better=False, **options))
+            found.append(_ability_guard("perplexity", probe, drop, **options))
         return found
+
+
+def _ability_guard(name: str, probe: Callable[[Any], float], drop: float, **options: Any) -> AbilityGuard:
+    return AbilityGuard(probe, drop, name=name, higher_is_better=kind_of(name).higher_is_better, **options)
 
 
 def _recall(tokenizer: Any, facts: Sequence[Any], model: Any) -> float:

@@ -9,6 +9,7 @@ from .facts import Fact, exclude_subjects, load_facts, recall, recalled
 from .fluency import ngram_entropy, request_entropies
 from .harness import harness_figures, harness_model
 from .intervals import bootstrap_interval, unvaried_interval, wilson_interval
+from .kinds import KINDS, FigureKind, kind_of
 from .moments import ImmediateScores
 from .perplexity import load_texts, perplexity, perplexity_figure, perplexity_of, text_losses
 from .scores import difference, differences, harmonic_score
@@ -19,11 +20,13 @@ from .token_probabilities import next_tokens, token_log_probabilities
 
 __all__ = [
     "EXTRACTORS",
+    "KINDS",
     "SCORERS",
     "STOPS",
     "Ability",
     "AbilityItem",
     "Fact",
+    "FigureKind",
     "ImmediateScores",
     "Mean",
     "Proportion",
@@ -41,6 +44,7 @@ __all__ = [
     "harness_figures",
     "harness_model",
     "has_label",
+    "kind_of",
     "load_ability",
     "load_facts",
     "load_texts",

@@ -51,7 +51,7 @@ def perplexity(
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> float:
-    """exp(total negative log-likelihood / total predicted tokens) over all texts; lower is better.
+    """exp(total negative log-likelihood / total predicted tokens) over all texts.
 
     Every token of a text but its first is predicted exactly once (with a tokenizer that puts a BOS in front, the first
     as well). A text longer than the window is cut, each window beginning with the last token of the one before. No

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-_LOWER_IS_BETTER = frozenset({"perplexity"})
+from .kinds import label
 
 
 def comparison_table(columns: Mapping[str, Mapping[str, Any]], *, title: str | None = None) -> Table:
@@ -47,9 +47,7 @@ def figure_value(figure: Any) -> float | None:
 
 def _label(name: str, figures: list[Any]) -> str:
     counts = {figure["n"] for figure in figures if isinstance(figure, Mapping)}
-    arrow = "↓" if name in _LOWER_IS_BETTER else "↑"
-    count = f" (n = {counts.pop()})" if len(counts) == 1 else ""
-    return f"{name.replace('_', ' ')} {arrow}{count}"
+    return label(name) + (f" (n = {counts.pop()})" if len(counts) == 1 else "")
 
 
 def _cell(figure: Any) -> str:

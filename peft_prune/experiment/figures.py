@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..evaluation import kind_of
 from .results import EDITING, Point, Results
 
 COLOURS = ("#4d4d4d", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7b3294", "#1b7837")
@@ -127,7 +128,7 @@ def _panels(results: Results, kinds: Sequence[str]) -> Any:
         one.set_title(kind.replace("_greedy", " (greedy)").replace("/", ": ").replace("_", " "))
         if kind == "perplexity":
             one.set_yscale("log")
-        elif kind != "fluency":
+        elif kind_of(kind).bounds is not None:
             one.set_ylim(-0.03, 1.03)
     if len(kinds):
         _legend(figure, axes.flat[0])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MissingPackageError
-from ..evaluation import Mean, Proportion
+from ..evaluation import Mean, Proportion, kind_of
 from ..evaluation.bootstrap import GAP, SHARE, Draws, average, perplexity, share
 from ..evaluation.scores import SCORED, score_draws
 from .plan import Plan, Unit
@@ -35,9 +35,6 @@ COLUMNS = (
     *("model", "editor", "seed", "schedule", "restraint", "edits", "moment", "figure", "quantity", "layer"),
     *("value", "n", "low", "high"),
 )
-
-UNBOUNDED = ("perplexity", "fluency")
-"""Figures that are no share."""
 
 
 def figure_draws(outcomes: Outcomes) -> dict[str, Draws]:
@@ -88,8 +85,9 @@ class Point:
         return max(values, default=math.nan)
 
     def loss(self, figure: str) -> Draws:
-        """What the base has more of this figure."""
-        return self.base[figure].minus(self.figures[figure])
+        """By how much the base is better in this figure."""
+        base, own = self.base[figure], self.figures[figure]
+        return base.minus(own) if kind_of(figure).higher_is_better else own.minus(base)
 
 
 class Results:
@@ -190,15 +188,14 @@ def immediate_outcomes(made: Sequence[Outcomes]) -> Outcomes:
 
 def stated(kind: str, outcomes: Sequence[Sequence[float]] | None, draws: Draws) -> Mean | Proportion:
     """A figure with its n and interval: Wilson's where it counts successes, else the bootstrap's over its units."""
-    counted = kind in EDITING or kind in ("recall", "applied")
-    if outcomes is not None and (counted or ("/" in kind and "rouge" not in kind)):
+    if outcomes is not None and kind_of(kind).aggregation == "share":
         return Proportion.of_clusters(outcomes)
     return draws.mean(bounds_of(kind, SHARE))
 
 
 def bounds_of(kind: str, bounds: tuple[float, float]) -> tuple[float, float] | None:
     """``bounds`` where they bound a figure of this kind, else None."""
-    return None if kind in UNBOUNDED else bounds
+    return None if kind_of(kind).bounds is None else bounds
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ..evaluation.bootstrap import GAP, SHARE, Draws, over_seeds
@@ -26,7 +27,7 @@ PREDICTORS = {
 """What may foretell a loss of ability: the largest over the layers."""
 
 
-SHARED = ("recall", "perplexity", "abilities")
+SHARED = ("abilities", "recall", "perplexity")
 """Figures over the same items for every seed, so that more seeds make no more of them."""
 
 
@@ -122,19 +123,18 @@ def _label(results: Results, other: Results) -> str:
 
 
 def correlations(points: Sequence[Point]) -> list[Correlation]:
-    """Spearman's ρ between every predictor and the loss of abilities, of recall, and of text (log-perplexity)."""
-    losses: dict[str, Callable[[Point], float]] = {
-        kind: (lambda point, kind=kind: point.loss(kind).value)  # type: ignore[misc]
-        for kind in ("abilities", "recall")
-    }
-    losses["perplexity"] = lambda point: math.log(point.figures["perplexity"].value)
-    known = [kind for kind in losses if points and all(kind in point.figures for point in points)]
+    """Spearman's ρ between every predictor and the loss of abilities, of recall, and of perplexity."""
+    known = [kind for kind in SHARED if points and all(kind in point.figures for point in points)]
     return [
-        correlation(points, name, predictor, kind, losses[kind])
+        correlation(points, name, predictor, kind, partial(_loss, kind))
         for kind in known
         for name, predictor in PREDICTORS.items()
         if not any(math.isnan(predictor(point)) for point in points)
     ]
+
+
+def _loss(kind: str, point: Point) -> float:
+    return point.loss(kind).value
 
 
 def _groups(results: Results, mark: int) -> list[list[Point]]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ..evaluation.kinds import label
 from ..evaluation.table import figure_value, flat_figures, signed, with_interval
 from .document import Cell, Row, Table
 from .words import number
@@ -54,7 +55,7 @@ def evaluation_table(found: Mapping[str, Any]) -> Table:
         gap = gaps.get(name)
         rows.append(
             [
-                name.replace("_greedy", ", free answers").replace("_", " ").replace("/", ": "),
+                label(name).replace(" greedy", ", free answers").replace("/", ": "),
                 Cell(_count(own)),
                 Cell(_text(own), figure_value(own)),
                 Cell(_text(after[name]), figure_value(after[name])),
@@ -67,8 +68,8 @@ def evaluation_table(found: Mapping[str, Any]) -> Table:
         ["figure", "n", "base model", "edited model", "difference"],
         rows,
         numeric=(1, 2, 3, 4),
-        note="With 95 % intervals. Before comes from the base model's own outputs; free answers are greedy "
-        "generations.",
+        note="With 95 % intervals; the arrow points to where a figure is better. Before comes from the base model's "
+        "own outputs; free answers are greedy generations.",
         wide=True,
     )
 

@@ -12,10 +12,12 @@ from peft_prune.metrics import base
 class LabelAccuracy(base.EditMetric):
     """Accuracy of generated labels."""
 
+    figure: ClassVar[str] = "accuracy"
     summary: ClassVar[str] = "The share of generated texts whose first word is the label."
     predictions: ClassVar[str] = "generated texts"
     references: ClassVar[str | None] = "the labels, such as entailment or not_entailment"
     sources: ClassVar[tuple[str, ...]] = ("https://arxiv.org/abs/1804.07461",)
+    example: ClassVar[base.Example] = {"predictions": ["entailment"], "references": ["entailment"]}
 
     def inputs(self) -> list[Mapping[str, Any]]:
         return [{"predictions": base.TEXT, "references": base.TEXT}]

@@ -14,11 +14,11 @@ from peft_prune.metrics import base
 class Perplexity(base.EditMetric):
     """Perplexity over all tokens of texts."""
 
-    summary: ClassVar[str] = (
-        "exp of the total negative log-likelihood over the total number of predicted tokens; lower is better."
-    )
+    figure: ClassVar[str] = "perplexity"
+    summary: ClassVar[str] = "exp of the total negative log-likelihood over the total number of predicted tokens."
     predictions: ClassVar[str] = "negative log-likelihood of each text, in nats"
     references: ClassVar[str | None] = "number of predicted tokens of each text"
+    example: ClassVar[base.Example] = {"predictions": [12.5, 30.1], "references": [4, 11]}
 
     def inputs(self) -> list[Mapping[str, Any]]:
         return [{"predictions": base.NUMBER, "references": datasets.Value("int64")}]

@@ -13,6 +13,7 @@ from peft_prune.models.generation import answers_with
 class Portability(base.EditMetric):
     """Portability: whether what follows from an edit is answered accordingly."""
 
+    figure: ClassVar[str] = "portability_greedy"
     summary: ClassVar[str] = (
         "The share of questions whose answer follows from an edit and that the edited model answers, by free greedy "
         "generation, with one of the right answers."
@@ -20,6 +21,7 @@ class Portability(base.EditMetric):
     predictions: ClassVar[str] = "what the edited model answered, as texts"
     references: ClassVar[str | None] = "every right answer to each question, a list of texts"
     sources: ClassVar[tuple[str, ...]] = ("https://arxiv.org/abs/2401.01286",)
+    example: ClassVar[base.Example] = {"predictions": [" the euro"], "references": [["euro", "the euro"]]}
 
     def inputs(self) -> list[Mapping[str, Any]]:
         return [{"predictions": base.TEXT, "references": base.TEXTS}]

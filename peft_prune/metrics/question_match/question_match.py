@@ -12,12 +12,14 @@ from peft_prune.metrics import base
 class QuestionMatch(base.EditMetric):
     """Exact match of answers to open questions."""
 
+    figure: ClassVar[str] = "exact_match"
     summary: ClassVar[str] = (
         "The share of answers that are one of the right ones, without case, punctuation, articles and surplus space."
     )
     predictions: ClassVar[str] = "generated answers"
     references: ClassVar[str | None] = "every right answer to each question, a list of texts"
     sources: ClassVar[tuple[str, ...]] = ("https://arxiv.org/abs/1606.05250",)
+    example: ClassVar[base.Example] = {"predictions": ["The Nile"], "references": [["Nile", "River Nile"]]}
 
     def inputs(self) -> list[Mapping[str, Any]]:
         return [{"predictions": base.TEXT, "references": base.TEXTS}]
