@@ -98,7 +98,7 @@ def test_kept_keys_and_values_change_no_result(name: str, monkeypatch: pytest.Mo
         settings = ValueSettings(steps=3, learning_rate=0.05, site=site, clamp_factor=100.0)
         fast = optimize_values(model, tokenizer, requests, ("", "stone tea."), 0, settings)
         with monkeypatch.context() as patch:
-            patch.setattr("peft_prune.editors.values._LaterLayers._run_prefix", lambda self: None)
+            patch.setattr("peft_prune.editors.later_layers.LaterLayers._run_prefix", lambda self: None)
             plain = optimize_values(model, tokenizer, requests, ("", "stone tea."), 0, settings)
         for one, other in zip(fast, plain, strict=True):
             assert one.steps == other.steps and one.loss == pytest.approx(other.loss, rel=1e-4, abs=1e-5)
