@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..editors import Edit
 from ..spectral import LowRankUpdate
-from .history import EditRecord, Factors, RestraintRecord
+from .records import EditRecord, Factors, RestraintRecord
 
 
 @dataclass(frozen=True)
