@@ -54,15 +54,29 @@ def stored_config(config: PruneEditConfig) -> dict[str, Any]:
 
 
 def config_of(facts: Mapping[str, Any]) -> PruneEditConfig:
-    """The adapter's configuration that a history stores."""
+    """The adapter's configuration that a history stores.
+
+    Raises:
+        HistoryError: It is none.
+    """
     stored = {name: value for name, value in facts["config"].items() if value is not None}
-    return PruneEditConfig(task_type="CAUSAL_LM", **stored)
+    try:
+        return PruneEditConfig(task_type="CAUSAL_LM", **stored)
+    except (TypeError, ValueError) as error:
+        raise HistoryError(f"history: its config is none of an adapter: {error}") from None
 
 
 def editor_of(facts: Mapping[str, Any]) -> Editor:
-    """The editor that a history was made with."""
+    """The editor that a history was made with.
+
+    Raises:
+        HistoryError: There is none of this name, or its hyperparameters are none of it.
+    """
     values = {name: _tuples(value) for name, value in facts["editor"]["hyperparameters"].items()}
-    return get_editor(facts["editor"]["name"], **values)
+    try:
+        return get_editor(facts["editor"]["name"], **values)
+    except (TypeError, ValueError) as error:
+        raise HistoryError(f"history: its editor is none of this version: {error}") from None
 
 
 def model_name(model: Any) -> str:

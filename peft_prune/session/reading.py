@@ -8,7 +8,7 @@ from peft import get_peft_model
 
 from .facts import config_of, require_base
 from .history import History
-from .replay import additions, replay
+from .replay import additions, fitting, replay
 
 
 def adapter_of(history: History, model: Any) -> Any:
@@ -24,5 +24,5 @@ def adapter_of(history: History, model: Any) -> Any:
     facts = history.meta
     require_base(facts, model, history.path or "in memory")
     edited = get_peft_model(model, config_of(facts)).eval()
-    replay(edited, additions(history.edits(standing=True), history.factors), history.restraints())
+    replay(edited, additions(history.edits(standing=True), fitting(edited, history.factors)), history.restraints())
     return edited

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -31,9 +32,23 @@ class Factors:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Factors:
-        """What `to_bytes` wrote."""
+        """What `to_bytes` wrote.
+
+        Raises:
+            SafetensorError: It is no safetensors file.
+            ValueError: A tensor is missing, or none of this kind.
+        """
         tensors = load_tensors(data)
-        names = sorted({name[:-2] for name in tensors if name.endswith(".B")})
+        for name, tensor in tensors.items():
+            if not name.endswith((".A", ".B", ".key")) or tensor.dtype != torch.float32 or tensor.dim() != 2:
+                raise ValueError(f"{name!r} is {tensor.dtype} of shape {tuple(tensor.shape)}")
+            if not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"{name!r} holds NaN or Inf")
+        names = sorted({name[:-2] for name in tensors if name.endswith((".A", ".B"))})
+        for name in names:
+            up, down = tensors.get(f"{name}.B"), tensors.get(f"{name}.A")
+            if up is None or down is None or up.shape[1] != down.shape[0]:
+                raise ValueError(f"{name!r} has no two factors of one rank")
         updates = {name: LowRankUpdate(tensors[f"{name}.B"], tensors[f"{name}.A"]) for name in names}
         return cls(updates, {name[:-4]: tensor for name, tensor in tensors.items() if name.endswith(".key")})
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from peft import PeftModel, get_peft_model
@@ -22,7 +23,7 @@ from ..spectral import restraint_text
 from ..tuner import PRUNE_EDIT, PruneEditConfig
 from .history import History
 from .records import Factors, relation_key, subject_key
-from .replay import Addition, additions, joined_keys, replay
+from .replay import Addition, additions, fitting, joined_keys, replay
 
 
 @dataclass
@@ -125,9 +126,10 @@ class Workspace:
             for record in self.history.edits(standing=True)
             if record.id not in gone
         ]
-        replay(self.model, [*additions(records, self.history.factors), *new], self.history.restraints())
-        leaders = [self.history.factors(record.id) for record in records if record.leader == record.id]
-        self.keys = joined_keys([*leaders, *new_keys])
+        # read once, for the factors and for the keys
+        read = cache(fitting(self.model, self.history.factors))
+        replay(self.model, [*additions(records, read), *new], self.history.restraints())
+        self.keys = joined_keys([*(read(record.id) for record in records if record.leader == record.id), *new_keys])
         self.note_pending()
 
     def note_pending(self) -> None:
