@@ -19,7 +19,7 @@ from ..models.fingerprint import base_fingerprint
 from ..models.inference import undisturbed
 from ..requests import EditRequest
 from ..session import EditSession
-from ..session.history import moments_digest
+from ..session.facts import moments_digest
 from ..spectral import parse_restraint
 from ..tuner import PruneEditConfig
 from .measuring import Material, digest, edit_outcomes, layer_figures, measure, selected, spectra

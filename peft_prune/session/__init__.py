@@ -1,8 +1,9 @@
 """Sessions: edits that are verified, written to a history, watched, undone, and tuned in strength."""
 
 from .attribution import Attribution, attribute
-from .history import EditRecord, Factors, History
+from .history import History
 from .reading import adapter_of
+from .records import EditRecord, Factors
 from .results import BatchFailedError, EditResult
 from .session import EditSession
 from .strengths import Calibration, calibrate_strengths

@@ -6,10 +6,9 @@ from typing import Any
 
 from peft import get_peft_model
 
-from ..tuner import PruneEditConfig
+from .facts import config_of, require_base
 from .history import History
-from .replay import additions, replay
-from .session import require_base
+from .replay import additions, fitting, replay
 
 
 def adapter_of(history: History, model: Any) -> Any:
@@ -24,7 +23,6 @@ def adapter_of(history: History, model: Any) -> Any:
     """
     facts = history.meta
     require_base(facts, model, history.path or "in memory")
-    stored = {name: value for name, value in facts["config"].items() if value is not None}
-    edited = get_peft_model(model, PruneEditConfig(task_type="CAUSAL_LM", **stored)).eval()
-    replay(edited, additions(history.edits(standing=True), history.factors), history.restraints())
+    edited = get_peft_model(model, config_of(facts)).eval()
+    replay(edited, additions(history.edits(standing=True), fitting(edited, history.factors)), history.restraints())
     return edited

@@ -4,45 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, get_peft_model
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..editors import Editor, Prepared, SecondMoments, get_editor
-from ..errors import HistoryError, SessionStateError
+from ..errors import SessionStateError
 from ..folders import whole_folder
-from ..models.fingerprint import base_fingerprint, same_base, short_form
-from ..models.generation import normalized
-from ..models.inference import undisturbed
-from ..monitoring import LayerCondition, Monitor, SessionCallback
+from ..models.fingerprint import base_fingerprint
+from ..monitoring import BatchReport, LayerCondition, SessionCallback
 from ..requests import EditRequest
-from ..spectral import restraint_text
-from ..tuner import PRUNE_EDIT, PruneEditConfig
+from ..tuner import PruneEditConfig
 from .batch import Batch, Given, in_batches
-from .history import BatchRecord, EditRecord, Factors, History, moments_digest, relation_key, subject_key
-from .replay import Addition, additions, joined_keys, replay
+from .facts import (
+    CONFIG_FIELDS,
+    RESTRAINT_FIELDS,
+    config_of,
+    editor_of,
+    model_name,
+    require_base,
+    require_moments,
+    session_facts,
+    stored_config,
+)
+from .history import History
+from .records import BatchRecord, EditRecord, Factors
 from .results import FAILED, REJECTED, SKIPPED, BatchFailedError, EditResult
 from .verification import Verification, verify
+from .workspace import Workspace, adapted
 
 ON_FAILURE = ("skip", "raise", "keep")
 ON_CONFLICT = ("replace", "keep", "reject")
-_CONFIG_FIELDS = (
-    "restraint",
-    "alpha",
-    "restraint_pattern",
-    "restrain_on",
-    "restrain_every",
-    "max_condition_growth",
-    "max_rank",
-    "target_modules",
-    "layers_to_transform",
-    "layers_pattern",
-)
 
 
 class EditSession:
@@ -75,13 +70,12 @@ class EditSession:
         HistoryLockedError: Another session writes it.
     """
 
-    model: Any
-    history: History
-    _contexts: tuple[str, ...]
-    _prepared: Prepared | None
+    workspace: Workspace
+    callbacks: list[SessionCallback]
+    on_failure: str
+    on_conflict: str
     _stopped: str | None
     _open: bool
-    _monitor: Monitor | None
 
     def __init__(
         self,
@@ -97,16 +91,18 @@ class EditSession:
         author: str | None = None,
         monitor: bool = True,
     ) -> None:
+        require_options(callbacks, on_failure, on_conflict, monitor)
         editor = get_editor(editor, model=model) if isinstance(editor, str) else editor
         config = PruneEditConfig(task_type="CAUSAL_LM", layers_to_transform=list(editor.layers(model)))
-        require_figures(callbacks, monitor)
-        self._set_up(model, tokenizer, editor, statistics, callbacks, on_failure, on_conflict, config)
-        if any(layer.rank(self._adapter) for _, layer in self.model.edited_layers()):
+        found = _moments(statistics, model)
+        model, adapter = adapted(model, config, editor)
+        if any(layer.rank(adapter) for _, layer in model.edited_layers()):
             raise ValueError("model: its adapter holds edits; go on with their history by EditSession.resume")
-        self._prepared = self.editor.prepare(self.model, tokenizer, self._statistics)
-        self._contexts = self._prepared.contexts
-        self.history = History.create(history, self._facts(), author)
-        self._begin(monitor)
+        prepared = editor.prepare(model, tokenizer, found)
+        facts = session_facts(model, editor, prepared.contexts, model.peft_config[adapter], found)
+        log = History.create(history, facts, author)
+        self.workspace = Workspace(model, adapter, tokenizer, editor, found, prepared.contexts, log, _prepared=prepared)
+        self._begin(callbacks, on_failure, on_conflict, monitor)
 
     @classmethod
     def resume(
@@ -139,47 +135,69 @@ class EditSession:
             HistoryError: The history is missing or damaged, or belongs to another model or other second moments.
             HistoryLockedError: Another session writes it.
         """
-        require_figures(callbacks, monitor)
+        require_options(callbacks, on_failure, on_conflict, monitor)
         log = History.open(history, author)
         try:
             facts = log.meta
             require_base(facts, model, history)
-            session = cls.__new__(cls)
-            session.history = log
             if editor is None:
-                given = {k: _tuples(v) for k, v in facts["editor"]["hyperparameters"].items()}
-                editor = get_editor(facts["editor"]["name"], **given)
+                editor = editor_of(facts)
             elif isinstance(editor, str):
                 editor = get_editor(editor, model=model)
-            stored = {k: v for k, v in facts["config"].items() if v is not None}
-            config = PruneEditConfig(task_type="CAUSAL_LM", **stored)
-            session._set_up(model, tokenizer, editor, statistics, callbacks, on_failure, on_conflict, config)
-            for name in ("restraint", "alpha", "restraint_pattern", "restrain_on", "restrain_every"):
-                setattr(session.config, name, getattr(config, name))
-            session.config.max_condition_growth, session.config.max_rank = config.max_condition_growth, config.max_rank
-            session._require_moments(facts)
-            session._contexts = tuple(facts["contexts"])
-            session._rebuild()
-            session._begin(monitor)
+            config = config_of(facts)
+            found = _moments(statistics, model)
+            require_moments(facts, found)
+            model, adapter = adapted(model, config, editor)
+            for name in RESTRAINT_FIELDS:
+                setattr(model.peft_config[adapter], name, getattr(config, name))
+            session = cls.__new__(cls)
+            contexts = tuple(facts["contexts"])
+            session.workspace = Workspace(model, adapter, tokenizer, editor, found, contexts, log)
+            session.workspace.rebuild()
+            session._begin(callbacks, on_failure, on_conflict, monitor)
         except BaseException:
             log.close()
             raise
         return session
 
     @property
+    def model(self) -> Any:
+        """The PEFT model."""
+        return self.workspace.model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer."""
+        return self.workspace.tokenizer
+
+    @property
+    def history(self) -> History:
+        """All edits ever asked for."""
+        return self.workspace.history
+
+    @property
+    def editor(self) -> Editor:
+        """Computes the edits; another one may take over between two calls to `edit`."""
+        return self.workspace.editor
+
+    @editor.setter
+    def editor(self, editor: Editor) -> None:
+        self.workspace.editor = editor
+
+    @property
     def config(self) -> PruneEditConfig:
         """The adapter's configuration."""
-        return self.model.peft_config[self._adapter]
+        return self.workspace.config
 
     @property
     def statistics(self) -> SecondMoments | None:
         """The second moments that the session was given."""
-        return self._statistics
+        return self.workspace.statistics
 
     @property
     def contexts(self) -> tuple[str, ...]:
         """Prefixes that the editor puts before a prompt; the first is empty."""
-        return self._contexts
+        return self.workspace.contexts
 
     @property
     def prepared(self) -> Prepared:
@@ -188,17 +206,13 @@ class EditSession:
         Raises:
             ValueError: The editor needs second moments, and the session was resumed without them.
         """
-        if self._prepared is None:
-            with undisturbed(self.model), self.model.disable_adapter():
-                found = self.editor.prepare(self.model, self.tokenizer, self._statistics)
-            self._prepared = dataclasses.replace(found, contexts=self._contexts)
-        return self._prepared
+        return self.workspace.prepared
 
     def settings(self) -> dict[str, Any]:
         """What the session works with, as flat values, for trackers and reports."""
         values = {f"editor.{k}": v for k, v in dataclasses.asdict(self.editor.hyperparameters).items()}
-        config = {f"config.{name}": getattr(self.config, name) for name in _CONFIG_FIELDS}
-        return {"editor": self.editor.name, "model": _model_name(self.model), **values, **config}
+        config = {f"config.{name}": getattr(self.config, name) for name in CONFIG_FIELDS}
+        return {"editor": self.editor.name, "model": model_name(self.model), **values, **config}
 
     def edit(
         self, requests: EditRequest | Mapping[str, Any] | Iterable[EditRequest | Mapping[str, Any]], batch_size: int = 1
@@ -262,24 +276,24 @@ class EditSession:
             raise SessionStateError(
                 f"edit: {sorted(chosen)} share their factors with others; undo {sorted(together)} together"
             )
-        with self._intact():
-            self._rebuild(without=chosen)
+        with self.workspace.intact():
+            self.workspace.rebuild(without=chosen)
             self.history.record_undo(chosen, reason)
         self._call("on_undo", chosen)
 
     def restrain(self) -> None:
         """Apply the restraint to the raw sum in every layer now, whatever the schedule."""
         self._require_open()
-        with self._intact():
+        with self.workspace.intact():
             self.model.restrain()
             words = self.restraints()
             self.history.record_restraint(words)
-            self._note_pending()
+            self.workspace.note_pending()
         self._call("on_restrain", list(words))
 
     def restraints(self) -> dict[str, str]:
         """The restraint of every layer as a word, such as "log:1.2", by module name."""
-        return {name: restraint_text(layer.restraint(self._adapter)) for name, layer in self.model.edited_layers()}
+        return self.workspace.restraints()
 
     def verify(self) -> dict[int, Verification]:
         """Look at every edit that stands as the model holds it now, by its number."""
@@ -289,7 +303,7 @@ class EditSession:
 
     def figures(self) -> dict[str, LayerCondition]:
         """Figures of every layer now, by module name."""
-        return (self._monitor or self._new_monitor()).figures()
+        return self.workspace.figures()
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Save the adapter, whole or not at all; a pending restraint is applied first and written to the history.
@@ -335,11 +349,11 @@ class EditSession:
         for edit in strengths:
             if edit not in standing:
                 raise SessionStateError(f"edit: {edit} does not stand")
-        with self._intact():
-            self._rebuild(strengths=strengths)
+        with self.workspace.intact():
+            self.workspace.rebuild(strengths=strengths)
             self.model.restrain()
             self.history.record_strengths(strengths, self.restraints())
-            self._note_pending()
+            self.workspace.note_pending()
 
     def choose_restraints(self, restraints: Mapping[str, str], why: Mapping[str, Any] | None = None) -> None:
         """Write a restraint for every layer into the configuration and apply it to the raw sum.
@@ -351,110 +365,38 @@ class EditSession:
         self._require_open()
         before = {name: getattr(self.config, name) for name in ("restraint", "alpha", "restraint_pattern")}
         try:
-            with self._intact():
+            with self.workspace.intact():
                 self.model.set_restraints(restraints)
                 self.model.restrain()
-                config = _stored_config(self.config)
+                config = stored_config(self.config)
                 self.history.record_choice(self.restraints(), config, {"restraints": dict(restraints), **(why or {})})
-                self._note_pending()
+                self.workspace.note_pending()
         except BaseException:
             for name, value in before.items():
                 setattr(self.config, name, value)
             raise
 
-    def _set_up(
-        self,
-        model: Any,
-        tokenizer: PreTrainedTokenizerBase,
-        editor: Editor,
-        statistics: SecondMoments | str | Path | None,
-        callbacks: Sequence[SessionCallback],
-        on_failure: str,
-        on_conflict: str,
-        config: PruneEditConfig,
-    ) -> None:
-        if on_failure not in ON_FAILURE:
-            raise ValueError(f"on_failure: {on_failure!r} is not one of {', '.join(ON_FAILURE)}")
-        if on_conflict not in ON_CONFLICT:
-            raise ValueError(f"on_conflict: {on_conflict!r} is not one of {', '.join(ON_CONFLICT)}")
-        if isinstance(statistics, (str, Path)):
-            statistics = SecondMoments.load(statistics, base=base_fingerprint(model))
-        self.model = model if isinstance(model, PeftModel) else get_peft_model(model, config).eval()
-        self._adapter = self.model.base_model.one_adapter(None)
-        if self.model.peft_config[self._adapter].peft_type != PRUNE_EDIT:
-            raise ValueError(
-                f"model: its adapter {self._adapter!r} is of type {self.model.peft_config[self._adapter].peft_type}, "
-                "PRUNE_EDIT is accepted"
-            )
-        missing = set(editor.modules(self.model)) - {name for name, _ in self.model.edited_layers()}
-        if missing:
-            raise ValueError(f"model: its adapter does not adapt {sorted(missing)[0]}, which the editor changes")
-        self.tokenizer = tokenizer
-        self.editor = editor
+    def conflicts(self, request: EditRequest) -> list[int]:
+        """Edits that stand and say something else about the same subject and relation."""
+        return self.workspace.conflicts(request)
+
+    def _begin(self, callbacks: Sequence[SessionCallback], on_failure: str, on_conflict: str, monitor: bool) -> None:
         self.callbacks = list(callbacks)
-        self.on_failure = on_failure
-        self.on_conflict = on_conflict
-        self._statistics = statistics
-        self._prepared = None
-        self._stopped = None
-        self._keys: dict[str, Tensor] = {}
-        self._pending: dict[str, int] = {}
-        self._open = True
-
-    def _begin(self, monitor: bool) -> None:
-        self._monitor = self._new_monitor() if monitor else None
-        self._note_pending()
+        self.on_failure, self.on_conflict = on_failure, on_conflict
+        self._stopped, self._open = None, True
+        self.workspace.monitor = self.workspace.new_monitor() if monitor else None
+        self.workspace.note_pending()
         self._call("on_session_begin")
-
-    def _new_monitor(self) -> Monitor:
-        return Monitor(self.model, None if self._statistics is None else self._statistics.moments)
-
-    def _facts(self) -> dict[str, Any]:
-        values = dataclasses.asdict(self.editor.hyperparameters)
-        return {
-            "model": _model_name(self.model),
-            "base": base_fingerprint(self.model),
-            "editor": {"name": self.editor.name, "hyperparameters": values},
-            "contexts": list(self._contexts),
-            "config": _stored_config(self.config),
-            "moments": {} if self._statistics is None else moments_digest(self._statistics.moments),
-        }
-
-    def _require_moments(self, facts: Mapping[str, Any]) -> None:
-        if self._statistics is None or not facts["moments"]:
-            return
-        found = moments_digest(self._statistics.moments)
-        for name, sums in facts["moments"].items():
-            if name in found and found[name] != sums:
-                raise HistoryError(f"history: its edits were made with another second moment of {name}")
 
     def _require_open(self) -> None:
         if not self._open:
             raise SessionStateError("session: it is closed; use EditSession.resume")
-        merged = [name for name, layer in self.model.edited_layers() if layer.merged]
-        if merged:
-            raise SessionStateError(f"model: the adapter is merged into {merged[0]}; call unmerge_adapter() first")
-        self._note_foreign_restraint()
+        self.workspace.require_unmerged()
+        self.workspace.note_foreign_restraint()
 
     def _call(self, event: str, *values: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, event)(self, *values)
-
-    @contextmanager
-    def _intact(self) -> Iterator[None]:
-        """The adapter, the keys and what is pending are as before if the block ends with an error."""
-        state, keys, pending = self.model.edit_state(), dict(self._keys), dict(self._pending)
-        try:
-            yield
-        except BaseException:
-            self.model.restore_edit_state(state)
-            self._keys, self._pending = keys, pending
-            raise
-
-    def _note_pending(self) -> None:
-        self._pending = {
-            name: layer.prune_edit_update[self._adapter].pending for name, layer in self.model.edited_layers()
-        }
 
     def _note_limits(self) -> None:
         """Write down what the callbacks watch, so that a report can draw it."""
@@ -466,52 +408,38 @@ class EditSession:
         if merged != known:
             self.history.update_meta(limits=merged)
 
-    def _note_foreign_restraint(self) -> None:
-        """Write down a restraint that somebody applied past the session, by saving the model for instance."""
-        acted = {
-            name: restraint_text(layer.restraint(self._adapter))
-            for name, layer in self.model.edited_layers()
-            if layer.prune_edit_update[self._adapter].pending < self._pending.get(name, 0)
-        }
-        if acted:
-            self.history.record_restraint(acted)
-            self._note_pending()
-
-    def _rebuild(
-        self,
-        without: Iterable[int] = (),
-        strengths: Mapping[int, float] | None = None,
-        new: Sequence[Addition] = (),
-        new_keys: Sequence[Factors] = (),
-    ) -> None:
-        """Make the adapter and the keys those of the history, with changes that are not yet written."""
-        gone = set(without)
-        strengths = strengths or {}
-        records = [
-            dataclasses.replace(record, strength=strengths.get(record.id, record.strength))
-            for record in self.history.edits(standing=True)
-            if record.id not in gone
-        ]
-        replay(self.model, [*additions(records, self.history.factors), *new], self.history.restraints())
-        leaders = [self.history.factors(record.id) for record in records if record.leader == record.id]
-        self._keys = joined_keys([*leaders, *new_keys])
-        self._note_pending()
-
     def _batch(self, given: Sequence[Given]) -> list[EditResult]:
         start = time.perf_counter()
         self._call("on_batch_begin", [item.request for item in given])
-        with self._intact():
-            work = Batch(self, given, self.history.last_batch + 1, self.history.last_edit + 1)
+        with self.workspace.intact():
+            work = Batch(self.workspace, given, self.on_failure, self.on_conflict)
             work.run()
             report = work.report(time.perf_counter() - start)
-            work.settle(report)
+            self._settle(work, report)
             self.history.record(work.record(report, time.perf_counter() - start))
-            self._note_pending()
+            self.workspace.note_pending()
         if work.restrained:
             self._call("on_restrain", list(work.restrained))
         stops = report.asks_for("stop")
         self._stopped = stops[0].message if stops else None
         return list(report.results)
+
+    def _settle(self, work: Batch, report: BatchReport) -> None:
+        """Call the callbacks and do what they ask for."""
+        asked = []
+        for callback in self.callbacks:
+            count = len(report.alerts)
+            callback.on_batch_end(self, report)
+            if any(alert.action == "restrain" for alert in report.alerts[count:]):
+                asked.append(callback)
+        if asked:
+            work.restrain_now(report)
+            for callback in asked:
+                callback.after_restraint(self, report)
+        if report.asks_for("rollback"):
+            work.roll_back(report)
+        for alert in report.alerts:
+            warnings.warn(f"batch {report.batch}: {alert.source}: {alert.message} ({alert.action})")
 
     def _skip(self, given: Sequence[Given]) -> list[EditResult]:
         batch, first = self.history.last_batch + 1, self.history.last_edit + 1
@@ -526,34 +454,13 @@ class EditSession:
         if failed and self.on_failure == "raise":
             raise BatchFailedError(f"edit {failed[0].id}: {failed[0].reason}", results)
 
-    def conflicts(self, request: EditRequest) -> list[int]:
-        """Edits that stand and say something else about the same subject and relation."""
-        standing = self.history.standing_on(subject_key(request), relation_key(request))
-        return [
-            record.id
-            for record in standing
-            if record.request is not None and normalized(record.request.target_new) != normalized(request.target_new)
-        ]
 
-
-def _stored_config(config: PruneEditConfig) -> dict[str, Any]:
-    """The fields that a history needs to build the adapter again, ready for JSON."""
-    values = {name: getattr(config, name) for name in _CONFIG_FIELDS}
-    return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
-
-
-def _model_name(model: Any) -> str:
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    return str(getattr(inner, "name_or_path", "") or type(inner).__name__)
-
-
-def _tuples(value: Any) -> Any:
-    """JSON knows lists alone, hyperparameters hold tuples."""
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def require_figures(callbacks: Sequence[SessionCallback], monitor: bool) -> None:
-    """Raise ValueError where a callback looks at figures that the session would not take."""
+def require_options(callbacks: Sequence[SessionCallback], on_failure: str, on_conflict: str, monitor: bool) -> None:
+    """Raise ValueError for an unknown option, and where a callback needs figures that the session would not take."""
+    if on_failure not in ON_FAILURE:
+        raise ValueError(f"on_failure: {on_failure!r} is not one of {', '.join(ON_FAILURE)}")
+    if on_conflict not in ON_CONFLICT:
+        raise ValueError(f"on_conflict: {on_conflict!r} is not one of {', '.join(ON_CONFLICT)}")
     for callback in callbacks:
         if callback.needs_figures and not monitor:
             raise ValueError(
@@ -561,11 +468,7 @@ def require_figures(callbacks: Sequence[SessionCallback], monitor: bool) -> None
             )
 
 
-def require_base(facts: Mapping[str, Any], model: Any, history: str | Path) -> None:
-    """Raise HistoryError where the model is not the one that these facts of a history are about."""
-    made_for, found = facts["base"], base_fingerprint(model)
-    if made_for is not None and found is not None and not same_base(made_for, found):
-        raise HistoryError(
-            f"history: {history} belongs to {facts['model']} (weights {short_form(made_for)}), the model is "
-            f"{_model_name(model)} (weights {short_form(found)})"
-        )
+def _moments(statistics: SecondMoments | str | Path | None, model: Any) -> SecondMoments | None:
+    if isinstance(statistics, (str, Path)):
+        return SecondMoments.load(statistics, base=base_fingerprint(model))
+    return statistics

@@ -130,7 +130,7 @@ def test_of_a_batch_those_that_took_stay_without_the_share_of_the_other() -> Non
     results = run.edit(REQUESTS[:3], batch_size=3)
     assert [result.status for result in results] == ["applied", "failed", "applied"]
     assert layer_of(run).rank("default") == 2 == layer_of(run).prune_edit_update["default"].edits
-    assert run._keys[MODULE][:, 0].tolist() == [0.0, 2.0]
+    assert run.workspace.keys[MODULE][:, 0].tolist() == [0.0, 2.0]
 
 
 def test_a_batch_whose_factors_belong_together_is_tried_one_by_one() -> None:
@@ -280,10 +280,10 @@ def test_editors_with_a_history_of_keys_lose_those_of_an_undone_edit(name: str) 
     run = session(editor=editor)
     results = run.edit(REQUESTS[:3])
     assert all(result.applied for result in results), results
-    keys = run._keys[MODULE].clone()
+    keys = run.workspace.keys[MODULE].clone()
     assert keys.shape == (3, 64)
     run.undo(2)
-    assert torch.equal(run._keys[MODULE], keys[[0, 2]])
+    assert torch.equal(run.workspace.keys[MODULE], keys[[0, 2]])
 
 
 def test_a_restraint_is_of_the_raw_sum_and_never_of_a_restrained_one() -> None:
