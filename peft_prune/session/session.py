@@ -20,6 +20,7 @@ from ..models.fingerprint import base_fingerprint, same_base, short_form
 from ..models.generation import normalized
 from ..models.inference import undisturbed
 from ..monitoring import LayerCondition, Monitor, SessionCallback
+from ..outputs import require_outputs
 from ..requests import EditRequest
 from ..spectral import restraint_text
 from ..tuner import PRUNE_EDIT, PruneEditConfig
@@ -295,8 +296,11 @@ class EditSession:
         """Save the adapter, whole or not at all; a pending restraint is applied first and written to the history.
 
         Raises:
-            ValueError: ``path`` exists and is not an empty folder, and ``overwrite`` is not set.
+            ValueError: ``path`` exists and is not an empty folder, and ``overwrite`` is not set; or it is, holds or
+                lies in the base model, or holds the history.
         """
+        inputs = {"history": self.history.path, "base model": _model_name(self.model)}
+        require_outputs(folders={"path": Path(path)}, inputs=inputs, overwrite=overwrite)
         if self.model.restraint_is_pending():
             self.restrain()
         with whole_folder(Path(path), overwrite=overwrite) as folder:
@@ -379,6 +383,8 @@ class EditSession:
             raise ValueError(f"on_conflict: {on_conflict!r} is not one of {', '.join(ON_CONFLICT)}")
         if isinstance(statistics, (str, Path)):
             statistics = SecondMoments.load(statistics, base=base_fingerprint(model))
+        if statistics is not None:
+            statistics.require_fit(model)
         self.model = model if isinstance(model, PeftModel) else get_peft_model(model, config).eval()
         self._adapter = self.model.base_model.one_adapter(None)
         if self.model.peft_config[self._adapter].peft_type != PRUNE_EDIT:
