@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .. import outputs
 from ..errors import CheckpointError
 from ..folders import whole_folder
 from ..models.fingerprint import fingerprint_of
@@ -162,11 +163,7 @@ def extract(
 
 def require_apart(folder: Path, checkpoints: list[Checkpoint]) -> None:
     """Raise ValueError where a folder to be written is, holds or lies in a checkpoint."""
-    target = folder.resolve()
-    for one in checkpoints:
-        own = one.folder.resolve()
-        if target == own or own.is_relative_to(target) or target.is_relative_to(own):
-            raise ValueError(f"extract: {folder} is, holds or lies in the checkpoint {one.given}; give another folder")
+    outputs.require_apart(folder, {"checkpoint": [one.folder for one in checkpoints]}, "extract")
 
 
 @dataclass

@@ -12,10 +12,11 @@ from rich.table import Table
 
 from ..audit import Audit, CheckpointAudit, Extraction, Rule, extract, require_apart
 from ..audit import audit as audit_checkpoints
-from ..reporting import audit_report, require_file, write_report
+from ..outputs import require_outputs
+from ..reporting import audit_report, require_report, write_report
 from ..reporting.limits import limits_of
 from ..reporting.words import count, number, percent
-from .models import open_checkpoint, print_json, require_room
+from .models import open_checkpoint, print_json
 from .progress import progress_bar
 
 
@@ -46,10 +47,11 @@ def audit(
     if extract_to is None and (rank is not None or energy is not None):
         raise ValueError("extract: --rank and --energy need --extract DIR")
     limits_of({}, max_growth)
-    require_file(out)
+    require_report(out)
+    folders = {} if extract_to is None else {"extract": extract_to}
+    require_outputs(folders=folders, files={"out": out}, overwrite=overwrite)
     before, after = open_checkpoint(base), [open_checkpoint(one) for one in edited]
     if extract_to is not None:
-        require_room(extract_to, overwrite, "extract")
         require_apart(extract_to, [before, *after])
     made = None
     with progress_bar(quiet=json_output) as progress:

@@ -16,12 +16,21 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..builtin import ability_items, ability_names, edit_requests, held_out_texts, load_builtin_model, plain_texts
+from ..builtin import (
+    ability_items,
+    ability_names,
+    builtin_model_path,
+    edit_requests,
+    held_out_texts,
+    load_builtin_model,
+    plain_texts,
+)
 from ..editors import Editor, SecondMoments, collect_second_moments, get_editor
 from ..errors import MissingPackageError
 from ..evaluation import EXTRACTORS, comparison_table, evaluate, score_ability, without_subjects
 from ..folders import whole_folder
 from ..monitoring import BatchReport, LayerCondition, SessionCallback, layer_conditions
+from ..outputs import require_outputs
 from ..reporting.plots import plot_course
 from ..requests import EditRequest
 from ..session import EditResult, EditSession
@@ -58,6 +67,7 @@ def demo(
         raise ValueError(f"edits: {edits} and items: {items} must be at least 1")
     console = Console(quiet=json_output)
     ours = (out / MARK).is_file()
+    require_outputs(folders={"out": out}, inputs={"built-in model": builtin_model_path()}, overwrite=ours)
     with whole_folder(out, overwrite=ours) as folder:
         result = _run(folder, edits, alpha, items, console)
         (folder / MARK).write_text(json.dumps(result, indent=2))

@@ -19,6 +19,7 @@ from ..evaluation import load_texts, without_subjects
 from ..folders import whole_folder
 from ..models.fingerprint import base_fingerprint
 from ..monitoring import BatchReport, SessionCallback
+from ..outputs import Given, require_outputs
 from ..requests import EditRequest, load_requests
 from ..session import EditResult, EditSession
 from ..tuner import PruneEditConfig
@@ -77,6 +78,11 @@ def edit(
         raise ValueError(f"batch_size: {batch_size} must be at least 1")
     if history is not None and history.exists():
         raise ValueError(f"history: {history} exists; go on with it by peft-prune resume, or give another file")
+    inputs: dict[str, Given] = {"model": model, "requests": requests, "second moment": stats, "facts": watch_facts}
+    inputs["texts"] = [stats_text, watch_text]
+    beside = None if history is None else moments_beside(history)
+    written = {"history": history, "second moment beside the history": beside}
+    require_outputs(folders={"out": out}, files=written, inputs=inputs, overwrite=overwrite)
     watch = Watch(max_growth, watch_facts, watch_text, watch_every, max_drop, on_limit)
     records = load_requests(requests, limit=limit)
     config = PruneEditConfig(

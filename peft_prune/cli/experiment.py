@@ -48,8 +48,9 @@ from ..experiment import (
     write_table,
 )
 from ..experiment.measuring import digest
-from ..folders import require_writable
+from ..folders import whole_file
 from ..models.fingerprint import base_fingerprint
+from ..outputs import require_apart, require_outputs
 from ..requests import EditRequest, load_requests
 from .edit import hyperparameters
 from .models import BUILTIN, finite, load_abilities, load_model, load_tokenizer, print_json, require_items
@@ -106,10 +107,13 @@ def experiment(
     require_table(table)
     if stats is not None and stats_text is not None:
         raise ValueError("stats: give --stats or --stats-text, not both")
+    written = {name: out / name for name in (f"table.{table}", "summary.json", "summary.md")}
+    read = {"requests": requests or None, "facts": facts, "texts": [text, stats_text], "second moment": stats}
+    require_outputs(files=written, inputs={"abilities": abilities, **read})
     others = [Results.load(folder) for folder in against or ()]  # what cannot be compared shows first
     require_items(items)
     require_items(fact_items, "fact_items")
-    _require_folder(out)
+    _require_folder(out, model)
     builtin = model == BUILTIN
     plan = Plan(
         model=model if builtin else Path(model).name,
@@ -144,15 +148,15 @@ def experiment(
     typer.echo(f"Everything with its intervals is in {out / 'summary.md'}")
 
 
-def _require_folder(out: Path) -> None:
+def _require_folder(out: Path, model: str) -> None:
     """Raise ValueError where an experiment could not be written or would mix with other files."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {out} is a file; give a folder")
+    require_apart(out, {"model": model})
     held = sorted(path.name for path in out.iterdir()) if out.exists() else []
     own = any(name in ("measurements.sqlite", "histories") or name.startswith("second_moments-") for name in held)
     if held and not own:
         raise ValueError(f"out: {out} is no experiment's folder, it holds {held[0]}; give another folder")
-    require_writable(out / "summary.md")
 
 
 SHORT = {
@@ -197,9 +201,8 @@ def _write(results: Results, others: Sequence[Results], out: Path, ending: str) 
     summary = summarize(results, others)
     texts = {"summary.json": json.dumps(finite(summary), indent=1), "summary.md": markdown(summary)}
     for name, content in texts.items():
-        part = out / f".{name}.part"
-        part.write_text(content, encoding="utf-8")
-        part.replace(out / name)
+        with whole_file(out / name) as part:
+            part.write_text(content, encoding="utf-8")
     try:
         draw_figures(results, out)
     except ModuleNotFoundError:

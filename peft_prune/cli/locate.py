@@ -12,7 +12,8 @@ from rich.table import Table
 
 from ..editors.locate import Location
 from ..editors.locate import locate as trace
-from ..reporting.plots import plot_location
+from ..outputs import require_outputs
+from ..reporting.plots import plot_location, require_picture
 from ..requests import load_requests
 from .models import load_model, load_tokenizer, print_json
 
@@ -28,6 +29,9 @@ def locate(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Trace facts through the layers and suggest which to edit."""
+    if plot is not None:
+        require_outputs(files={"plot": plot}, inputs={"model": model, "requests": requests})
+        require_picture(plot)
     facts = load_requests(requests, limit=limit)
     tokenizer = load_tokenizer(model)
     found = trace(load_model(model, dtype), tokenizer, facts, progress=not json_output)

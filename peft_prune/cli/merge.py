@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..folders import whole_folder
+from ..outputs import require_outputs
 from .models import load_adapter, load_model, load_tokenizer, print_json
 
 
@@ -20,6 +21,7 @@ def merge(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Add an adapter to its base model and write a checkpoint that needs neither PEFT nor this package."""
+    require_outputs(folders={"out": out}, inputs={"adapter": adapter, "model": model}, overwrite=overwrite)
     tokenizer = load_tokenizer(model)
     edited = load_adapter(load_model(model, dtype), adapter)
     pending = edited.restraint_is_pending()

@@ -19,7 +19,6 @@ from ..audit import Checkpoint
 from ..builtin import builtin_model_path
 from ..errors import AdapterError, CheckpointError, UnsupportedModelError
 from ..evaluation import Ability, load_ability
-from ..folders import require_writable
 from ..session import EditSession
 from ..tuner import PruneEditModel
 
@@ -131,13 +130,6 @@ def open_checkpoint(given: str) -> Checkpoint:
         reason = _first_line(error)
         raise CheckpointError(f"checkpoint: {given} is no folder here and cannot be fetched: {reason}") from None
     return Checkpoint.open(fetched, given)
-
-
-def require_room(out: Path, overwrite: bool, option: str = "out") -> None:
-    """Raise ValueError where a folder to be written is not free or cannot be made, before anything is computed."""
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not overwrite:
-        raise ValueError(f"{option}: {out} exists; give another folder, or --overwrite")
-    require_writable(out, option)
 
 
 def load_abilities(paths: Sequence[Path], items: int) -> dict[str, Ability]:

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..evaluation import load_facts, load_texts
-from ..reporting import Now, Report, adapter_report, history_report, require_file, write_report
+from ..outputs import require_outputs
+from ..reporting import Now, Report, adapter_report, history_report, require_report, write_report
 from ..reporting.limits import limits_of
 from ..reporting.redaction import Redactor
 from ..requests import EditRequest, load_requests
@@ -55,7 +56,9 @@ def report(
     _check_options(source, model, requests, limit, given)
     require_items(items)
     require_dtype(dtype)
-    require_file(out)
+    require_report(out)
+    inputs = {"model": model, "requests": requests, "facts": facts, "texts": text, "abilities": abilities}
+    require_outputs(files={"out": out}, inputs={"source": source, **inputs})
     limits_of({}, max_growth)
     if redact or redact_key is not None:
         Redactor(redact_key)  # a bad key shows before a model is loaded

@@ -9,6 +9,7 @@ import typer
 
 from ..errors import AdapterError
 from ..folders import whole_folder
+from ..outputs import require_outputs
 from ..spectral import get_restraint
 from .models import load_adapter, load_model, print_json, tuner_of
 
@@ -24,6 +25,7 @@ def restrain(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Shrink the singular values of an adapter's update that exceed the base weight's largest one."""
+    require_outputs(folders={"out": out}, inputs={"adapter": adapter, "model": model}, overwrite=overwrite)
     get_restraint(restraint, alpha)
     edited = load_adapter(load_model(model), adapter)
     tuner = tuner_of(edited)

@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from ..folders import whole_folder
+from ..outputs import Given, require_outputs
 from ..requests import load_requests
 from ..session import EditSession, History
 from .edit import EditProgress, going_on, moments_beside, report_edits, require_one
@@ -45,6 +46,9 @@ def resume(
     """Edit further facts with the editor and the restraint of a history; no earlier edit is computed again."""
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} must be at least 1")
+    inputs: dict[str, Given] = {"history": history, "model": model, "requests": requests}
+    inputs |= {"texts": watch_text, "facts": watch_facts, "second moment": [stats, moments_beside(history)]}
+    require_outputs(folders={"out": out}, inputs=inputs, overwrite=overwrite)
     records = load_requests(requests, limit=limit)
     if not 0 <= skip < len(records):
         raise ValueError(f"skip: {skip} must be at least 0 and below the {len(records)} requests")

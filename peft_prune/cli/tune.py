@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ..evaluation import exclude_subjects, load_facts, recalled
-from ..reporting.plots import plot_trade_offs
+from ..outputs import require_outputs
+from ..reporting.plots import plot_trade_offs, require_picture
 from ..session import calibrate_strengths, tune_restraint
-from .models import print_json, require_room, resumed
+from .models import print_json, resumed
 from .options import BaseModel, Dtype, HistoryFile
 
 
@@ -33,7 +34,14 @@ def tune(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Sweep the strength of the restraint over the edits made, and take what loses nothing and gains most."""
-    require_room(out, overwrite)
+    require_outputs(
+        folders={"out": out},
+        files={"plot": plot},
+        inputs={"history": history, "model": model, "facts": facts},
+        overwrite=overwrite,
+    )
+    if plot is not None:
+        require_picture(plot)
     known = load_facts(facts)
     with resumed(history, model, dtype) as session:
         if margin is not None:

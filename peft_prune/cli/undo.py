@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .models import require_room, resumed
+from ..outputs import require_outputs
+from .models import resumed
 from .options import BaseModel, Dtype, HistoryFile
 
 
@@ -21,7 +22,7 @@ def undo(
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
 ) -> None:
     """Take edits out of an adapter, whenever they were made, and save what is left."""
-    require_room(out, overwrite)
+    require_outputs(folders={"out": out}, inputs={"history": history, "model": model}, overwrite=overwrite)
     with resumed(history, model, dtype) as session:
         session.undo(edits, reason)
         session.save(out, overwrite=overwrite)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import torch
@@ -13,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import AdapterError
+from ..folders import whole_file
 from ..models.fingerprint import same_base
 from .mend_network import Network
 
@@ -23,13 +22,8 @@ def save_network(path: Path, network: Network, optimizer: torch.optim.Optimizer,
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
     metadata = {"kind": "mend", "step": str(step), "base": base or "", "layers": json.dumps(network.layers)}
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(handle)
-    try:
-        save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, temporary, metadata)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with whole_file(path) as part:
+        save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, part, metadata)
 
 
 def load_network(path: Path, network: Network, optimizer: torch.optim.Optimizer | None, base: str | None) -> int:
@@ -40,12 +34,14 @@ def load_network(path: Path, network: Network, optimizer: torch.optim.Optimizer 
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"weights: {path} cannot be read: {error}") from None
-    if metadata.get("kind") != "mend":
+    if metadata.get("kind") != "mend" or not {"base", "layers", "step"} <= set(metadata):
         raise AdapterError(f"weights: {path} holds no MEND network")
     if base is not None and metadata["base"] and not same_base(metadata["base"], base):
         raise AdapterError(f"weights: {path} was trained for another base; train one for this base")
-    if json.loads(metadata["layers"]) != list(network.layers):
+    if metadata["layers"] != json.dumps(network.layers):
         raise AdapterError(f"weights: {path} was trained for layers {metadata['layers']}, not {list(network.layers)}")
+    if not metadata["step"].isdecimal():
+        raise AdapterError(f"weights: {path}: step: {metadata['step']!r} must be a whole number")
     own = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
     shapes = {name: tuple(t.shape) for name, t in network.state_dict().items()}
     if {name: tuple(t.shape) for name, t in own.items()} != shapes:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation import kind_of
+from ..folders import whole_file
 from .results import EDITING, Point, Results
 
 COLOURS = ("#4d4d4d", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7b3294", "#1b7837")
@@ -33,9 +34,8 @@ def draw_figures(results: Results, folder: Path) -> list[Path]:
     for name, figure in figures.items():
         for ending in ("png", "svg"):
             path = folder / f"{name}.{ending}"
-            part = path.with_name(f".{name}.part.{ending}")
-            figure.savefig(part, dpi=130, metadata={"Date": None} if ending == "svg" else None)
-            part.replace(path)
+            with whole_file(path) as part:
+                figure.savefig(part, dpi=130, metadata={"Date": None} if ending == "svg" else None)
             written.append(path)
     return written
 

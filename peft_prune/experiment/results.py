@@ -14,6 +14,7 @@ from ..errors import MissingPackageError
 from ..evaluation import Mean, Proportion, kind_of
 from ..evaluation.bootstrap import GAP, SHARE, Draws, average, perplexity, share
 from ..evaluation.scores import SCORED, score_draws
+from ..folders import whole_file
 from .plan import Plan, Unit
 from .store import Measured, Outcomes, Store
 
@@ -206,17 +207,16 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         MissingPackageError: The ending is ``.parquet`` and pandas or pyarrow is not installed.
     """
     require_table(path.suffix.removeprefix("."))
-    part = path.with_name(f".{path.name}.part")
-    if path.suffix == ".parquet":
-        import pandas
+    with whole_file(path) as part:
+        if path.suffix == ".parquet":
+            import pandas
 
-        pandas.DataFrame(list(rows), columns=list(rows[0])).to_parquet(part, index=False)
-    else:
+            pandas.DataFrame(list(rows), columns=list(rows[0])).to_parquet(part, index=False)
+            return
         with part.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows({name: _in_csv(value) for name, value in row.items()} for row in rows)
-    part.replace(path)
 
 
 def require_table(form: str) -> None:

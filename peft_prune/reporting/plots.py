@@ -8,8 +8,22 @@ from typing import Any
 
 from ..editors.locate import Location
 from ..errors import MissingPackageError
+from ..folders import whole_file
 from ..session import TradeOffs
 
+_PICTURES = (
+    b"\x89PNG",
+    b"\xff\xd8\xff",
+    b"<svg",
+    b"<!DOCTYPE svg",
+    b"%PDF",
+    b"%!PS",
+    b"RIFF",
+    b"II*\0",
+    b"MM\0*",
+    b"GIF8",
+)
+"""What the files of the formats that matplotlib writes begin with, as far as they can be told by it."""
 _COURSES = {"edited": "#c0392b", "PRUNE": "#1f6fb2"}
 
 
@@ -38,7 +52,7 @@ def plot_trade_offs(found: TradeOffs, path: str | Path) -> None:
     axes.set_ylabel("retention (probe)")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    _write(figure, path)
 
 
 def plot_location(found: Location, path: str | Path) -> None:
@@ -58,7 +72,7 @@ def plot_location(found: Location, path: str | Path) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    _write(figure, path)
 
 
 def plot_course(
@@ -85,7 +99,28 @@ def plot_course(
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     left.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    _write(figure, path)
+
+
+def require_picture(path: Path) -> None:
+    """Raise what drawing into this file would raise, or ValueError where it would take the place of no picture.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+    """
+    known = sorted(_figure((1, 1)).canvas.get_supported_filetypes())
+    if path.suffix.removeprefix(".").lower() not in known:
+        raise ValueError(f"plot: {path} must end in one of {', '.join(f'.{one}' for one in known)}")
+    if path.is_file():
+        with path.open("rb") as file:
+            beginning = file.read(256)
+        if beginning and not any(mark in beginning for mark in _PICTURES):
+            raise ValueError(f"plot: {path} exists and is no picture; give another name")
+
+
+def _write(figure: Any, path: str | Path) -> None:
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=150)
 
 
 def _figure(size: tuple[float, float]) -> Any:

@@ -16,6 +16,7 @@ from ..errors import SessionStateError
 from ..folders import whole_folder
 from ..models.fingerprint import base_fingerprint
 from ..monitoring import BatchReport, LayerCondition, SessionCallback
+from ..outputs import require_outputs
 from ..requests import EditRequest
 from ..tuner import PruneEditConfig
 from .batch import Batch, Given, in_batches
@@ -309,8 +310,11 @@ class EditSession:
         """Save the adapter, whole or not at all; a pending restraint is applied first and written to the history.
 
         Raises:
-            ValueError: ``path`` exists and is not an empty folder, and ``overwrite`` is not set.
+            ValueError: ``path`` exists and is not an empty folder, and ``overwrite`` is not set; or it is, holds or
+                lies in the base model, or holds the history.
         """
+        inputs = {"history": self.history.path, "base model": model_name(self.model)}
+        require_outputs(folders={"path": Path(path)}, inputs=inputs, overwrite=overwrite)
         if self.model.restraint_is_pending():
             self.restrain()
         with whole_folder(Path(path), overwrite=overwrite) as folder:
@@ -470,5 +474,7 @@ def require_options(callbacks: Sequence[SessionCallback], on_failure: str, on_co
 
 def _moments(statistics: SecondMoments | str | Path | None, model: Any) -> SecondMoments | None:
     if isinstance(statistics, (str, Path)):
-        return SecondMoments.load(statistics, base=base_fingerprint(model))
+        statistics = SecondMoments.load(statistics, base=base_fingerprint(model))
+    if statistics is not None:
+        statistics.require_fit(model)
     return statistics
