@@ -132,7 +132,7 @@ class MEND(Editor):
             EditFailedError: An update is not finite.
         """
         network: _Network = prepared.once("network", lambda: None)
-        batch = TargetBatch.build(model, tokenizer, [r.text for r in requests], [r.target_new for r in requests])
+        batch = TargetBatch.of(model, tokenizer, requests)
         with frozen(model):
             gradients, before = _gradients(model, batch, self.modules(model))
         updates, owners = {}, {}
@@ -221,14 +221,14 @@ class MEND(Editor):
         texts = [rng.choice(locality) for _ in chosen]
         targets = [request.target_new for request in chosen]
         modules = self.modules(model)
-        inner = TargetBatch.build(model, tokenizer, [request.text for request in chosen], targets)
+        inner = TargetBatch.of(model, tokenizer, chosen)
         gradients, _ = _gradients(model, inner, modules)
         network.train()
         edits = {}
         for index, (name, (x, delta, owner)) in enumerate(gradients.items()):
             network.maps.observe(x, delta)
             edits[name] = (*network(x, delta, index), owner)
-        outer = TargetBatch.build(model, tokenizer, prompts, targets)
+        outer = TargetBatch.build(model, tokenizer, prompts, targets, [request.separator for request in chosen])
         ids, mask = padded([row[:64] for row in prompt_ids(tokenizer, texts)], left=False, device=input_device(model))
         with torch.no_grad():
             before = torch.log_softmax(_logits(model, ids, mask).float(), dim=-1)

@@ -24,7 +24,7 @@ from ..models.inference import PADDING_ID, by_rows, input_device
 from ..models.tokenization import continuation_ids
 from ..requests import EditRequest
 from .blocks import Enough, hooked, replaced, states_of
-from .keys import with_prefix
+from .contexts import with_prefix
 from .target_likelihood import frozen
 from .tokens import tokenize_prompts
 
@@ -133,10 +133,10 @@ def _rows(tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], c
     """For each request its contexts, the bare prompt first, then its KL prompt."""
     rows = []
     for index, request in enumerate(requests):
-        templates = [with_prefix(context, request.prompt) for context in contexts]
-        texts = [template.replace("{}", request.subject) for template in templates]
-        pairs = continuation_ids(tokenizer, texts, [request.target_new] * len(texts))
-        prompts = tokenize_prompts(tokenizer, templates, request.subject)
+        templates = [with_prefix(tokenizer, context, request.prompt) for context in contexts]
+        texts, count = [template.replace("{}", request.subject) for template in templates], len(templates)
+        pairs = continuation_ids(tokenizer, texts, [request.target_new] * count, [request.separator] * count)
+        prompts = tokenize_prompts(tokenizer, templates, request.subject, [request.separator or ""] * count)
         for prompt, pair in zip(prompts, pairs, strict=True):
             ids = pair.prompt + pair.target[:-1]
             read = tuple(range(len(pair.prompt) - 1, len(ids)))

@@ -558,7 +558,7 @@ def _edit(row: Sequence[Any]) -> EditRecord:
     try:
         document = json.loads(request)
         is_request = isinstance(document, dict) and "invalid" not in document
-        return EditRecord(edit_id, batch, EditRequest(**document) if is_request else None, *rest)
+        return EditRecord(edit_id, batch, EditRequest.stored(document) if is_request else None, *rest)
     except (ValueError, TypeError) as error:
         raise HistoryError(f"history: edit {edit_id}: its request is damaged: {error}") from None
 

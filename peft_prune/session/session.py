@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from ..editors import Editor, Prepared, SecondMoments, get_editor
 from ..errors import HistoryError, SessionStateError
 from ..folders import whole_folder
+from ..models.answers import normalized
 from ..models.fingerprint import base_fingerprint, same_base, short_form
-from ..models.generation import normalized
 from ..models.inference import undisturbed
 from ..monitoring import LayerCondition, Monitor, SessionCallback
 from ..requests import EditRequest
