@@ -118,7 +118,7 @@ class FineTuning(Editor):
             EditFailedError: The loss or a weight becomes NaN or Inf.
         """
         own = self.hyperparameters
-        batch = TargetBatch.build(model, tokenizer, [r.text for r in requests], [r.target_new for r in requests])
+        batch = TargetBatch.of(model, tokenizer, requests)
         with frozen(model):
             changes = {
                 name: _Change.start(unwrapped(model).get_submodule(name), own, index)

@@ -13,9 +13,11 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError
+from ..models.answers import answers_with
 from ..models.architecture import decoder_blocks, mlp_output_modules, unwrapped
-from ..models.generation import answers_with, greedy_answers
+from ..models.generation import SPELLING_TOKENS, greedy_answers
 from ..models.inference import by_rows, input_device, undisturbed
+from ..models.joining import asked
 from ..models.tokenization import continuation_ids
 from ..requests import EditRequest
 from .tokens import tokenize_prompts
@@ -101,15 +103,16 @@ def locate(
 
 
 def _known(model: Any, tokenizer: PreTrainedTokenizerBase, facts: Sequence[EditRequest]) -> list[EditRequest]:
-    asked = [fact for fact in facts if fact.target_true is not None]
-    objects = [str(fact.target_true) for fact in asked]
-    texts = [fact.text for fact in asked]
-    lengths = [len(pair.target) for pair in continuation_ids(tokenizer, texts, objects)]
-    answers = greedy_answers(model, tokenizer, texts, max_new_tokens=lengths) if asked else []
-    known = [fact for fact, answer, o in zip(asked, answers, objects, strict=True) if answers_with(answer, o)]
+    told = [fact for fact in facts if fact.target_true is not None]
+    objects, separators = [str(fact.target_true) for fact in told], [fact.separator for fact in told]
+    pairs = continuation_ids(tokenizer, [fact.text for fact in told], objects, separators)
+    texts = [asked(fact.text, fact.separator) for fact in told]
+    lengths = [len(pair.target) + SPELLING_TOKENS for pair in pairs]
+    answers = greedy_answers(model, tokenizer, texts, max_new_tokens=lengths) if told else []
+    known = [fact for fact, answer, o in zip(told, answers, objects, strict=True) if answers_with(answer, o)]
     if not known:
         raise InvalidRequestError(
-            f"facts: the model knows none of the {len(asked)} that have a target_true (of {len(facts)} in all)"
+            f"facts: the model knows none of the {len(told)} that have a target_true (of {len(facts)} in all)"
         )
     return known
 
@@ -130,8 +133,8 @@ class _Trace:
         samples: int,
         generator: torch.Generator,
     ) -> None:
-        (prompt,) = tokenize_prompts(tokenizer, [fact.prompt], fact.subject)
-        (pair,) = continuation_ids(tokenizer, [fact.text], [str(fact.target_true)])
+        (prompt,) = tokenize_prompts(tokenizer, [fact.prompt], fact.subject, [fact.separator or ""])
+        (pair,) = continuation_ids(tokenizer, [fact.text], [str(fact.target_true)], [fact.separator])
         self._model = unwrapped(model)
         self._embeddings = cast(nn.Embedding, self._model.get_input_embeddings())
         self._target = pair.target[0]

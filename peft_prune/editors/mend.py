@@ -126,7 +126,7 @@ class MEND(Editor):
             EditFailedError: An update is not finite.
         """
         network: Network = prepared.once("network", lambda: None)
-        batch = TargetBatch.build(model, tokenizer, [r.text for r in requests], [r.target_new for r in requests])
+        batch = TargetBatch.of(model, tokenizer, requests)
         with frozen(model):
             pairs, before = gradients(model, batch, self.modules(model))
         updates, owners = {}, {}

@@ -49,8 +49,10 @@ class Trainer:
         prompts = [rng.choice(request.paraphrase_prompts or (request.text,)) for request in chosen]
         texts = [rng.choice(locality) for _ in chosen]
         targets = [request.target_new for request in chosen]
-        edits = self._edits(chosen, targets)
-        outer = TargetBatch.build(self.model, self.tokenizer, prompts, targets)
+        edits = self._edits(chosen)
+        outer = TargetBatch.build(
+            self.model, self.tokenizer, prompts, targets, [request.separator for request in chosen]
+        )
         rows = [row[:64] for row in prompt_ids(self.tokenizer, texts)]
         ids, mask = padded(rows, left=False, device=input_device(self.model))
         with torch.no_grad():
@@ -67,9 +69,9 @@ class Trainer:
         self.optimizer.step()
         return float(loss.detach())
 
-    def _edits(self, chosen: Sequence[EditRequest], targets: Sequence[str]) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    def _edits(self, chosen: Sequence[EditRequest]) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """x̃, -a δ̃ and the row of each token, for each module."""
-        inner = TargetBatch.build(self.model, self.tokenizer, [request.text for request in chosen], targets)
+        inner = TargetBatch.of(self.model, self.tokenizer, chosen)
         pairs, _ = gradients(self.model, inner, self.modules)
         self.network.train()
         edits = {}

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ..models.inference import PADDING_ID
 from ..models.tokenization import continuation_ids
 from ..requests import EditRequest
-from .keys import with_prefix
+from .contexts import with_prefix
 from .tokens import tokenize_prompts
 
 PASS_COST = 24
@@ -43,10 +43,10 @@ def request_rows(
     """For each request its contexts, the bare prompt first, then its KL prompt."""
     rows = []
     for index, request in enumerate(requests):
-        templates = [with_prefix(context, request.prompt) for context in contexts]
-        texts = [template.replace("{}", request.subject) for template in templates]
-        pairs = continuation_ids(tokenizer, texts, [request.target_new] * len(texts))
-        prompts = tokenize_prompts(tokenizer, templates, request.subject)
+        templates = [with_prefix(tokenizer, context, request.prompt) for context in contexts]
+        texts, count = [template.replace("{}", request.subject) for template in templates], len(templates)
+        pairs = continuation_ids(tokenizer, texts, [request.target_new] * count, [request.separator] * count)
+        prompts = tokenize_prompts(tokenizer, templates, request.subject, [request.separator or ""] * count)
         for prompt, pair in zip(prompts, pairs, strict=True):
             ids = pair.prompt + pair.target[:-1]
             read = tuple(range(len(pair.prompt) - 1, len(ids)))

@@ -11,7 +11,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError
-from ..models.generation import greedy_answers, normalized
+from ..models.answers import normalized
+from ..models.generation import greedy_answers
 from ..models.inference import Progress
 from ..models.tokenization import text_ids
 from .estimates import Proportion

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError
 from ..models.inference import Progress, max_positions
+from ..models.joining import joined
 from ..models.tokenization import Continuation, text_ids
 from ..requests import read_records, read_text
 from .bootstrap import Draws
@@ -151,7 +152,7 @@ def _text(record: Any) -> str:
     for field in ("prompt", "object"):
         if field not in record:
             raise InvalidRequestError(f"text: is missing, and so is {field}")
-    return f"{_non_empty('prompt', record['prompt']).rstrip()} {_non_empty('object', record['object']).strip()}"
+    return joined(_non_empty("prompt", record["prompt"]), _non_empty("object", record["object"]))
 
 
 def _non_empty(field: str, value: Any) -> str:

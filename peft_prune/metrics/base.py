@@ -10,7 +10,7 @@ import datasets
 import evaluate
 
 from ..evaluation import KINDS, Mean, Proportion
-from ..models.generation import answers_with
+from ..models.answers import answers_with
 
 CITATION = """\
 @inproceedings{ma2025perturbation,

@@ -1,8 +1,7 @@
-"""Free greedy generation, and what counts as an answer that gives a target."""
+"""Free greedy generation."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -75,33 +74,6 @@ def greedy_answers(
             if progress is not None:
                 progress(done, len(prompts))
     return answers
-
-
-def normalized(text: str) -> str:
-    """``text`` in the form in which answers are compared: outer space off, inner space single, case folded, accents
-    composed (NFC)."""
-    return unicodedata.normalize("NFC", " ".join(text.split()).casefold())
-
-
-def answers_with(answer: str, target: str) -> bool:
-    """Whether ``answer`` begins with ``target`` after normalisation, and the target's last word ends there.
-
-    "Indiana" does not answer with "India". In scripts written without spaces a word's end cannot be seen, so there
-    the beginning alone counts.
-    """
-    answer, target = normalized(answer), normalized(target)
-    if not target or not answer.startswith(target):
-        return False
-    following = answer[len(target) : len(target) + 1]
-    return not (following.isalnum() and _spaced_letter(following) and _spaced_letter(target[-1]))
-
-
-_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "BOPOMOFO", "YI")
-
-
-def _spaced_letter(character: str) -> bool:
-    """Whether it is a letter of a script that puts spaces between words."""
-    return character.isalnum() and not unicodedata.name(character, "").startswith(_UNSPACED)
 
 
 def _limits(max_new_tokens: int | Sequence[int], count: int) -> list[int]:

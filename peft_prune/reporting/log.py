@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 
-from ..models.generation import answers_with
+from ..models.answers import answers_with
 from ..session import EditRecord, History
 
 STATES = ("applied", "lost", "undone", "failed", "rolled back", "rejected", "skipped")

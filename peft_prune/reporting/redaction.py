@@ -7,7 +7,7 @@ import hmac
 import re
 import secrets
 
-from ..models.generation import answers_with, normalized
+from ..models.answers import answers_with, normalized
 from ..requests import EditRequest
 
 SHORTEST_KEY = 8

@@ -395,7 +395,7 @@ class History:
         if not math.isfinite(row["strength"]):
             raise HistoryError(f"history: {self._name}: edit {row['id']}: its strength is {row['strength']}")
         try:
-            request = EditRequest(**document) if is_request else None
+            request = EditRequest.stored(document) if is_request else None
         except (ValueError, TypeError) as error:
             raise HistoryError(f"{where} is damaged: {error}") from None
         return EditRecord(request=request, **{name: value for name, value in row.items() if name not in _KEYS})

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..editors import Editor, Prepared, SecondMoments
 from ..errors import SessionStateError
-from ..models.generation import normalized
+from ..models.answers import normalized
 from ..models.inference import undisturbed
 from ..monitoring import LayerCondition, Monitor
 from ..requests import EditRequest

@@ -12,7 +12,8 @@ from peft import PeftModel
 from peft_prune import EditRequest
 from peft_prune.editors import ROME, Edit, get_editor
 from peft_prune.errors import HistoryError, InvalidRequestError, SessionStateError
-from peft_prune.models.generation import answers_with, greedy_answers
+from peft_prune.models.answers import answers_with
+from peft_prune.models.generation import greedy_answers
 from peft_prune.monitoring import SessionCallback
 from peft_prune.session import BatchFailedError, EditSession
 from peft_prune.session.verification import verify

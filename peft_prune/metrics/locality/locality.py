@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from peft_prune.metrics import base
-from peft_prune.models.generation import normalized
+from peft_prune.models.answers import normalized
 
 
 class Locality(base.PreferenceMetric):

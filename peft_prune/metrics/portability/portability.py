@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from peft_prune.evaluation import Proportion
 from peft_prune.metrics import base
-from peft_prune.models.generation import answers_with
+from peft_prune.models.answers import answers_with
 
 
 class Portability(base.EditMetric):
