@@ -1,33 +1,134 @@
 """Perturbation-restrained sequential model editing as a PEFT method.
 
-Importing this package registers the method ``PRUNE_EDIT`` with PEFT.
+Importing this package registers the method ``PRUNE_EDIT`` with PEFT. What else it hands out is imported when it is
+first asked for, so that the import costs what importing PEFT costs.
 """
+
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from .errors import (
     AdapterError,
+    CheckpointError,
     EditFailedError,
+    HistoryError,
+    HistoryLockedError,
     InvalidRequestError,
+    MissingPackageError,
     NonFiniteUpdateError,
     PeftPruneError,
+    SessionStateError,
     UnsupportedModelError,
 )
 from .requests import EditRequest, Question, load_requests
 from .tuner import PRUNE_EDIT, PruneEditConfig, PruneEditLayer, PruneEditModel
 
+if TYPE_CHECKING:
+    from .builtin import load_builtin_model
+    from .editors import SecondMoments, collect_second_moments, editor_names, get_editor
+    from .evaluation import comparison_table, evaluate, load_ability, load_facts, load_texts
+    from .monitoring import (
+        AbilityGuard,
+        ConditionGuard,
+        Monitor,
+        ProgressCallback,
+        SessionCallback,
+        TrackerCallback,
+        layer_conditions,
+    )
+    from .reporting import adapter_report, audit_report, history_report, write_report
+    from .session import (
+        BatchFailedError,
+        EditResult,
+        EditSession,
+        History,
+        adapter_of,
+        attribute,
+        calibrate_strengths,
+        tune_restraint,
+        verify,
+    )
+
 __version__ = "0.1.0"
 
 __all__ = [
     "PRUNE_EDIT",
+    "AbilityGuard",
     "AdapterError",
+    "BatchFailedError",
+    "CheckpointError",
+    "ConditionGuard",
     "EditFailedError",
     "EditRequest",
+    "EditResult",
+    "EditSession",
+    "History",
+    "HistoryError",
+    "HistoryLockedError",
     "InvalidRequestError",
+    "MissingPackageError",
+    "Monitor",
     "NonFiniteUpdateError",
     "PeftPruneError",
+    "ProgressCallback",
     "PruneEditConfig",
     "PruneEditLayer",
     "PruneEditModel",
     "Question",
+    "SecondMoments",
+    "SessionCallback",
+    "SessionStateError",
+    "TrackerCallback",
     "UnsupportedModelError",
+    "adapter_of",
+    "adapter_report",
+    "attribute",
+    "audit_report",
+    "calibrate_strengths",
+    "collect_second_moments",
+    "comparison_table",
+    "editor_names",
+    "evaluate",
+    "get_editor",
+    "history_report",
+    "layer_conditions",
+    "load_ability",
+    "load_builtin_model",
+    "load_facts",
     "load_requests",
+    "load_texts",
+    "tune_restraint",
+    "verify",
+    "write_report",
 ]
+
+_HOMES = MappingProxyType(
+    {
+        "builtin": "load_builtin_model",
+        "editors": "SecondMoments collect_second_moments editor_names get_editor",
+        "evaluation": "comparison_table evaluate load_ability load_facts load_texts",
+        "monitoring": (
+            "AbilityGuard ConditionGuard Monitor ProgressCallback SessionCallback TrackerCallback layer_conditions"
+        ),
+        "reporting": "adapter_report audit_report history_report write_report",
+        "session": (
+            "BatchFailedError EditResult EditSession History adapter_of attribute calibrate_strengths "
+            "tune_restraint verify"
+        ),
+    }
+)
+"""The folders whose names are handed out when they are asked for."""
+
+
+if not TYPE_CHECKING:  # a checker would take every misspelt name for one that is found here
+
+    def __getattr__(name: str) -> Any:
+        for home, names in _HOMES.items():
+            if name in names.split():
+                return getattr(import_module(f".{home}", __name__), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

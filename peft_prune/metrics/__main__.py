@@ -11,6 +11,7 @@ from .space import write_space
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """The command."""
     parser = argparse.ArgumentParser(
         prog="python -m peft_prune.metrics", description="Write modules of evaluate as Spaces of the Hub."
     )
