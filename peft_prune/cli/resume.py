@@ -8,11 +8,11 @@ from typing import Annotated, Optional
 import typer
 
 from ..folders import whole_folder
-from ..requests import load_requests
 from ..session import EditSession, History
 from .edit import EditProgress, going_on, moments_beside, report_edits, require_one
 from .models import load_model, load_tokenizer
 from .progress import progress_bar
+from .requested import OnBadRecord, requested
 from .watching import MaxDrop, MaxGrowth, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
 
 
@@ -27,6 +27,7 @@ def resume(
     limit: Annotated[
         Optional[int], typer.Option(help="Use the first so many requests only, those that are skipped among them.")
     ] = None,
+    on_bad_record: OnBadRecord = "fail",
     batch_size: Annotated[int, typer.Option(help="Requests that are computed together.")] = 1,
     stats: Annotated[
         Optional[Path],
@@ -45,7 +46,8 @@ def resume(
     """Edit further facts with the editor and the restraint of a history; no earlier edit is computed again."""
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} must be at least 1")
-    records = load_requests(requests, limit=limit)
+    given = requested(requests, limit, on_bad_record)
+    records = given.requests
     if not 0 <= skip < len(records):
         raise ValueError(f"skip: {skip} must be at least 0 and below the {len(records)} requests")
     records = records[skip:]
@@ -66,4 +68,4 @@ def resume(
                 outcomes = session.edit(records, batch_size=batch_size)
             require_one(outcomes)
             session.save(folder)
-    report_edits(outcomes, out, json_output, first)
+    report_edits(outcomes, out, json_output, given, first, skip)
