@@ -12,6 +12,7 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from .. import __version__
+from ..characters import visible
 from ..errors import PeftPruneError
 from .audit import audit
 from .demo import demo
@@ -78,5 +79,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    Console(stderr=True, soft_wrap=True).print(f"peft-prune: {message}", markup=False, highlight=False)
+    Console(stderr=True, soft_wrap=True).print(f"peft-prune: {visible(message)}", markup=False, highlight=False)
     return code

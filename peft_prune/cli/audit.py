@@ -7,7 +7,6 @@ from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ..audit import Audit, CheckpointAudit, Extraction, Rule, extract, require_apart
@@ -17,6 +16,7 @@ from ..reporting import audit_report, require_report, write_report
 from ..reporting.limits import limits_of
 from ..reporting.words import count, number, percent
 from .models import open_checkpoint, print_json
+from .plain import plain, say
 from .progress import progress_bar
 
 
@@ -78,19 +78,19 @@ def audit(
     Console().print(_table(found))
     lines = [*found.notes, *_rest(found.series[-1]), *([] if made is None else [_extracted(made)]), f"Report in {out}"]
     for line in lines:
-        typer.echo(line)
+        say(line)
 
 
 def _table(found: Audit, most: int = 20) -> Table:
     last = found.series[-1]
     matrices = count(len(last.matrices), "matrix differs", "matrices differ")
-    table = Table(title=f"{escape(last.given)}: {matrices}, {last.unchanged:,} tensors do not")
+    table = Table(title=plain(f"{last.given}: {matrices}, {last.unchanged:,} tensors do not"))
     for column in ("matrix", "rank", "effective rank", "‖ΔW‖₂ / σmax(W₀)", "κ before", "κ after", "growth"):
         table.add_column(column, justify="left" if column == "matrix" else "right", overflow="fold")
     shown = sorted(last.matrices.values(), key=lambda one: (one.growth != one.growth, -one.growth))
     for one in shown[:most]:
         values = (one.effective_rank, one.relative_norm, one.condition_number_base, one.condition_number, one.growth)
-        table.add_row(escape(one.name), str(one.rank), *(number(value) for value in values))
+        table.add_row(plain(one.name), str(one.rank), *(number(value) for value in values))
     if len(shown) > most:
         table.add_row(f"and {len(shown) - most} more, in the report")
     return table

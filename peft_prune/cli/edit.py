@@ -20,11 +20,13 @@ from ..folders import whole_folder
 from ..models.fingerprint import base_fingerprint
 from ..monitoring import BatchReport, SessionCallback
 from ..outputs import Given, require_outputs
-from ..requests import EditRequest, load_requests
+from ..requests import EditRequest, LoadedRequests
 from ..session import EditResult, EditSession
 from ..tuner import PruneEditConfig
 from .models import load_model, load_tokenizer, print_json
+from .plain import say
 from .progress import progress_bar
+from .requested import OnBadRecord, bad_records, requested
 from .watching import MaxDrop, MaxGrowth, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
 
 
@@ -44,6 +46,7 @@ def edit(
         ),
     ] = None,
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many requests only.")] = None,
+    on_bad_record: OnBadRecord = "fail",
     batch_size: Annotated[int, typer.Option(help="Requests that are computed together.")] = 1,
     stats_text: Annotated[
         Optional[Path],
@@ -84,7 +87,8 @@ def edit(
     written = {"history": history, "second moment beside the history": beside}
     require_outputs(folders={"out": out}, files=written, inputs=inputs, overwrite=overwrite)
     watch = Watch(max_growth, watch_facts, watch_text, watch_every, max_drop, on_limit)
-    records = load_requests(requests, limit=limit)
+    given = requested(requests, limit, on_bad_record)
+    records = given.requests
     config = PruneEditConfig(
         restraint=restraint,
         alpha=alpha,
@@ -116,7 +120,7 @@ def edit(
                     outcomes = session.edit(records, batch_size=batch_size)
                 require_one(outcomes)
                 session.save(folder)
-    report_edits(outcomes, out, json_output)
+    report_edits(outcomes, out, json_output, given)
 
 
 @contextmanager
@@ -209,13 +213,31 @@ def _value(text: str) -> Any:
         return float(text) if re.fullmatch(r"[-+]?\.\d+", text) else text
 
 
-def report_edits(outcomes: Sequence[EditResult], out: Path, json_output: bool, first: int = 1) -> None:
-    """Print what became of the requests, the first of which has this number in the history."""
-    failed = [{"index": o.id - first, "reason": o.reason} for o in outcomes if not o.applied]
+def report_edits(
+    outcomes: Sequence[EditResult],
+    out: Path,
+    json_output: bool,
+    given: LoadedRequests,
+    first: int = 1,
+    skipped: int = 0,
+) -> None:
+    """Print what became of the requests, the first of which has this number in the history.
+
+    Args:
+        outcomes: What became of each.
+        out: Folder of the adapter.
+        json_output: Print one JSON document.
+        given: The file's requests, of which the ``skipped`` first ones were left out.
+        first: Number of the first edit in the history.
+        skipped: See ``given``.
+    """
+    places = [(o.id - first, o.reason) for o in outcomes if not o.applied]
+    failed = [{"index": index, "record": given.records[index + skipped], "reason": why} for index, why in places]
     if json_output:
         applied = len(outcomes) - len(failed)
-        print_json({"requested": len(outcomes), "applied": applied, "failed": failed, "adapter": str(out)})
+        counts = {"requested": len(outcomes), "applied": applied, "failed": failed}
+        print_json({**counts, "bad_records": bad_records(given), "adapter": str(out)})
         return
-    typer.echo(f"{len(outcomes) - len(failed)} of {len(outcomes)} edits took; adapter in {out}")
+    say(f"{len(outcomes) - len(failed)} of {len(outcomes)} edits took; adapter in {out}")
     for failure in failed:
-        typer.echo(f"  request {failure['index']}: {failure['reason']}")
+        say(f"  request {failure['index']}: {failure['reason']}")

@@ -13,9 +13,10 @@ from rich.table import Table
 from ..evaluation import comparison_table, load_facts, load_texts, signed
 from ..evaluation import evaluate as evaluate_model
 from ..monitoring import layer_conditions
-from ..requests import load_requests
 from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json, tuner_of
+from .plain import plain
 from .progress import progress_bar
+from .requested import OnBadRecord, bad_records, fitting, measurable, requested
 
 
 def evaluate(
@@ -23,6 +24,7 @@ def evaluate(
     adapter: Annotated[Path, typer.Option(help="Folder of the adapter.")],
     requests: Annotated[Path, typer.Option(help="The edit requests that were made.")],
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many requests only.")] = None,
+    on_bad_record: OnBadRecord = "fail",
     facts: Annotated[
         Optional[Path],
         typer.Option(
@@ -47,17 +49,18 @@ def evaluate(
     """Measure the edits and what they cost, before and after, from the base model's own outputs."""
     if fluency < 0:
         raise ValueError(f"fluency: {fluency} must be at least 0")
-    records = load_requests(requests, limit=limit)
+    given = requested(requests, limit, on_bad_record)
     known = None if facts is None else load_facts(facts)
     texts = None if text is None else load_texts(text)
     tasks = load_abilities(abilities or (), items)
     tokenizer = load_tokenizer(model)
     edited = load_adapter(load_model(model, dtype), adapter, strict_base=strict_base)
+    given = fitting(requests, given, edited, tokenizer, on_bad_record, measurable)
     with progress_bar(quiet=json_output) as progress:
         figures: dict[str, Any] = evaluate_model(
             edited,
             tokenizer,
-            records,
+            given.requests,
             facts=known,
             texts=texts,
             abilities=tasks or None,
@@ -68,6 +71,7 @@ def evaluate(
     conditions = layer_conditions(tuner_of(edited))
     figures["layers"] = {name: asdict(condition) for name, condition in conditions.items()}
     figures["restrained"] = tuner_of(edited).peft_config["default"].restrained
+    figures["bad_records"] = bad_records(given)
     if json_output:
         print_json(figures)
         return
@@ -83,7 +87,7 @@ def _difference_table(differences: dict[str, dict[str, float]]) -> Table:
     table.add_column("figure")
     table.add_column("difference [95 % interval]", justify="right")
     for name, gap in differences.items():
-        table.add_row(f"{name.replace('_', ' ')} (n = {gap['n']})", signed(gap))
+        table.add_row(plain(f"{name.replace('_', ' ')} (n = {gap['n']})"), signed(gap))
     return table
 
 
@@ -100,5 +104,5 @@ def _layer_table(layers: dict[str, dict[str, float]]) -> Table:
     for heading in columns.values():
         table.add_column(heading, justify="right")
     for name, figures in layers.items():
-        table.add_row(name, *(f"{figures[column]:.4g}" for column in columns))
+        table.add_row(plain(name), *(f"{figures[column]:.4g}" for column in columns))
     return table

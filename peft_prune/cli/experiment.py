@@ -51,9 +51,11 @@ from ..experiment.measuring import digest
 from ..folders import whole_file
 from ..models.fingerprint import base_fingerprint
 from ..outputs import require_apart, require_outputs
-from ..requests import EditRequest, load_requests
+from ..requests import EditRequest, LoadedRequests
 from .edit import hyperparameters
 from .models import BUILTIN, finite, load_abilities, load_model, load_tokenizer, print_json, require_items
+from .plain import plain
+from .requested import OnBadRecord, fitting, measurable, requested
 
 BUILTIN_REQUESTS = 120
 """More would leave too few facts that name no edited subject."""
@@ -64,6 +66,7 @@ def experiment(
     model: Annotated[str, typer.Option(help="Model to edit: a folder, a Hub name, or 'builtin'.")],
     out: Annotated[Path, typer.Option(help="Folder for tables, figures and histories; goes on where it was left.")],
     requests: Annotated[str, typer.Option(help="Edit requests: a file, or 'builtin' with the built-in model.")] = "",
+    on_bad_record: OnBadRecord = "fail",
     editor: Annotated[str, typer.Option(help="Editing method.")] = "rome",
     edits: Annotated[str, typer.Option(help="Numbers of edits at which everything is measured.")] = ",".join(
         map(str, MARKS)
@@ -127,12 +130,15 @@ def experiment(
         fluency_tokens=fluency,
     )
     get_editor(editor, **plan.hyperparameters)  # what is wrong with them shows before a model is loaded
-    records = _requests(requests, builtin)
+    given = _requests(requests, builtin, on_bad_record)
+    records = given.requests
     plan.order(len(records), 0)  # too few requests show before anything is loaded
     known = _facts(facts, builtin, records, fact_items)
     texts = load_texts(text) if text is not None else held_out_texts() if builtin else []
     material = Material(known, texts, _abilities(abilities, builtin, items), fluency)
     tokenizer, base = load_tokenizer(model), load_model(model, dtype)
+    records = fitting(requests, given, base, tokenizer, on_bad_record, measurable).requests
+    plan.order(len(records), 0)
     moments = _moments(plan, base, tokenizer, records, stats, stats_text, out, not json_output)
     work = Experiment(plan, base, tokenizer, records, out, statistics=moments, material=material)
     for other in others:
@@ -188,7 +194,7 @@ def _overview(summary: dict[str, Any]) -> Table:
         growth = line["layers"]["κ(W₀+ΔW) / κ(W₀)"]
         cells = [_short(line["figures"].get(kind)) for kind in kinds]
         name = line["restraint"] if line["schedule"] == "merge" else f"{line['restraint']} ({line['schedule']})"
-        table.add_row(name, *cells, "–" if growth is None else f"{growth['value']:.3g}")
+        table.add_row(plain(name), *cells, "–" if growth is None else f"{growth['value']:.3g}")
     return table
 
 
@@ -217,12 +223,13 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise ValueError(f"edits: {text!r} must be whole numbers with commas between them") from None
 
 
-def _requests(source: str, builtin: bool) -> list[EditRequest]:
+def _requests(source: str, builtin: bool, on_bad_record: str) -> LoadedRequests:
     if source and source != BUILTIN:
-        return load_requests(source)
+        return requested(source, None, on_bad_record)
     if not builtin:
         raise ValueError("requests: a file is needed; 'builtin' goes with --model builtin only")
-    return [EditRequest.from_record(record) for record in edit_requests(BUILTIN_REQUESTS)]
+    found = tuple(EditRequest.from_record(record) for record in edit_requests(BUILTIN_REQUESTS))
+    return LoadedRequests(found, tuple(range(len(found))))
 
 
 def _facts(path: Path | None, builtin: bool, requests: Sequence[EditRequest], most: int) -> list[Fact]:

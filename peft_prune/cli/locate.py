@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
@@ -14,8 +14,10 @@ from ..editors.locate import Location
 from ..editors.locate import locate as trace
 from ..outputs import require_outputs
 from ..reporting.plots import plot_location, require_picture
-from ..requests import load_requests
+from ..requests import EditRequest
+from ..session.verification import require_editable
 from .models import load_model, load_tokenizer, print_json
+from .requested import OnBadRecord, fitting, requested
 
 
 def locate(
@@ -24,6 +26,7 @@ def locate(
         Path, typer.Option(help="Requests with target_true; facts that the model does not know are left out.")
     ],
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many requests only.")] = 30,
+    on_bad_record: OnBadRecord = "fail",
     plot: Annotated[Optional[Path], typer.Option(help="PNG to draw the effects into.")] = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -32,15 +35,20 @@ def locate(
     if plot is not None:
         require_outputs(files={"plot": plot}, inputs={"model": model, "requests": requests})
         require_picture(plot)
-    facts = load_requests(requests, limit=limit)
-    tokenizer = load_tokenizer(model)
-    found = trace(load_model(model, dtype), tokenizer, facts, progress=not json_output)
+    given = requested(requests, limit, on_bad_record)
+    tokenizer, base = load_tokenizer(model), load_model(model, dtype)
+    facts = fitting(requests, given, base, tokenizer, on_bad_record, _require_traceable).requests
+    found = trace(base, tokenizer, facts, progress=not json_output)
     if plot is not None:
         plot_location(found, plot)
     if json_output:
         print_json({**asdict(found), "layer": found.layer, "layers": list(found.layers)})
     else:
         _print(found)
+
+
+def _require_traceable(model: Any, tokenizer: Any, fact: EditRequest) -> None:
+    require_editable(model, tokenizer, replace(fact, target_new=fact.target_true or fact.target_new))
 
 
 def _print(found: Location) -> None:

@@ -24,6 +24,8 @@ from ..tuner import PruneEditModel
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
+_ACTING = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
 _HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
 
 BUILTIN = "builtin"
@@ -158,7 +160,9 @@ def require_items(items: int, option: str = "ability_items") -> None:
 
 def print_json(content: dict[str, Any]) -> None:
     """One JSON document on standard output, and nothing else there; NaN and infinity, unknown to JSON, become null."""
-    print(json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+    # what would act on a terminal, and half of a character, in JSON's own escapes
+    print(_ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def finite(content: Any) -> Any:

@@ -13,10 +13,12 @@ from ..outputs import require_outputs
 from ..reporting import Now, Report, adapter_report, history_report, require_report, write_report
 from ..reporting.limits import limits_of
 from ..reporting.redaction import Redactor
-from ..requests import EditRequest, load_requests
+from ..requests import EditRequest
 from ..session import History, adapter_of
 from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json, require_dtype, require_items
+from .plain import say
 from .progress import progress_bar
+from .requested import OnBadRecord, requested
 
 
 def report(
@@ -32,6 +34,7 @@ def report(
         Optional[Path], typer.Option(help="For an adapter: the requests that it was edited with, to be asked again.")
     ] = None,
     limit: Annotated[Optional[int], typer.Option(help="With --requests: the first so many only.")] = None,
+    on_bad_record: OnBadRecord = "fail",
     facts: Annotated[Optional[Path], typer.Option(help="With --model: facts the base knows, for recall.")] = None,
     text: Annotated[Optional[Path], typer.Option(help="With --model: texts for perplexity.")] = None,
     abilities: Annotated[
@@ -71,7 +74,7 @@ def report(
     }
     with progress_bar(quiet=json_output) as progress:
         if source.is_dir():
-            asked = _numbered(requests, limit)
+            asked = _numbered(requests, limit, on_bad_record)
             now = None
             if model is not None:
                 edited = load_adapter(load_model(model, dtype), source)
@@ -88,7 +91,7 @@ def report(
     if json_output:
         print_json(as_json(made, out))
         return
-    typer.echo(f"{made.verdict}. Report in {out}")
+    say(f"{made.verdict}. Report in {out}")
 
 
 def as_json(made: Report, out: Path) -> dict[str, Any]:
@@ -119,8 +122,8 @@ def _check_options(
         raise ValueError(f"{given[0]}: needs --model, the unedited base")
 
 
-def _numbered(path: Path | None, limit: int | None) -> dict[int, EditRequest]:
-    return {} if path is None else dict(enumerate(load_requests(path, limit=limit), start=1))
+def _numbered(path: Path | None, limit: int | None, on_bad_record: str) -> dict[int, EditRequest]:
+    return {} if path is None else dict(enumerate(requested(path, limit, on_bad_record).requests, start=1))
 
 
 def _standing(history: History) -> dict[int, EditRequest]:

@@ -9,11 +9,11 @@ import typer
 
 from ..folders import whole_folder
 from ..outputs import Given, require_outputs
-from ..requests import load_requests
 from ..session import EditSession, History
 from .edit import EditProgress, going_on, moments_beside, report_edits, require_one
 from .models import load_model, load_tokenizer
 from .progress import progress_bar
+from .requested import OnBadRecord, requested
 from .watching import MaxDrop, MaxGrowth, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
 
 
@@ -28,6 +28,7 @@ def resume(
     limit: Annotated[
         Optional[int], typer.Option(help="Use the first so many requests only, those that are skipped among them.")
     ] = None,
+    on_bad_record: OnBadRecord = "fail",
     batch_size: Annotated[int, typer.Option(help="Requests that are computed together.")] = 1,
     stats: Annotated[
         Optional[Path],
@@ -49,7 +50,8 @@ def resume(
     inputs: dict[str, Given] = {"history": history, "model": model, "requests": requests}
     inputs |= {"texts": watch_text, "facts": watch_facts, "second moment": [stats, moments_beside(history)]}
     require_outputs(folders={"out": out}, inputs=inputs, overwrite=overwrite)
-    records = load_requests(requests, limit=limit)
+    given = requested(requests, limit, on_bad_record)
+    records = given.requests
     if not 0 <= skip < len(records):
         raise ValueError(f"skip: {skip} must be at least 0 and below the {len(records)} requests")
     records = records[skip:]
@@ -70,4 +72,4 @@ def resume(
                 outcomes = session.edit(records, batch_size=batch_size)
             require_one(outcomes)
             session.save(folder)
-    report_edits(outcomes, out, json_output, first)
+    report_edits(outcomes, out, json_output, given, first, skip)

@@ -12,6 +12,7 @@ from rich.table import Table
 from ..session import History
 from .models import print_json
 from .options import HistoryFile
+from .plain import plain, say
 
 
 def history(
@@ -38,13 +39,13 @@ def history(
         edits = [{**asdict(record), "stands": record.stands} for record in records]
         print_json({"model": meta["model"], "editor": meta["editor"]["name"], "edits": edits, "events": events})
         return
-    table = Table(title=f"{meta['model']}: {standing} edits stand ({meta['editor']['name']})")
+    table = Table(title=plain(f"{meta['model']}: {standing} edits stand ({meta['editor']['name']})"))
     for column in ("edit", "subject", "target", "before", "after", "probability", "status"):
         table.add_column(column, overflow="fold")
     for record in records:
         request = record.request
         state = f"undone: {record.undone_reason}" if record.undone_at else record.status
-        table.add_row(
+        cells = (
             str(record.id),
             request.subject if request else "",
             request.target_new if request else "",
@@ -53,8 +54,9 @@ def history(
             "" if record.probability_after is None else f"{record.probability_after:.2f}",
             state if record.reason is None or record.undone_at else f"{state}: {record.reason}",
         )
+        table.add_row(*map(plain, cells))
     Console().print(table)
     for event in events:
         if event["kind"] == "alert":
             alert = event["data"]
-            typer.echo(f"alert after batch {event['batch']}: {alert['source']}: {alert['message']} ({alert['action']})")
+            say(f"alert after batch {event['batch']}: {alert['source']}: {alert['message']} ({alert['action']})")

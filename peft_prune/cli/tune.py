@@ -16,6 +16,7 @@ from ..reporting.plots import plot_trade_offs, require_picture
 from ..session import calibrate_strengths, tune_restraint
 from .models import print_json, resumed
 from .options import BaseModel, Dtype, HistoryFile
+from .plain import plain, say
 
 
 def tune(
@@ -69,7 +70,7 @@ def tune(
         mark = "recommended" if point == found.recommended else ""
         mark = ", ".join(filter(None, [mark, "configured" if point.restraints == found.reference.restraints else ""]))
         table.add_row(
-            point.label, f"{point.success:.3f}", f"{point.retention:.3f}", f"{point.condition_number:.3g}", mark
+            plain(point.label), f"{point.success:.3f}", f"{point.retention:.3f}", f"{point.condition_number:.3g}", mark
         )
     Console().print(table)
-    typer.echo(f"Took {found.recommended.label}; adapter in {out}")
+    say(f"Took {found.recommended.label}; adapter in {out}")

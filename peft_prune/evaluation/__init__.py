@@ -2,7 +2,7 @@
 
 from .abilities import EXTRACTORS, STOPS, final_number, score_ability, whole_answer
 from .answers import exactly_matches, has_label, rouge_scores, squad_normalized
-from .editing import RequestAnswers, request_answers, request_outcomes, score_requests
+from .editing import RequestAnswers, request_answers, request_outcomes, require_answerable, score_requests
 from .estimates import Mean, Proportion
 from .evaluate import evaluate
 from .facts import Fact, exclude_subjects, load_facts, recall, recalled
@@ -59,6 +59,7 @@ __all__ = [
     "request_answers",
     "request_entropies",
     "request_outcomes",
+    "require_answerable",
     "rouge_scores",
     "score_ability",
     "score_requests",

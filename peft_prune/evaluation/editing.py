@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..models.answers import answers_with, normalized
 from ..models.generation import SPELLING_TOKENS, greedy_answers
-from ..models.inference import Progress
+from ..models.inference import Progress, require_fit
 from ..models.joining import asked
-from ..models.tokenization import continuation_ids
+from ..models.tokenization import continuation_ids, prompt_ids
 from ..requests import EditRequest, Question
 from .estimates import Proportion
 from .token_probabilities import token_log_probabilities
@@ -53,15 +53,7 @@ def request_answers(
     Raises:
         InvalidRequestError: A prompt or a target gives no token, or does not fit the model.
     """
-    prompts, limits = [], []
-    lengths = _answer_lengths(tokenizer, [one for request in requests for one in _questions(request)])
-    for request, (new, longest) in zip(requests, _target_lengths(tokenizer, requests), strict=True):
-        rewritten = [request.text, *request.paraphrase_prompts]
-        prompts += [asked(prompt, request.separator) for prompt in (*rewritten, *request.neighborhood_prompts)]
-        prompts += [one.prompt for one in _questions(request)]
-        limits += [new + SPELLING_TOKENS] * len(rewritten) + [longest] * len(request.neighborhood_prompts)
-        limits += [next(lengths) + SPELLING_TOKENS for _ in request.portability]
-        limits += [next(lengths) for _ in request.unrelated]
+    prompts, limits = _asked(tokenizer, requests)
     answers = iter(
         greedy_answers(model, tokenizer, prompts, max_new_tokens=limits, batch_size=batch_size, progress=progress)
     )
@@ -80,6 +72,30 @@ def request_answers(
         unrelated=tuple(unrelated),
         asked=tuple(request.text for request in requests),
     )
+
+
+def require_answerable(model: Any, tokenizer: PreTrainedTokenizerBase, request: EditRequest) -> None:
+    """Find out before anything is measured whether every prompt of a request can be asked.
+
+    Raises:
+        InvalidRequestError: A prompt or a target gives no token, or does not fit the model.
+    """
+    prompts, limits = _asked(tokenizer, [request])
+    require_fit(model, [len(ids) + limit for ids, limit in zip(prompt_ids(tokenizer, prompts), limits, strict=True)])
+
+
+def _asked(tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest]) -> tuple[list[str], list[int]]:
+    """Every prompt of the requests, and for each the most tokens that are generated."""
+    prompts, limits = [], []
+    lengths = _answer_lengths(tokenizer, [one for request in requests for one in _questions(request)])
+    for request, (new, longest) in zip(requests, _target_lengths(tokenizer, requests), strict=True):
+        rewritten = [request.text, *request.paraphrase_prompts]
+        prompts += [asked(prompt, request.separator) for prompt in (*rewritten, *request.neighborhood_prompts)]
+        prompts += [one.prompt for one in _questions(request)]
+        limits += [new + SPELLING_TOKENS] * len(rewritten) + [longest] * len(request.neighborhood_prompts)
+        limits += [next(lengths) + SPELLING_TOKENS for _ in request.portability]
+        limits += [next(lengths) for _ in request.unrelated]
+    return prompts, limits
 
 
 def score_requests(

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
+from ..characters import visible
 from .kinds import label
 
 
@@ -23,14 +25,14 @@ def comparison_table(columns: Mapping[str, Mapping[str, Any]], *, title: str | N
     """
     rows = {heading: flat_figures(figures) for heading, figures in columns.items()}
     names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
-    table = Table(title=title)
+    table = Table(title=None if title is None else Text(visible(title)))
     table.add_column("figure")
     for heading in rows:
-        table.add_column(heading, justify="right")
+        table.add_column(Text(visible(heading)), justify="right")
     for name in names:
         figures = [row.get(name) for row in rows.values()]
         if any(figure_value(figure) is not None for figure in figures):
-            table.add_row(_label(name, figures), *(_cell(figure) for figure in figures))
+            table.add_row(Text(visible(_label(name, figures))), *(_cell(figure) for figure in figures))
     return table
 
 

@@ -88,7 +88,8 @@ def read_record(record: Mapping[str, Any]) -> Reading:
         request["separator"] = rewrite.get("separator", record.get("separator"))
         if rewrite is not record and isinstance(rewrite.get("question"), str):
             request["paraphrase_prompts"] += (rewrite["question"],)
-    names = dict.fromkeys(str(name) for part in (record, *(one for _, one in rewrites)) for name in part)
+    inner = [name for _, rewrite in rewrites if rewrite is not record for name in rewrite if name != "question"]
+    names = dict.fromkeys(map(str, (*record, *inner)))
     return Reading(tuple(requests), tuple(_unread(list(names))))
 
 

@@ -62,9 +62,14 @@ def require_clean(field: str, text: str) -> None:
         )
 
 
+_MOST = 240
+"""Most characters of a value in a message."""
+
+
 def shown(value: Any) -> str:
     """A value as a message shows it: on one line, what cannot be seen escaped, and not more than fits."""
-    return _Short().repr(value)
+    text = _Short().repr(value)
+    return text if len(text) <= _MOST else f"{text[:_MOST]}..."
 
 
 class _Short(reprlib.Repr):
