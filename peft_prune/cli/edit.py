@@ -21,6 +21,7 @@ from ..models.fingerprint import base_fingerprint
 from ..monitoring import BatchReport, SessionCallback
 from ..requests import EditRequest, load_requests
 from ..session import EditResult, EditSession
+from ..session.records import LOST, WEAKENED
 from ..tuner import PruneEditConfig
 from .models import load_model, load_tokenizer, print_json
 from .progress import progress_bar
@@ -110,6 +111,7 @@ def edit(
                     outcomes = session.edit(records, batch_size=batch_size)
                 require_one(outcomes)
                 session.save(folder)
+                outcomes = session.results  # what saving restrained may have weakened
     report_edits(outcomes, out, json_output)
 
 
@@ -142,7 +144,7 @@ def moments_beside(history: Path) -> Path:
 
 def require_one(outcomes: Sequence[EditResult]) -> None:
     """Raise EditFailedError where no edit took."""
-    if outcomes and not any(outcome.applied for outcome in outcomes):
+    if outcomes and not any(outcome.took for outcome in outcomes):
         raise EditFailedError(f"none of {len(outcomes)} edits took; the first: {outcomes[0].reason}")
 
 
@@ -205,11 +207,18 @@ def _value(text: str) -> Any:
 
 def report_edits(outcomes: Sequence[EditResult], out: Path, json_output: bool, first: int = 1) -> None:
     """Print what became of the requests, the first of which has this number in the history."""
-    failed = [{"index": o.id - first, "reason": o.reason} for o in outcomes if not o.applied]
+    failed = [{"index": o.id - first, "reason": o.reason} for o in outcomes if not o.took]
+    fallen = {status: [o.id - first for o in outcomes if o.status == status] for status in (WEAKENED, LOST)}
+    took, held = len(outcomes) - len(failed), sum(outcome.applied for outcome in outcomes)
     if json_output:
-        applied = len(outcomes) - len(failed)
-        print_json({"requested": len(outcomes), "applied": applied, "failed": failed, "adapter": str(out)})
+        print_json({"requested": len(outcomes), "applied": took, "failed": failed, **fallen, "adapter": str(out)})
         return
-    typer.echo(f"{len(outcomes) - len(failed)} of {len(outcomes)} edits took; adapter in {out}")
-    for failure in failed:
-        typer.echo(f"  request {failure['index']}: {failure['reason']}")
+    now = "" if held == took else f", {held} of them hold now"
+    typer.echo(f"{took} of {len(outcomes)} edits took{now}; adapter in {out}")
+    for outcome in outcomes:
+        if not outcome.applied:
+            typer.echo(f"  request {outcome.id - first}: {outcome.reason}")
+        elif outcome.status == WEAKENED:
+            typer.echo(
+                f"  request {outcome.id - first}: weakened: less than half of the probability with which it took"
+            )
