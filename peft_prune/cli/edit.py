@@ -22,6 +22,7 @@ from ..monitoring import BatchReport, SessionCallback
 from ..outputs import Given, require_outputs
 from ..requests import EditRequest, LoadedRequests
 from ..session import EditResult, EditSession
+from ..session.records import LOST, WEAKENED
 from ..tuner import PruneEditConfig
 from .models import load_model, load_tokenizer, print_json
 from .plain import say
@@ -120,6 +121,7 @@ def edit(
                     outcomes = session.edit(records, batch_size=batch_size)
                 require_one(outcomes)
                 session.save(folder)
+                outcomes = session.results  # what saving restrained may have weakened
     report_edits(outcomes, out, json_output, given)
 
 
@@ -152,7 +154,7 @@ def moments_beside(history: Path) -> Path:
 
 def require_one(outcomes: Sequence[EditResult]) -> None:
     """Raise EditFailedError where no edit took."""
-    if outcomes and not any(outcome.applied for outcome in outcomes):
+    if outcomes and not any(outcome.took for outcome in outcomes):
         raise EditFailedError(f"none of {len(outcomes)} edits took; the first: {outcomes[0].reason}")
 
 
@@ -217,7 +219,7 @@ def report_edits(
     outcomes: Sequence[EditResult],
     out: Path,
     json_output: bool,
-    given: LoadedRequests,
+    given: LoadedRequests | None,
     first: int = 1,
     skipped: int = 0,
 ) -> None:
@@ -227,17 +229,24 @@ def report_edits(
         outcomes: What became of each.
         out: Folder of the adapter.
         json_output: Print one JSON document.
-        given: The file's requests, of which the ``skipped`` first ones were left out.
+        given: The file's requests, of which the ``skipped`` first ones were left out; None where there is no file.
         first: Number of the first edit in the history.
         skipped: See ``given``.
     """
-    places = [(o.id - first, o.reason) for o in outcomes if not o.applied]
-    failed = [{"index": index, "record": given.records[index + skipped], "reason": why} for index, why in places]
+    took, held = sum(outcome.took for outcome in outcomes), sum(outcome.applied for outcome in outcomes)
     if json_output:
-        applied = len(outcomes) - len(failed)
-        counts = {"requested": len(outcomes), "applied": applied, "failed": failed}
-        print_json({**counts, "bad_records": bad_records(given), "adapter": str(out)})
+        records = () if given is None else given.records[skipped:]
+        places = [(o.id - first, o.reason) for o in outcomes if not o.took]
+        failed = [{"index": index, "record": records[index], "reason": reason} for index, reason in places]
+        fallen = {status: [o.id - first for o in outcomes if o.status == status] for status in (WEAKENED, LOST)}
+        bad = [] if given is None else bad_records(given)
+        counts = {"requested": len(outcomes), "applied": took, "failed": failed}
+        print_json({**counts, **fallen, "bad_records": bad, "adapter": str(out)})
         return
-    say(f"{len(outcomes) - len(failed)} of {len(outcomes)} edits took; adapter in {out}")
-    for failure in failed:
-        say(f"  request {failure['index']}: {failure['reason']}")
+    now = "" if held == took else f", {held} of them hold now"
+    say(f"{took} of {len(outcomes)} edits took{now}; adapter in {out}")
+    for outcome in outcomes:
+        if not outcome.applied:
+            say(f"  request {outcome.id - first}: {outcome.reason}")
+        elif outcome.status == WEAKENED:
+            say(f"  request {outcome.id - first}: weakened: less than half of the probability with which it took")

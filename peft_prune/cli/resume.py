@@ -9,8 +9,9 @@ import typer
 
 from ..folders import whole_folder
 from ..outputs import Given, require_outputs
+from ..requests import EditRequest, LoadedRequests
 from ..session import EditSession, History
-from .edit import EditProgress, going_on, moments_beside, report_edits, require_one
+from .edit import EditProgress, going_on, moments_beside, report_edits
 from .models import load_model, load_tokenizer
 from .progress import progress_bar
 from .requested import OnBadRecord, requested
@@ -20,8 +21,14 @@ from .watching import MaxDrop, MaxGrowth, OnLimit, Watch, WatchEvery, WatchFacts
 def resume(
     history: Annotated[Path, typer.Argument(help="SQLite file of an earlier session.", metavar="HISTORY")],
     model: Annotated[str, typer.Option(help="The unedited base model: a folder or a Hub name.")],
-    requests: Annotated[Path, typer.Option(help="Edit requests: a JSON, JSONL or CSV file, or hub:owner/name:split.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapter with all edits that stand.")],
+    requests: Annotated[
+        Optional[Path],
+        typer.Option(
+            help="Edit requests: a JSON, JSONL or CSV file, or hub:owner/name:split. Without it the adapter of the "
+            "history is written as it stands."
+        ),
+    ] = None,
     skip: Annotated[
         int, typer.Option(help="Leave out the first so many requests, such as those made before an interruption.")
     ] = 0,
@@ -44,24 +51,23 @@ def resume(
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Edit further facts with the editor and the restraint of a history; no earlier edit is computed again."""
+    """Edit further facts with the editor and the restraint of a history, or write its adapter as it stands.
+
+    No earlier edit is computed again.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} must be at least 1")
     inputs: dict[str, Given] = {"history": history, "model": model, "requests": requests}
     inputs |= {"texts": watch_text, "facts": watch_facts, "second moment": [stats, moments_beside(history)]}
     require_outputs(folders={"out": out}, inputs=inputs, overwrite=overwrite)
-    given = requested(requests, limit, on_bad_record)
-    records = given.requests
-    if not 0 <= skip < len(records):
-        raise ValueError(f"skip: {skip} must be at least 0 and below the {len(records)} requests")
-    records = records[skip:]
+    given, records = _remaining(requests, limit, skip, on_bad_record)
     watch = Watch(max_growth, watch_facts, watch_text, watch_every, max_drop, on_limit)
     with History.read(history) as log:
         first, moments = log.last_edit + 1, log.meta["moments"]
         known = [record.request for record in log.edits(standing=True) if record.request is not None]
     if stats is None and moments_beside(history).is_file():
         stats = moments_beside(history)
-    if stats is None and moments:
+    if records and stats is None and moments:
         raise ValueError(f"stats: the edits of {history} were made with a second moment; give its file by --stats")
     tokenizer = load_tokenizer(model)
     with whole_folder(out, overwrite=overwrite) as folder, progress_bar(quiet=json_output) as progress:
@@ -69,7 +75,24 @@ def resume(
         callbacks = [*watch.guards(base, tokenizer, [*known, *records]), EditProgress(progress, len(records))]
         with EditSession.resume(history, base, tokenizer, statistics=stats, callbacks=callbacks) as session:
             with going_on(session, history, first - 1 - skip):
-                outcomes = session.edit(records, batch_size=batch_size)
-            require_one(outcomes)
-            session.save(folder)
+                session.edit(records, batch_size=batch_size)
+            session.save(folder)  # also where none of the new edits took: the others stand
+            outcomes, standing = session.results[first - 1 :], session.history.standing
     report_edits(outcomes, out, json_output, given, first, skip)
+    if not json_output:
+        typer.echo(f"{standing} edits stand")
+
+
+def _remaining(
+    requests: Path | None, limit: int | None, skip: int, on_bad_record: str
+) -> tuple[LoadedRequests | None, list[EditRequest]]:
+    """The file's requests, and those of them that are not done yet; none where none are given, or all are done."""
+    if requests is None:
+        for name, value in (("skip", skip), ("limit", limit)):
+            if value:
+                raise ValueError(f"{name}: {value} needs --requests")
+        return None, []
+    given = requested(requests, limit, on_bad_record)
+    if not 0 <= skip <= len(given.requests):
+        raise ValueError(f"skip: {skip} must be at least 0 and at most the {len(given.requests)} requests")
+    return given, list(given.requests[skip:])

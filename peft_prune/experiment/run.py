@@ -138,7 +138,8 @@ class Experiment:
     def _session(self, unit: Unit) -> EditSession:
         history = self.folder / "histories" / f"{unit.name}.sqlite"
         options: dict[str, Any] = {"statistics": self._statistics, "on_failure": "keep", "on_conflict": "keep"}
-        options |= {"monitor": False, "author": "experiment"}
+        # what holds is measured at every mark
+        options |= {"monitor": False, "author": "experiment", "look_again": False}
         if history.exists() and history.stat().st_size == 0:
             history.unlink()  # stopped between its creation and its first transaction
         if history.exists():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -18,7 +17,7 @@ from .courses import bars_chart, course_chart, days_chart, relations_chart, spec
 from .document import Block, Cell, Chart, Report, Row, Section, Table, Tile
 from .edits import edits_table
 from .limits import limits_of
-from .log import EditLog, took
+from .log import EditLog
 from .measured import evaluation_table, layers_table, measured_value
 from .now import Now
 from .redaction import OpenRedactor, Redactor
@@ -58,7 +57,7 @@ def history_report(
     """
     redactor = Redactor(redact_key) if redact else OpenRedactor()
     with history.snapshot():
-        log = EditLog.of(history)
+        log = EditLog.of(history, None if now is None else now.verification)
         state = State(history, log, now, limits_of(log.meta, max_growth))
         return Report(
             title="Edits of a language model",
@@ -81,7 +80,9 @@ def _tiles(state: State) -> list[Tile]:
     if state.took.n:
         tiles.append(Tile("took", percent(state.took.value or 0.0), f"n = {state.took.n}, {interval(state.took)}"))
     undone = log.states()["undone"]
-    tiles.append(Tile("stand today", f"{state.standing:,}", f"{undone} undone"))
+    held = f"{state.standing - len(state.fallen)} hold, " if state.standing else ""
+    level = state.edits_level if state.fallen else None
+    tiles.append(Tile("stand today", f"{state.standing:,}", f"{held}{undone} undone", level))
     closest: dict[str, Watched] = {}
     for one in state.watched:  # the one closest to being passed comes first
         closest.setdefault(one.limit.figure, one)
@@ -122,7 +123,7 @@ def _relations(log: EditLog, redactor: Redactor) -> list[Block]:
     held = {}
     for name, records in members.items():
         own = [record for record in records if record.id in tried]
-        held[name] = f"{sum(took(record) for record in own)} of {len(own)}" if own else "–"
+        held[name] = f"{sum(record.took for record in own)} of {len(own)}" if own else "–"
     return [relations_chart({name: Counter(map(log.state, own)) for name, own in members.items()}, held)]
 
 
@@ -261,7 +262,7 @@ def _facts(state: State) -> list[tuple[str, str]]:
         last = runs[-1]
         when = str(last["opened_at"])[:16].replace("T", " ")
         facts.append(("sessions", f"{len(runs)}, the last by {last['author']} at {when} UTC"))
-        versions = json.loads(str(last["versions"]))
+        versions = last["versions"]
         facts.append(("versions", ", ".join(f"{name} {own}" for name, own in versions.items() if own)))
     return facts
 

@@ -9,10 +9,10 @@ from functools import cached_property
 
 from ..evaluation import Proportion
 from ..monitoring import CONDITION_GROWTH, Limit
-from ..session import Attribution, History, attribute
+from ..session import Attribution, EditRecord, History, attribute
 from .document import Level
 from .limits import edits_left, level_of, progress
-from .log import Course, EditLog, took
+from .log import Course, EditLog
 from .measured import measured_value
 from .now import Now
 
@@ -64,7 +64,7 @@ class State:
     @cached_property
     def took(self) -> Proportion:
         """Edits that took, of those that were tried."""
-        return Proportion.of(took(record) for record in self.log.tried)
+        return Proportion.of(record.took for record in self.log.tried)
 
     @cached_property
     def standing(self) -> int:
@@ -104,9 +104,26 @@ class State:
         return [limit for limit in self.limits if limit.figure not in known]
 
     @cached_property
-    def level(self) -> Level:
+    def limits_level(self) -> Level:
         """Of the limit that is closest to being passed."""
         return self.watched[0].level if self.watched else "open"
+
+    @cached_property
+    def fallen(self) -> list[EditRecord]:
+        """Edits whose factors are in the adapter and whose new answer the model did not give when it was asked last."""
+        return [record for record in self.log.records if record.stands and not self.log.holds(record)]
+
+    @cached_property
+    def edits_level(self) -> Level:
+        """Near where an edit that stands does not hold, passed where more than half do not."""
+        if not self.fallen:
+            return "good"
+        return "passed" if 2 * len(self.fallen) > self.standing else "near"
+
+    @cached_property
+    def level(self) -> Level:
+        """The worse of the two: nothing is good while edits do not hold."""
+        return self.limits_level if self.edits_level == "good" else _worse(self.limits_level, self.edits_level)
 
     @cached_property
     def members(self) -> dict[int, list[int]]:
@@ -175,3 +192,8 @@ class State:
     def _growth_of(self, module: str) -> float:
         growth = self.growth.get(module, 0.0)
         return math.inf if math.isnan(growth) else growth
+
+
+def _worse(one: Level, other: Level) -> Level:
+    order: tuple[Level, ...] = ("open", "good", "near", "passed")
+    return max(one, other, key=order.index)

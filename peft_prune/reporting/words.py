@@ -16,7 +16,12 @@ TERMS = (
         "After the edit, its batch and the restraint of that batch, the model gave the new answer when it was asked "
         "freely. Nothing was put into its mouth.",
     ),
-    Term("Lost", "The edit took, but the restraint that acted after its batch has taken it away again."),
+    Term(
+        "Lost",
+        "The edit took, but the model no longer gives the new answer: a restraint, an undo or a later edit has taken "
+        "it away. The state of an edit is that of the last time the model was asked.",
+    ),
+    Term("Weakened", "The new answer is still given, with less than half of the probability with which the edit took."),
     Term(
         "Condition number κ",
         "How much a small disturbance can be amplified by a layer of the model. Editing raises it; the higher it "

@@ -3,7 +3,7 @@
 from .attribution import Attribution, attribute
 from .history import History
 from .reading import adapter_of
-from .records import EditRecord, Factors
+from .records import STATES, EditRecord, Factors, Look, state_seen
 from .results import BatchFailedError, EditResult
 from .session import EditSession
 from .strengths import Calibration, calibrate_strengths
@@ -11,6 +11,7 @@ from .tuning import TradeOff, TradeOffs, tune_restraint
 from .verification import Verification, verify
 
 __all__ = [
+    "STATES",
     "Attribution",
     "BatchFailedError",
     "Calibration",
@@ -19,12 +20,14 @@ __all__ = [
     "EditSession",
     "Factors",
     "History",
+    "Look",
     "TradeOff",
     "TradeOffs",
     "Verification",
     "adapter_of",
     "attribute",
     "calibrate_strengths",
+    "state_seen",
     "tune_restraint",
     "verify",
 ]

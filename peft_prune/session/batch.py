@@ -12,9 +12,19 @@ from ..editors import Editor
 from ..errors import EditFailedError, InvalidRequestError
 from ..monitoring import BatchReport
 from ..requests import EditRequest
-from .records import BatchRecord, EditRecord, Factors, relation_key, subject_key
+from .records import (
+    APPLIED,
+    FAILED,
+    REJECTED,
+    BatchRecord,
+    EditRecord,
+    Factors,
+    relation_key,
+    state_seen,
+    subject_key,
+)
 from .replay import Addition, joined, joined_keys, split
-from .results import APPLIED, FAILED, REJECTED, EditResult
+from .results import EditResult
 from .verification import Verification, require_editable, verify
 from .workspace import Workspace
 
@@ -62,9 +72,17 @@ class _Attempt:
     reason: str | None = None
     factors: Factors | None = None
     after: Verification | None = None
+    taken: float | None = None
     stronger: str | None = None
     appended: int | None = None
     leader: int | None = None
+
+    @property
+    def state(self) -> str:
+        """What has become of it since it took, where it did."""
+        if self.status != APPLIED or self.after is None:
+            return self.status
+        return state_seen(self.after.holds, self.after.probability, self.taken)
 
 
 @dataclass
@@ -128,6 +146,11 @@ class Batch:
             for edit in edits
         }
 
+    @property
+    def added_edits(self) -> int:
+        """How many edits it has added to the factors."""
+        return sum(addition.edits for addition in self.additions)
+
     def report(self, seconds: float) -> BatchReport:
         """What the callbacks get to see."""
         figures = self.workspace.figures() if self.workspace.monitor is not None else {}
@@ -183,6 +206,11 @@ class Batch:
             measurements=report.measurements,
             alerts=report.alerts,
             undone=self.undone,
+            seen={
+                self.first + index: attempt.after
+                for index, attempt in self.attempts.items()
+                if self._stands(index) and attempt.after is not None
+            },
         )
 
     def _request(self, index: int) -> EditRequest:
@@ -236,6 +264,7 @@ class Batch:
                 None if place in kept else self._why(found[place], requests[place]),
                 parts.get(place),
                 found[place],
+                found[place].probability if place in kept else None,
                 stronger,
             )
         if kept:
@@ -325,7 +354,7 @@ class Batch:
                 EditResult(
                     id=self.first + index,
                     request=item.request,
-                    status=attempt.status,
+                    status=attempt.state,
                     reason=attempt.reason,
                     stronger=attempt.stronger,
                     probability_before=None if before is None else before.probability,
@@ -345,7 +374,7 @@ class Batch:
             id=result.id,
             batch=self.number,
             request=result.request,
-            status=result.status,
+            status=attempt.status,
             reason=result.reason,
             stronger=result.stronger,
             probability_before=result.probability_before,
@@ -354,6 +383,7 @@ class Batch:
             answer_after=result.answer_after,
             appended=attempt.appended,
             leader=attempt.leader,
+            probability_taken=attempt.taken,
         )
 
     def _why(self, found: Verification, request: EditRequest) -> str:

@@ -10,7 +10,7 @@ import platform
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from ..errors import HistoryError, HistoryLockedError
 from ..requests import EditRequest
-from .records import BatchRecord, EditRecord, Factors, RestraintRecord, relation_key, subject_key
+from .records import BatchRecord, EditRecord, Factors, Look, RestraintRecord, relation_key, subject_key
 from .schema import (
     ADDED,
     SCHEMA,
@@ -31,15 +31,18 @@ from .schema import (
     read_event,
     read_json,
     read_meta,
+    read_versions,
     require_schema,
     secure,
     statements,
 )
+from .verification import Verification
 
 FORMAT = "1"
 PACKAGES = ("peft-prune", "torch", "transformers", "peft", "accelerate")
 _FACTS = ("model", "base", "editor", "contexts", "config", "moments")
 _KEYS = ("request", "subject", "relation", "target")
+_LOOK = ("at", "batch", "cause", "answer", "probability")
 _STANDING = "appended IS NOT NULL AND undone_at IS NULL"
 
 
@@ -191,6 +194,9 @@ class History:
             self._execute("INSERT INTO batches VALUES (?, ?, ?, ?)", (batch.id, self.run, _now(), batch.seconds))
             for edit in batch.edits:
                 self._insert_edit(edit, batch.raw.get(edit.id))
+                if edit.id in batch.seen:
+                    look = self._look(batch.seen[edit.id], batch.id, "edit")
+                    self._insert_look(edit.id, look, edit.probability_taken)
             for edit_id, factors in batch.factors.items():
                 self._execute("INSERT INTO factors VALUES (?, ?)", (edit_id, factors.to_bytes()))
             self._insert_restraints(batch.id, batch.restraints)
@@ -208,6 +214,30 @@ class History:
         """Mark edits as undone."""
         with self._transaction():
             self._mark_undone(edits, reason)
+
+    def record_looks(self, found: Mapping[int, Verification], cause: str) -> dict[int, str]:
+        """Write what was seen of edits; an event tells which of them it gives another state.
+
+        Args:
+            found: What the model says, by number of the edit; all of them stand.
+            cause: Why they were looked at.
+
+        Returns:
+            The new state of each edit that has another one than before, by its number.
+        """
+        with self._transaction():
+            before = {record.id: record for record in self.edits(standing=True)}
+            changed = {}
+            for edit_id, one in found.items():
+                old, look = before[edit_id], self._look(one, self.last_batch, cause)
+                self._insert_look(edit_id, look, old.reference)
+                new = replace(old, seen=look, probability_taken=old.reference).state
+                if new != old.state:
+                    changed[edit_id] = new
+            if changed:
+                data = {"cause": cause, "edits": {str(edit_id): state for edit_id, state in changed.items()}}
+                self._event("look", data, self.last_batch)
+        return changed
 
     def record_restraint(self, restraints: Mapping[str, str]) -> None:
         """Note that the restraint acted on these modules, after the last batch."""
@@ -250,13 +280,17 @@ class History:
         """How many edits stand."""
         return self._number(f"SELECT count(*) FROM edits WHERE {_STANDING}")
 
-    def edits(self, *, standing: bool = False) -> list[EditRecord]:
+    def edits(self, *, standing: bool = False, first: int = 1) -> list[EditRecord]:
         """All edits in order, or those whose factors are in the adapter.
+
+        Args:
+            standing: The latter.
+            first: Number of the first one that is wanted.
 
         Raises:
             HistoryError: A row is damaged.
         """
-        return self._records(f"WHERE {_STANDING} ORDER BY id" if standing else "ORDER BY id")
+        return self._records(f"WHERE id >= ? {f'AND {_STANDING}' if standing else ''} ORDER BY id", (first,))
 
     def edit(self, edit_id: int) -> EditRecord:
         """One edit.
@@ -290,6 +324,14 @@ class History:
         """Every time the restraint acted, in order."""
         rows = self._rows("restraints", "ORDER BY id")
         return [RestraintRecord(row["batch"], row["module"], row["restraint"]) for row in rows]
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Who opened the history and when, in order, each a row of the table with its ``versions`` read.
+
+        Raises:
+            HistoryError: A row is damaged.
+        """
+        return [read_versions(row, self._name) for row in self._rows("runs", "ORDER BY id")]
 
     def events(self) -> list[dict[str, Any]]:
         """Alerts, undos and changes of the restraint in order, each a row of the table with its ``data`` read.
@@ -385,10 +427,20 @@ class History:
             raise HistoryError(f"history: {self._name}: {query} gives {found!r}, a whole number is accepted")
         return found
 
-    def _records(self, rule: str, values: Iterable[Any] = ()) -> list[EditRecord]:
-        return [self._record(row) for row in self._rows("edits", rule, values)]
+    def _records(self, rule: str, values: Sequence[Any] = ()) -> list[EditRecord]:
+        rows = self._rows("edits", rule, values)
+        looks = {}
+        if self._has("looks"):
+            chosen = f"WHERE edit IN (SELECT id FROM edits {rule})"
+            looks = {row["edit"]: row for row in self._rows("looks", chosen, values)}
+        return [self._record(row, looks.get(row["id"])) for row in rows]
 
-    def _record(self, row: Mapping[str, Any]) -> EditRecord:
+    def _has(self, table: str) -> bool:
+        with named(self._name):
+            query = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
+            return bool(self._execute(query, (table,)).fetchone()[0])
+
+    def _record(self, row: Mapping[str, Any], look: Mapping[str, Any] | None) -> EditRecord:
         where = f"history: {self._name}: edit {row['id']}: its request"
         document = read_json(row["request"], where)
         is_request = isinstance(document, dict) and "invalid" not in document
@@ -398,7 +450,11 @@ class History:
             request = EditRequest.stored(document) if is_request else None
         except (ValueError, TypeError) as error:
             raise HistoryError(f"{where} is damaged: {error}") from None
-        return EditRecord(request=request, **{name: value for name, value in row.items() if name not in _KEYS})
+        values = {name: value for name, value in row.items() if name not in _KEYS}
+        if look is None:
+            return EditRecord(request=request, **values)
+        seen = Look(**{name: look[name] for name in _LOOK}, holds=bool(look["holds"]))
+        return EditRecord(request=request, probability_taken=look["taken"], seen=seen, **values)
 
     @property
     def _name(self) -> str | Path:
@@ -432,6 +488,13 @@ class History:
             edit.undone_reason,
         )
         self._execute(f"INSERT INTO edits VALUES ({_marks(len(row))})", row)
+
+    def _look(self, found: Verification, batch: int, cause: str) -> Look:
+        return Look(_now(), batch, cause, found.answer, number_or_none(found.probability), found.holds)
+
+    def _insert_look(self, edit_id: int, look: Look, taken: float | None) -> None:
+        row = (edit_id, *asdict(look).values(), taken)
+        self._execute(f"INSERT OR REPLACE INTO looks VALUES ({_marks(len(row))})", row)
 
     def _insert_restraints(self, batch: int, restraints: Mapping[str, str]) -> None:
         for module, text in restraints.items():

@@ -10,9 +10,19 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from ..models.answers import answers_with
 from ..monitoring import Alert, LayerCondition
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
+from .verification import Verification
+
+APPLIED, FAILED, REJECTED, SKIPPED = "applied", "failed", "rejected", "skipped"
+WEAKENED, LOST, UNDONE = "weakened", "lost", "undone"
+STATES = (APPLIED, WEAKENED, LOST, UNDONE, FAILED, REJECTED, SKIPPED)
+"""What can have become of an edit: see `state_seen` for the first three."""
+
+WEAK_SHARE = 0.5
+"""An edit is weakened whose target has less than this share of the probability with which the edit took."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,43 @@ class Factors:
 
 
 @dataclass(frozen=True)
+class Look:
+    """An edit as the model held it at one moment.
+
+    Args:
+        at: When it was looked at.
+        batch: The last batch before.
+        cause: What made it necessary: "edit", "restraint", "undo", "strengths", "tune", "save" or "verify".
+        answer: Greedy answer to the bare prompt.
+        probability: Of the target there; None where it is no number.
+        holds: Whether the answer gives the target.
+    """
+
+    at: str
+    batch: int
+    cause: str
+    answer: str
+    probability: float | None
+    holds: bool
+
+
+def state_seen(holds: bool, probability: float | None, taken: float | None) -> str:
+    """What an edit that took has become: "applied", "weakened" or "lost".
+
+    Args:
+        holds: Whether the model's greedy answer gives the target now.
+        probability: Of the target now.
+        taken: The same when the edit took.
+    """
+    if not holds:
+        return LOST
+    if taken is None:
+        return APPLIED
+    # a probability that is no number is a loss as well
+    return APPLIED if probability is not None and probability >= WEAK_SHARE * taken else WEAKENED
+
+
+@dataclass(frozen=True)
 class EditRecord:
     """One edit as the history knows it.
 
@@ -61,7 +108,7 @@ class EditRecord:
         id: Its number; the first is 1.
         batch: The batch it was tried in.
         request: The request; None where what was asked for was no valid request.
-        status: "applied", "failed", "rejected" or "skipped".
+        status: What its own batch made of it: "applied" where it took, "failed", "rejected" or "skipped".
         reason: Why it was not applied, in one line.
         stronger: The stronger setting that it was retried with, where it was.
         probability_before: Of the target on the bare prompt, before; the geometric mean over its tokens.
@@ -74,6 +121,8 @@ class EditRecord:
         undone_at: When it was undone, or None.
         undone_by: Who undid it.
         undone_reason: Why.
+        probability_taken: Of the target when the edit took, before any restraint.
+        seen: The last look at it; None in a history of an earlier version, and where nothing was added.
     """
 
     id: int
@@ -92,11 +141,36 @@ class EditRecord:
     undone_at: str | None = None
     undone_by: str | None = None
     undone_reason: str | None = None
+    probability_taken: float | None = None
+    seen: Look | None = None
 
     @property
     def stands(self) -> bool:
         """Whether its factors are in the adapter."""
         return self.appended is not None and self.undone_at is None
+
+    @property
+    def state(self) -> str:
+        """One of `STATES`: what has become of it, as it was seen last."""
+        if self.undone_at is not None:
+            return UNDONE
+        if self.status != APPLIED:
+            return self.status
+        if self.seen is not None:
+            return state_seen(self.seen.holds, self.seen.probability, self.reference)
+        return APPLIED if self.took else LOST
+
+    @property
+    def reference(self) -> float | None:
+        """The probability with which it took; in a history of an earlier version the one after its batch."""
+        return self.probability_after if self.seen is None else self.probability_taken
+
+    @property
+    def took(self) -> bool:
+        """Whether the model gave the target once the edit's own batch, with its restraint, was done."""
+        if self.status != APPLIED or self.request is None:
+            return False
+        return self.answer_after is None or answers_with(self.answer_after, self.request.target_new)
 
 
 @dataclass(frozen=True)
@@ -123,6 +197,7 @@ class BatchRecord:
         measurements: Of probes, by name.
         alerts: Of callbacks.
         undone: Edits that this batch replaced, by id, with the reason.
+        seen: What the model says to the edits that stand, once the batch and its restraint are done, by id.
     """
 
     id: int
@@ -135,6 +210,7 @@ class BatchRecord:
     measurements: Mapping[str, float] = field(default_factory=dict)
     alerts: Sequence[Alert] = ()
     undone: Mapping[int, str] = field(default_factory=dict)
+    seen: Mapping[int, Verification] = field(default_factory=dict)
 
 
 def subject_key(request: EditRequest) -> str:

@@ -226,6 +226,18 @@ def read_event(row: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
     return {**row, "data": data}
 
 
+def read_versions(row: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    """A row of the table of runs with its versions read.
+
+    Raises:
+        HistoryError: They are damaged.
+    """
+    where = f"history: {path}: versions of run {row['id']}"
+    versions = read_json(row["versions"], where)
+    _require_form(versions, {str: object}, where)
+    return {**row, "versions": versions}
+
+
 def _require_form(value: Any, form: Any, where: str) -> None:
     """Raise HistoryError where a value has not this form: a type, a list of one, or a mapping of names or of any."""
     if isinstance(form, list):

@@ -32,9 +32,9 @@ from .facts import (
     stored_config,
 )
 from .history import History
-from .records import BatchRecord, EditRecord, Factors
-from .results import FAILED, REJECTED, SKIPPED, BatchFailedError, EditResult
-from .verification import Verification, verify
+from .records import FAILED, REJECTED, SKIPPED, BatchRecord, EditRecord, Factors
+from .results import BatchFailedError, EditResult
+from .verification import Verification
 from .workspace import Workspace, adapted
 
 ON_FAILURE = ("skip", "raise", "keep")
@@ -64,6 +64,9 @@ class EditSession:
             undoes it when the new one takes, "keep" keeps both, "reject" rejects the new one.
         author: Who edits, for the log; the user of this process if not given.
         monitor: Take the figures of every layer after each batch.
+        look_again: Look at the edits that stand once something may have weakened them: at the end of a call to `edit`
+            (where a tenth as many edits have been added since the last time), after an undo, a restraint, new
+            strengths or a choice of the restraint, and before saving. Off leaves that to `verify`.
 
     Raises:
         ValueError: An option is unknown, the adapter holds edits, or it does not adapt the editor's layers.
@@ -75,6 +78,7 @@ class EditSession:
     callbacks: list[SessionCallback]
     on_failure: str
     on_conflict: str
+    look_again: bool
     _stopped: str | None
     _open: bool
 
@@ -91,6 +95,7 @@ class EditSession:
         on_conflict: str = "replace",
         author: str | None = None,
         monitor: bool = True,
+        look_again: bool = True,
     ) -> None:
         require_options(callbacks, on_failure, on_conflict, monitor)
         editor = get_editor(editor, model=model) if isinstance(editor, str) else editor
@@ -103,7 +108,7 @@ class EditSession:
         facts = session_facts(model, editor, prepared.contexts, model.peft_config[adapter], found)
         log = History.create(history, facts, author)
         self.workspace = Workspace(model, adapter, tokenizer, editor, found, prepared.contexts, log, _prepared=prepared)
-        self._begin(callbacks, on_failure, on_conflict, monitor)
+        self._begin(callbacks, on_failure, on_conflict, monitor, look_again)
 
     @classmethod
     def resume(
@@ -119,6 +124,7 @@ class EditSession:
         on_conflict: str = "replace",
         author: str | None = None,
         monitor: bool = True,
+        look_again: bool = True,
     ) -> EditSession:
         """Go on with a history: the adapter is built from it, without computing an edit again.
 
@@ -155,7 +161,7 @@ class EditSession:
             contexts = tuple(facts["contexts"])
             session.workspace = Workspace(model, adapter, tokenizer, editor, found, contexts, log)
             session.workspace.rebuild()
-            session._begin(callbacks, on_failure, on_conflict, monitor)
+            session._begin(callbacks, on_failure, on_conflict, monitor, look_again)
         except BaseException:
             log.close()
             raise
@@ -244,10 +250,16 @@ class EditSession:
         try:
             for batch in in_batches([Given.of(item) for item in given], batch_size):
                 results += self._batch(batch) if self._stopped is None else self._skip(batch)
-                self._raise_failures(results)
+                if self._failed(results):
+                    break
+            if self.look_again:
+                self.workspace.look_if_due()
         finally:
             self._stopped = None
             self._call("on_edit_end")
+        results = self._as_seen(results)
+        for failed in self._failed(results):
+            raise BatchFailedError(f"edit {failed.id}: {failed.reason}", results)
         return results
 
     def undo(self, edits: int | Iterable[int], reason: str = "asked for") -> None:
@@ -280,6 +292,7 @@ class EditSession:
         with self.workspace.intact():
             self.workspace.rebuild(without=chosen)
             self.history.record_undo(chosen, reason)
+        self._look("undo")
         self._call("on_undo", chosen)
 
     def restrain(self) -> None:
@@ -290,6 +303,7 @@ class EditSession:
             words = self.restraints()
             self.history.record_restraint(words)
             self.workspace.note_pending()
+        self._look("restraint")
         self._call("on_restrain", list(words))
 
     def restraints(self) -> dict[str, str]:
@@ -297,10 +311,14 @@ class EditSession:
         return self.workspace.restraints()
 
     def verify(self) -> dict[int, Verification]:
-        """Look at every edit that stands as the model holds it now, by its number."""
-        records = [record for record in self.history.edits(standing=True) if record.request is not None]
-        found = verify(self.model, self.tokenizer, [record.request for record in records if record.request])
-        return {record.id: one for record, one in zip(records, found, strict=True)}
+        """Look at every edit that stands as the model holds it now, by its number; the history keeps what was seen."""
+        self._require_not_closed()
+        return self.workspace.look("verify")
+
+    @property
+    def results(self) -> list[EditResult]:
+        """What has become of all edits ever asked for, as each was seen last."""
+        return [EditResult.of(record) for record in self.history.edits()]
 
     def figures(self) -> dict[str, LayerCondition]:
         """Figures of every layer now, by module name."""
@@ -317,6 +335,8 @@ class EditSession:
         require_outputs(folders={"path": Path(path)}, inputs=inputs, overwrite=overwrite)
         if self.model.restraint_is_pending():
             self.restrain()
+        if self._open and self.look_again:
+            self.workspace.look_if_changed("save")
         with whole_folder(Path(path), overwrite=overwrite) as folder:
             self.model.save_pretrained(str(folder))
 
@@ -358,6 +378,7 @@ class EditSession:
             self.model.restrain()
             self.history.record_strengths(strengths, self.restraints())
             self.workspace.note_pending()
+        self._look("strengths")
 
     def choose_restraints(self, restraints: Mapping[str, str], why: Mapping[str, Any] | None = None) -> None:
         """Write a restraint for every layer into the configuration and apply it to the raw sum.
@@ -379,22 +400,28 @@ class EditSession:
             for name, value in before.items():
                 setattr(self.config, name, value)
             raise
+        self._look("tune")
 
     def conflicts(self, request: EditRequest) -> list[int]:
         """Edits that stand and say something else about the same subject and relation."""
         return self.workspace.conflicts(request)
 
-    def _begin(self, callbacks: Sequence[SessionCallback], on_failure: str, on_conflict: str, monitor: bool) -> None:
-        self.callbacks = list(callbacks)
+    def _begin(
+        self, callbacks: Sequence[SessionCallback], on_failure: str, on_conflict: str, monitor: bool, look_again: bool
+    ) -> None:
+        self.callbacks, self.look_again = list(callbacks), look_again
         self.on_failure, self.on_conflict = on_failure, on_conflict
         self._stopped, self._open = None, True
         self.workspace.monitor = self.workspace.new_monitor() if monitor else None
         self.workspace.note_pending()
         self._call("on_session_begin")
 
-    def _require_open(self) -> None:
+    def _require_not_closed(self) -> None:
         if not self._open:
             raise SessionStateError("session: it is closed; use EditSession.resume")
+
+    def _require_open(self) -> None:
+        self._require_not_closed()
         self.workspace.require_unmerged()
         self.workspace.note_foreign_restraint()
 
@@ -422,11 +449,17 @@ class EditSession:
             self._settle(work, report)
             self.history.record(work.record(report, time.perf_counter() - start))
             self.workspace.note_pending()
+            self.workspace.note_batch(work.added_edits, bool(work.additions or work.restrained))
         if work.restrained:
             self._call("on_restrain", list(work.restrained))
         stops = report.asks_for("stop")
         self._stopped = stops[0].message if stops else None
         return list(report.results)
+
+    def _look(self, cause: str) -> None:
+        self.workspace.note_change()
+        if self.look_again:
+            self.workspace.look(cause)
 
     def _settle(self, work: Batch, report: BatchReport) -> None:
         """Call the callbacks and do what they ask for."""
@@ -453,10 +486,18 @@ class EditSession:
         self.history.record(BatchRecord(batch, 0.0, records, raw))
         return [EditResult(record.id, record.request, SKIPPED, reason) for record in records]
 
-    def _raise_failures(self, results: list[EditResult]) -> None:
-        failed = [result for result in results if result.status in (FAILED, REJECTED)]
-        if failed and self.on_failure == "raise":
-            raise BatchFailedError(f"edit {failed[0].id}: {failed[0].reason}", results)
+    def _failed(self, results: Sequence[EditResult]) -> list[EditResult]:
+        """Results that the call shall end with, where ``on_failure`` is "raise"."""
+        if self.on_failure != "raise":
+            return []
+        return [result for result in results if result.status in (FAILED, REJECTED)]
+
+    def _as_seen(self, results: Sequence[EditResult]) -> list[EditResult]:
+        """The results with what has become of their edits since their batch."""
+        if not results:
+            return []
+        known = {record.id: record for record in self.history.edits(first=results[0].id)}
+        return [result.as_seen(known[result.id]) for result in results]
 
 
 def require_options(callbacks: Sequence[SessionCallback], on_failure: str, on_conflict: str, monitor: bool) -> None:

@@ -22,8 +22,12 @@ from ..requests import EditRequest
 from ..spectral import restraint_text
 from ..tuner import PRUNE_EDIT, PruneEditConfig
 from .history import History
-from .records import Factors, relation_key, subject_key
+from .records import EditRecord, Factors, relation_key, subject_key
 from .replay import Addition, additions, fitting, joined_keys, replay
+from .verification import Verification, verify
+
+LOOKS_PER_EDIT = 10
+"""How many looks at edits that stand are spent for each edit that is added."""
 
 
 @dataclass
@@ -53,6 +57,8 @@ class Workspace:
     keys: dict[str, Tensor] = field(default_factory=dict)
     _prepared: Prepared | None = None
     _pending: dict[str, int] = field(default_factory=dict)
+    _unseen: int = 0
+    _changed: bool = True
 
     @property
     def config(self) -> PruneEditConfig:
@@ -131,6 +137,47 @@ class Workspace:
         replay(self.model, [*additions(records, read), *new], self.history.restraints())
         self.keys = joined_keys([*(read(record.id) for record in records if record.leader == record.id), *new_keys])
         self.note_pending()
+
+    def note_batch(self, added: int, changed: bool) -> None:
+        """Remember that a batch has added edits, which it has looked at itself, or has changed the adapter at all."""
+        self._unseen += added
+        self._changed |= changed
+
+    def note_change(self) -> None:
+        """Remember that edits which stand may hold no longer."""
+        self._changed = True
+
+    def look_if_due(self) -> None:
+        """Look at the edits that stand where a tenth as many have been added since the last time.
+
+        Looking after every edit would cost the square of their number; this way ten looks are spent for each edit.
+        """
+        if self._changed and LOOKS_PER_EDIT * self._unseen >= self.history.standing:
+            # the last batch has been looked at when it ended
+            self._look([r for r in self._standing() if r.batch != self.history.last_batch], "edit")
+
+    def look_if_changed(self, cause: str) -> None:
+        """Look at the edits that stand where anything has changed since the last time."""
+        if self._changed:
+            self.look(cause)
+
+    def look(self, cause: str) -> dict[int, Verification]:
+        """Ask the model for every edit that stands, and write what it says into the history.
+
+        Args:
+            cause: As in `Look`.
+        """
+        return self._look(self._standing(), cause)
+
+    def _standing(self) -> list[EditRecord]:
+        return [record for record in self.history.edits(standing=True) if record.request is not None]
+
+    def _look(self, records: Sequence[EditRecord], cause: str) -> dict[int, Verification]:
+        answers = verify(self.model, self.tokenizer, [record.request for record in records if record.request])
+        found = {record.id: one for record, one in zip(records, answers, strict=True)}
+        self.history.record_looks(found, cause)
+        self._unseen, self._changed = 0, False
+        return found
 
     def note_pending(self) -> None:
         """Remember what the restraint has not seen, by which a restraint past the session is noticed."""
