@@ -11,6 +11,7 @@ from torch import Tensor
 from ..models.architecture import hidden_size
 from .base import Prepared, register_editor
 from .closed_form import KeySystem, least_squares_rows, null_space_inverse
+from .second_moment import mean_diagonal
 from .spread import SMALL_VALUES, SMALL_WIDTH, SpreadEditor, SpreadHyperparameters
 
 
@@ -78,8 +79,9 @@ class AlphaEdit(SpreadEditor):
         """The projection of one module.
 
         Published thresholds are absolute and hold for moments of the published models' scale. Without one, the null
-        space is that of the smallest eigenvalues which together hold ``nullspace_energy`` of the trace, and L2 is
-        ``relative_L2`` times the energy in it, the mean squared norm of a projected key.
+        space is that of the smallest eigenvalues which together hold ``nullspace_energy`` of the trace (without what a
+        few channels that stand apart have beyond `mean_diagonal`), and L2 is ``relative_L2`` times the energy in it,
+        the mean squared norm of a projected key.
         """
         assert prepared.statistics is not None
         own, moment = self.hyperparameters, prepared.statistics.moments[name].double()
@@ -87,7 +89,7 @@ class AlphaEdit(SpreadEditor):
         if threshold is None or weight is None:
             eigenvalues = torch.linalg.eigvalsh(moment).clamp(min=0)
             if threshold is None:
-                held = eigenvalues.cumsum(0) / eigenvalues.sum()
+                held = eigenvalues.cumsum(0) / (len(eigenvalues) * float(mean_diagonal(moment)))
                 threshold = float(eigenvalues[int((held <= own.nullspace_energy).sum())])
             if weight is None:
                 weight = own.relative_L2 * float(eigenvalues[eigenvalues < threshold].sum())

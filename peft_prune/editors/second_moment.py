@@ -32,6 +32,8 @@ ROUNDING = 1e-3
 """How far float32 sums over any number of tokens may be from what holds for exact ones, as a share."""
 STRIP = 1024
 """Rows that are looked at together."""
+OUTLIER = 100.0
+"""Multiple of the median above which an entry of a moment's diagonal is one of a few channels that stand apart."""
 
 
 @dataclass(frozen=True)
@@ -168,21 +170,38 @@ def collect_second_moments(
     return SecondMoments({name: total / tokens for name, total in sums.items()}, tokens, base_fingerprint(inner))
 
 
+def mean_diagonal(moment: Tensor) -> Tensor:
+    """The scale of a second moment, float64: the mean of its diagonal, no entry counted for more than 100 medians.
+
+    Real activations have channels that stand at thousands whatever the text; in the plain mean one of them decides,
+    and what is measured by it drowns all others. Channels that are always 0 have no say in the median.
+
+    Raises:
+        ValueError: The moment is 0, or holds NaN or Inf.
+    """
+    diagonal = moment.diagonal().double()
+    if not (torch.isfinite(diagonal).all() and bool((diagonal > 0).any())):
+        raise ValueError("statistics: a second moment is 0 or not finite; collect it over ordinary text")
+    return diagonal.clamp(max=OUTLIER * float(diagonal[diagonal > 0].median())).mean()
+
+
 def regularized_cholesky(moment: Tensor, shrinkage: float = 0.0) -> Tensor:
     """Lower Cholesky factor of C in float64, (in, in).
 
-    Where C is numerically singular, as it is over fewer tokens than dimensions, a small multiple of its mean diagonal
-    is added to the diagonal until the factorization succeeds, and a warning says how much.
+    Where C is numerically singular, as it is over fewer tokens than dimensions, a small multiple of its
+    `mean_diagonal` is added to the diagonal until the factorization succeeds, and a warning says how much.
 
     Args:
         moment: C, (in, in).
-        shrinkage: Multiple of C's mean diagonal that is added to its diagonal in any case.
+        shrinkage: Multiple of C's `mean_diagonal` that is added to its diagonal in any case.
 
     Raises:
         ValueError: C holds NaN or Inf, is zero, or has negative eigenvalues that no rounding explains.
     """
     matrix = moment.double()
-    scale = matrix.diagonal().mean()
+    if not torch.isfinite(matrix).all():
+        raise ValueError("statistics: a second moment holds NaN or Inf; collect it anew")
+    scale = mean_diagonal(matrix)
     identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     added = shrinkage
     # rounding makes eigenvalues as negative as a small part of the mean diagonal; a matrix that needs more is another
