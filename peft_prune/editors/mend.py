@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import AdapterError, EditFailedError
-from ..models.architecture import features, hidden_size, unwrapped
+from ..errors import AdapterError, EditFailedError, UnsupportedModelError
+from ..models.decoder import hidden_size, unwrapped
 from ..models.fingerprint import base_fingerprint, same_base
 from ..models.inference import by_rows, input_device, padded
+from ..models.mlp import features
 from ..models.tokenization import prompt_ids
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
@@ -114,7 +115,7 @@ class MEND(Editor):
             raise ValueError("weights: MEND edits with a trained network; train one with MEND.train and name its file")
         network = self._network(model)
         _load(Path(self.hyperparameters.weights), network, None, base_fingerprint(unwrapped(model)))
-        prepared = Prepared(self.layers(model))
+        prepared = Prepared(self.admitted(model))
         prepared.once("network", lambda: network.eval().requires_grad_(False))
         return prepared
 
@@ -247,8 +248,9 @@ class MEND(Editor):
     def _network(self, model: Any) -> _Network:
         modules = [unwrapped(model).get_submodule(name) for name in self.modules(model)]
         shapes = {features(module) for module in modules}
-        (shape,) = shapes
-        assert shape is not None
+        shape = shapes.pop()
+        if shapes or shape is None:
+            raise UnsupportedModelError("layers: their MLPs' outputs differ in shape; MEND has one network for all")
         own = self.hyperparameters
         network = _Network(*shape, self.layers(model), own.rank, own.edit_lr)
         return network.to(next(modules[0].parameters()).device)

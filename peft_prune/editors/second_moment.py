@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import AdapterError, InvalidRequestError
-from ..models.architecture import unwrapped
+from ..models.decoder import unwrapped
 from ..models.fingerprint import base_fingerprint, same_base
 from ..models.inference import by_rows, input_device, max_positions, padded, undisturbed
 from ..models.tokenization import prompt_ids

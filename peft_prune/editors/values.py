@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import EditFailedError, UnsupportedModelError
-from ..models.architecture import decoder_blocks, mlp_output_module, unwrapped
+from ..models.decoder import decoder_blocks, unwrapped
 from ..models.inference import PADDING_ID, by_rows, input_device
+from ..models.mlp import mlp_output_module
 from ..models.tokenization import continuation_ids
 from ..requests import EditRequest
 from .blocks import Enough, hooked, replaced, states_of
@@ -485,7 +486,8 @@ class _LaterLayers:
     def _run_prefix(self) -> None:
         """Keys and values of everything before the subject's last token, which no edit can change."""
         width = self.batch.subject
-        if not width or "past_key_values" not in self._accepted:
+        # a recurrent state moves on with every pass and cannot be taken back
+        if not width or "past_key_values" not in self._accepted or getattr(self._model, "_is_stateful", False):
             return
         mask = self.batch.mask[:, :width].clone()
         # a row that is padding alone would give NaN; it is masked where it is read
