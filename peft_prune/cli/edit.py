@@ -106,7 +106,7 @@ def edit(
     with whole_folder(out, overwrite=overwrite) as folder:
         base = load_model(model, dtype)
         method = get_editor(editor, model=base, **settings)
-        config.layers_to_transform = list(method.layers(base))
+        config.layers_to_transform = list(method.admitted(base))
         statistics = source.moments(base, tokenizer, method.modules(base), records, json_output)
         options: dict[str, Any] = {"statistics": statistics, "history": history}
         options["monitor"] = history is not None or max_growth is not None

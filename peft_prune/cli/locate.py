@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -58,7 +59,8 @@ def _print(found: Location) -> None:
     table.add_column(f"{found.window} MLP outputs around it", justify="right")
     table.add_column("block output", justify="right")
     for layer, (mlp, block) in enumerate(zip(found.mlp, found.block, strict=True)):
-        table.add_row(str(layer), f"{mlp:+.4f}", f"{block:+.4f}", style="bold" if layer in found.layers else None)
+        around = "–" if math.isnan(mlp) else f"{mlp:+.4f}"
+        table.add_row(str(layer), around, f"{block:+.4f}", style="bold" if layer in found.layers else None)
     console.print(table)
     console.print(
         f"The object has {found.clean:.3f}, with noise on the subject {found.corrupted:.3f}.", highlight=False

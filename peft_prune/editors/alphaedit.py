@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..models.architecture import hidden_size
+from ..models.decoder import hidden_size
 from .base import Prepared, register_editor
 from .closed_form import KeySystem, least_squares_rows, null_space_inverse
 from .second_moment import mean_diagonal

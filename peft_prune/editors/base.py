@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -10,11 +11,14 @@ from typing import Any, ClassVar, get_type_hints
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..models.architecture import mlp_output_module, mlp_output_modules
+from ..models.decoder import decoder_blocks
+from ..models.mlp import listed, mlp_output_modules, refused_layers
+from ..models.probe import require_text_decoder
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .presets import preset
 from .second_moment import SecondMoments
+from .shortcuts import require_partial_passes
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,8 @@ class Editor(ABC):
     year: ClassVar[int]
     url: ClassVar[str]
     hyperparameters_class: ClassVar[type]
+    searches_values: ClassVar[bool] = False
+    """Whether it searches v* in passes over a part of the model."""
 
     def __init__(self, hyperparameters: Any = None, **values: Any) -> None:
         given = self.hyperparameters_class() if hyperparameters is None else hyperparameters
@@ -133,15 +139,34 @@ class Editor(ABC):
     def layers(self, model: Any) -> tuple[int, ...]:
         """The layers that this editor changes in ``model``, in ascending order.
 
+        Where none are given they are the default ones, or as many up to the editable layer that is nearest to the last.
+
         Raises:
-            UnsupportedModelError: The model has no such layer.
+            UnsupportedModelError: The model has no such layer, or it has no MLP that can be edited.
         """
         given: tuple[int, ...] | None = self.hyperparameters.layers
-        if given is None:
-            return self.default_layers(len(mlp_output_modules(model)))
-        for layer in given:
-            mlp_output_module(model, layer)
-        return given
+        if given is not None:
+            return tuple(mlp_output_modules(model, given))
+        wanted = self.default_layers(len(decoder_blocks(model)))
+        return _nearest(wanted, list(mlp_output_modules(model)))
+
+    def admitted(self, model: Any) -> tuple[int, ...]:
+        """`layers`, after a look in a few short passes whether this editor can edit them.
+
+        Raises:
+            UnsupportedModelError: The model or a layer cannot be edited; the message says why.
+        """
+        layers = self.layers(model)
+        require_text_decoder(model, layers)
+        if self.searches_values:
+            require_partial_passes(model, layers[-1])
+        refused = refused_layers(model) if self.hyperparameters.layers is None else {}
+        left_out = {
+            layer: refused[layer] for layer in self.default_layers(len(decoder_blocks(model))) if layer in refused
+        }
+        if left_out:
+            warnings.warn(f"layers: {', '.join(map(str, layers))} are edited; {listed(left_out)}")
+        return layers
 
     @abstractmethod
     def default_layers(self, depth: int) -> tuple[int, ...]:
@@ -177,7 +202,7 @@ class Editor(ABC):
 
     def modules(self, model: Any) -> list[str]:
         """Names of the modules that this editor changes, in the base model."""
-        return [mlp_output_module(model, layer)[0] for layer in self.layers(model)]
+        return list(mlp_output_modules(model, self.layers(model)).values())
 
 
 EDITORS: dict[str, type[Editor]] = {}
@@ -210,6 +235,14 @@ def get_editor(name: str, *, model: Any = None, **hyperparameters: Any) -> Edito
     editor = EDITORS[name]
     automatic = {} if model is None else editor.automatic(model)
     return editor(**{**automatic, **hyperparameters})
+
+
+def _nearest(wanted: tuple[int, ...], editable: Sequence[int]) -> tuple[int, ...]:
+    """``wanted`` where all of it is editable; else as many editable layers, up to the one nearest to its last."""
+    if set(wanted) <= set(editable):
+        return wanted
+    last = min(editable, key=lambda layer: abs(layer - wanted[-1]))
+    return tuple(layer for layer in editable if layer <= last)[-len(wanted) :]
 
 
 def with_values(name: str, hyperparameters: Any, values: Mapping[str, Any]) -> Any:

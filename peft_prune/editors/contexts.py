@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..models.architecture import unwrapped
+from ..models.decoder import unwrapped
 from ..models.inference import input_device, padded, undisturbed
 from ..models.joining import separator_between
 from ..models.tokenization import opening_ids, text_ids, written_opening

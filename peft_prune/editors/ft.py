@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import EditFailedError
-from ..models.architecture import features, hidden_size, unwrapped
+from ..models.decoder import hidden_size, unwrapped
+from ..models.mlp import features
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .base import Edit, Editor, Prepared, register_editor
@@ -102,7 +103,7 @@ class FineTuning(Editor):
         self, model: Any, tokenizer: PreTrainedTokenizerBase, statistics: SecondMoments | None = None
     ) -> Prepared:
         """Nothing is needed beforehand; second moments are not used."""
-        return Prepared(self.layers(model))
+        return Prepared(self.admitted(model))
 
     def compute(
         self,

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..models.architecture import decoder_blocks, mlp_output_module, unwrapped
+from ..models.decoder import decoder_blocks, unwrapped
 from ..models.inference import by_rows, input_device, padded, undisturbed
+from ..models.mlp import mlp_output_module
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .blocks import Enough, hooked, replaced, states_of

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
-from ..models.architecture import decoder_blocks, mlp_output_module, unwrapped
+from ..models.decoder import decoder_blocks, unwrapped
 from ..models.inference import by_rows
+from ..models.mlp import mlp_output_module
 from .blocks import Enough, hooked, replaced, states_of
 from .rows import Batch
 
@@ -176,7 +177,8 @@ class LaterLayers:
     def _run_prefix(self) -> None:
         """Keys and values of everything before the subject's last token, which no edit can change."""
         width = self.batch.subject
-        if not width or "past_key_values" not in self._accepted:
+        # a recurrent state moves on with every pass and cannot be taken back
+        if not width or "past_key_values" not in self._accepted or getattr(self._model, "_is_stateful", False):
             return
         mask = self.batch.mask[:, :width].clone()
         # a row that is padding alone would give NaN; it is masked where it is read

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..models.architecture import hidden_size
+from ..models.decoder import hidden_size
 from .base import Prepared, register_editor
 from .closed_form import KeySystem, least_squares_rows, moment_inverse
 from .spread import SMALL_VALUES, SMALL_WIDTH, SpreadEditor, SpreadHyperparameters

@@ -12,9 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import EditFailedError
-from ..models.architecture import features, hidden_size, unwrapped
+from ..errors import EditFailedError, UnsupportedModelError
+from ..models.decoder import hidden_size, unwrapped
 from ..models.fingerprint import base_fingerprint
+from ..models.mlp import features
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .base import Edit, Editor, Prepared, register_editor
@@ -108,7 +109,7 @@ class MEND(Editor):
             raise ValueError("weights: MEND edits with a trained network; train one with MEND.train and name its file")
         network = self._network(model)
         load_network(Path(self.hyperparameters.weights), network, None, base_fingerprint(unwrapped(model)))
-        prepared = Prepared(self.layers(model))
+        prepared = Prepared(self.admitted(model))
         prepared.once("network", lambda: network.eval().requires_grad_(False))
         return prepared
 
@@ -204,8 +205,9 @@ class MEND(Editor):
     def _network(self, model: Any) -> Network:
         modules = [unwrapped(model).get_submodule(name) for name in self.modules(model)]
         shapes = {features(module) for module in modules}
-        (shape,) = shapes
-        assert shape is not None
+        shape = shapes.pop()
+        if shapes or shape is None:
+            raise UnsupportedModelError("layers: their MLPs' outputs differ in shape; MEND has one network for all")
         own = self.hyperparameters
         network = Network(*shape, self.layers(model), own.rank, own.edit_lr)
         return network.to(next(modules[0].parameters()).device)

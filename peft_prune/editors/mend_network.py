@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.architecture import unwrapped
+from ..models.decoder import unwrapped
 from ..models.inference import by_rows
 from .target_likelihood import TargetBatch, target_log_probs
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..models.architecture import unwrapped
+from ..models.decoder import unwrapped
 from ..models.inference import by_rows, input_device, padded
 from ..models.tokenization import prompt_ids
 from ..requests import EditRequest

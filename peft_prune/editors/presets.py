@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..models.architecture import unwrapped
+from ..models.decoder import text_config
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
 
 def known_model(model: Any) -> str | None:
     """The name in `MODELS` of a model of that shape, fine-tuned ones included; None for others."""
-    config = unwrapped(model).config.get_text_config()
-    shape = (config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size)
+    config = text_config(model)
+    shape = (config.model_type, *(getattr(config, n, None) for n in ("hidden_size", "num_hidden_layers", "vocab_size")))
     return next((name for name, known in MODELS.items() if known == shape), None)
 
 

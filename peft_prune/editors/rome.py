@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import EditFailedError
-from ..models.architecture import hidden_size, mlp_output_module
+from ..models.decoder import hidden_size
+from ..models.mlp import mlp_output_module
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .base import Edit, Editor, Prepared, register_editor
@@ -75,6 +76,7 @@ class ROME(Editor):
     year: ClassVar[int] = 2022
     url: ClassVar[str] = "https://arxiv.org/abs/2202.05262"
     hyperparameters_class: ClassVar[type] = ROMEHyperparameters
+    searches_values: ClassVar[bool] = True
 
     hyperparameters: ROMEHyperparameters
 
@@ -92,7 +94,7 @@ class ROME(Editor):
         contexts = generate_contexts(
             model, tokenizer, self.hyperparameters.context_lengths, seed=self.hyperparameters.context_seed
         )
-        layers = self.layers(model)
+        layers = self.admitted(model)
         name, _ = mlp_output_module(model, layers[0])
         if self.hyperparameters.mom2_adjustment and (statistics is None or name not in statistics.moments):
             raise ValueError(

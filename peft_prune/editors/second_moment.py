@@ -20,9 +20,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import AdapterError, InvalidRequestError
 from ..folders import whole_file
-from ..models.architecture import features, unwrapped
+from ..models.decoder import unwrapped
 from ..models.fingerprint import base_fingerprint, same_base
 from ..models.inference import by_rows, input_device, max_positions, padded, undisturbed
+from ..models.mlp import features
 from ..models.tokenization import prompt_ids
 from .blocks import Enough
 

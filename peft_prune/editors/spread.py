@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import EditFailedError
-from ..models.architecture import mlp_output_module
+from ..models.mlp import mlp_output_module
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .base import Edit, Editor, Prepared
@@ -59,6 +59,7 @@ class SpreadEditor(Editor):
     """
 
     hyperparameters: SpreadHyperparameters
+    searches_values: ClassVar[bool] = True
     share_of_depth: ClassVar[float] = 5 / 48  # published for GPT-2 XL: layers 13 to 17 of 48
     last_at: ClassVar[float] = 17 / 48
 
@@ -75,7 +76,7 @@ class SpreadEditor(Editor):
                     f"statistics: {self.pretty_name} needs the second moment of {name}; collect it over ordinary text"
                 )
         lengths, seed = self.hyperparameters.context_lengths, self.hyperparameters.context_seed
-        layers = self.layers(model)
+        layers = self.admitted(model)
         if not adds_to_residual(model, layers[-1]):
             layers = layers[-1:]
         return Prepared(layers, generate_contexts(model, tokenizer, lengths, seed=seed), statistics)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..models.architecture import unwrapped
+from ..models.decoder import unwrapped
 from ..models.inference import input_device, padded
 from ..models.tokenization import continuation_ids
 from ..requests import EditRequest

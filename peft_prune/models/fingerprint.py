@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .architecture import unwrapped
+from .decoder import unwrapped
 
 _SAMPLES = 64
 _PER_TENSOR = 4

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
-from .architecture import unwrapped
+from .decoder import unwrapped
 from .inference import (
     PADDING_ID,
     Progress,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidRequestError
-from .architecture import unwrapped
+from .decoder import text_config, unwrapped
 
 Progress = Callable[[int, int], None]
 
@@ -48,7 +48,7 @@ def input_device(model: Any) -> torch.device:
 
 def max_positions(model: Any) -> int | None:
     """The longest sequence that the model's configuration allows, or None where it names no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return getattr(text_config(model), "max_position_embeddings", None)
 
 
 def require_fit(model: Any, lengths: Sequence[int]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import UnsupportedModelError
-from ..models.architecture import mlp_output_modules
+from ..models.mlp import listed, mlp_output_modules, refused_layers
 from ..spectral import LowRankUpdate, parse_restraint, restraint_text
 from .config import PruneEditConfig
 from .files import check_base, load_factors, name_in_base, record_facts, saved_factors
@@ -148,7 +149,9 @@ class PruneEditModel(BaseTuner):
 
     def _prepare_model(self, peft_config: PruneEditConfig, model: nn.Module) -> None:
         if peft_config.target_modules is None:
-            peft_config.target_modules = _default_targets(model)  # type: ignore[assignment]
+            layers = peft_config.layers_to_transform
+            asked = [layers] if isinstance(layers, int) else layers
+            peft_config.target_modules = _default_targets(model, asked)  # type: ignore[assignment]
         check_base(model, peft_config)
 
     def _create_and_replace(
@@ -222,16 +225,22 @@ class PruneEditModel(BaseTuner):
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
 
-def _default_targets(model: nn.Module) -> set[str]:
-    """Names of the MLP output projections: by their ending where that tells them apart, so that
-    ``layers_to_transform`` applies to them; in full otherwise."""
+def _default_targets(model: nn.Module, layers: Sequence[int] | None) -> set[str]:
+    """Names of the MLP output projections of these layers, of all that have one if not given.
+
+    By their ending where that tells them apart, so that ``layers_to_transform`` applies to them; in full otherwise.
+    """
     try:
-        names = mlp_output_modules(model)
+        asked = set(mlp_output_modules(model, layers).values())
+        names = set(mlp_output_modules(model).values())
+        refused = {} if layers is not None else refused_layers(model)
     except UnsupportedModelError as error:
         raise ValueError(f"Please specify `target_modules` in the config: {error}") from None
+    if refused:
+        warnings.warn(f"target_modules: some layers are left out, they cannot be edited; {listed(refused)}")
     endings = {re.sub(r"^.*?\.\d+\.", "", name) for name in names}
     matched = [name for name, _ in model.named_modules() if any(name.endswith("." + ending) for ending in endings)]
-    return endings if sorted(matched) == sorted(names) else set(names)
+    return endings if set(matched) == names else asked
 
 
 def _has_linear_backend(base: nn.Module, **kwargs: Any) -> bool:

@@ -13,8 +13,8 @@ from peft_prune.editors.mend_network import Maps, gradients
 from peft_prune.editors.mend_training import EditedRows
 from peft_prune.editors.target_likelihood import TargetBatch, frozen, target_log_probs
 from peft_prune.errors import AdapterError
-from peft_prune.models.architecture import mlp_output_module
 from peft_prune.models.generation import greedy_answers
+from peft_prune.models.mlp import mlp_output_module
 from tests.talking import spaced_tokenizer
 from tests.tiny import willing
 

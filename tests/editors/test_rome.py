@@ -19,7 +19,7 @@ from peft_prune.editors.rome import PUBLISHED, SMALL, SMALL_WIDTH
 from peft_prune.editors.second_moment import regularized_cholesky
 from peft_prune.editors.tokens import tokenize_prompts
 from peft_prune.editors.values import optimize_values
-from peft_prune.models.architecture import mlp_output_module
+from peft_prune.models.mlp import mlp_output_module
 from tests.talking import WORDS, spaced_tokenizer
 from tests.tiny import tiny_gpt2, willing
 

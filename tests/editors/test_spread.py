@@ -13,7 +13,8 @@ from peft_prune.editors import Editor, collect_second_moments, get_editor
 from peft_prune.editors.keys import compute_keys
 from peft_prune.editors.tokens import tokenize_prompts
 from peft_prune.editors.values import optimize_values
-from peft_prune.models.architecture import decoder_blocks, mlp_output_module
+from peft_prune.models.decoder import decoder_blocks
+from peft_prune.models.mlp import mlp_output_module
 from peft_prune.session import EditSession
 from tests.editors.test_decoders import answers_so_far
 from tests.editors.test_rome import TEXTS

@@ -8,7 +8,7 @@ from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
 from peft_prune import PruneEditConfig, UnsupportedModelError
-from peft_prune.models.architecture import mlp_output_module, mlp_output_modules
+from peft_prune.models.mlp import mlp_output_module, mlp_output_modules
 from tests.decoders import COMMON, DECODERS, LLAMA, tiny_decoder
 from tests.tiny import random_update, tiny_gpt2
 
@@ -16,13 +16,13 @@ from tests.tiny import random_update, tiny_gpt2
 @pytest.mark.parametrize("name", DECODERS)
 def test_the_output_projection_of_every_block_is_found_and_can_be_adapted(name: str) -> None:
     base, ending = tiny_decoder(name), DECODERS[name][1]
-    names = mlp_output_modules(base)
+    names = list(mlp_output_modules(base).values())
     assert len(names) == 3 and all(module.endswith("." + ending) for module in names)
     ids = torch.arange(8)[None]
     expected = base(ids).logits
     model = get_peft_model(base, PruneEditConfig(layers_to_transform=[1], restraint="none"))
     ((module, layer),) = model.edited_layers()
-    assert module == names[1] and mlp_output_modules(model) == names
+    assert module == names[1] and list(mlp_output_modules(model).values()) == names
     assert torch.equal(model(ids).logits, expected)
     model.add_edits({module: random_update((layer.out_features, layer.in_features))})
     assert not torch.allclose(model(ids).logits, expected, atol=1e-3)
@@ -48,4 +48,4 @@ def test_a_layer_that_does_not_exist_is_named_with_those_that_do() -> None:
 
 def test_an_encoder_without_a_head_has_blocks_too() -> None:
     model = BertModel(BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32))
-    assert [name.split(".")[-2:] for name in mlp_output_modules(model)] == [["output", "dense"]] * 2
+    assert [name.split(".")[-2:] for name in mlp_output_modules(model).values()] == [["output", "dense"]] * 2
