@@ -25,7 +25,7 @@ from ..session.records import LOST, WEAKENED
 from ..tuner import PruneEditConfig
 from .models import load_model, load_tokenizer, print_json
 from .progress import progress_bar
-from .watching import MaxDrop, MaxGrowth, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
+from .watching import MaxDrop, MaxGrowth, MaxNorm, MaxOutputChange, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
 
 
 def edit(
@@ -64,6 +64,8 @@ def edit(
         Optional[list[str]], typer.Option("--set", help="A hyperparameter of the editor as name=value; repeatable.")
     ] = None,
     max_growth: MaxGrowth = None,
+    max_norm: MaxNorm = None,
+    max_output_change: MaxOutputChange = None,
     watch_facts: WatchFacts = None,
     watch_text: WatchText = None,
     watch_every: WatchEvery = 10,
@@ -78,7 +80,7 @@ def edit(
         raise ValueError(f"batch_size: {batch_size} must be at least 1")
     if history is not None and history.exists():
         raise ValueError(f"history: {history} exists; go on with it by peft-prune resume, or give another file")
-    watch = Watch(max_growth, watch_facts, watch_text, watch_every, max_drop, on_limit)
+    watch = Watch(max_growth, watch_facts, watch_text, watch_every, max_drop, on_limit, max_norm, max_output_change)
     records = load_requests(requests, limit=limit)
     config = PruneEditConfig(
         restraint=restraint,
@@ -92,6 +94,8 @@ def edit(
     settings = hyperparameters(layers, set_ or [])
     get_editor(editor, **settings)  # what is wrong with them shows before a model is loaded
     source = _Statistics(stats, stats_text)
+    if max_output_change is not None and stats is None and stats_text is None:
+        raise ValueError(f"max_output_change: {max_output_change} needs second moments; give --stats or --stats-text")
     tokenizer = load_tokenizer(model)
     with whole_folder(out, overwrite=overwrite) as folder:
         base = load_model(model, dtype)
@@ -99,14 +103,16 @@ def edit(
         config.layers_to_transform = list(method.layers(base))
         statistics = source.moments(base, tokenizer, method.modules(base), records, json_output)
         options: dict[str, Any] = {"statistics": statistics, "history": history}
-        options["monitor"] = history is not None or max_growth is not None
+        options["monitor"] = history is not None or watch.watches_layers
         guards = watch.guards(base, tokenizer, records)
         edited = get_peft_model(base, config).eval()
         with progress_bar(quiet=json_output) as progress:
             options["callbacks"] = [*guards, EditProgress(progress, len(records))]
-            with EditSession(edited, tokenizer, method, **options) as session:
-                if statistics is not None and history is not None and stats is None:
-                    statistics.save(moments_beside(history))
+            kept = statistics if stats is None and history is not None else None
+            with (
+                _beside(kept, history),
+                EditSession(edited, tokenizer, method, **options) as session,
+            ):
                 with going_on(session, history):
                     outcomes = session.edit(records, batch_size=batch_size)
                 require_one(outcomes)
@@ -134,6 +140,21 @@ def going_on(session: EditSession, history: Path | None, before: int = 0) -> Ite
                 f"peft-prune resume {history} --skip {done}",
                 err=True,
             )
+        raise
+
+
+@contextmanager
+def _beside(statistics: SecondMoments | None, history: Path | None) -> Iterator[None]:
+    """Keep second moments beside a history, before it is there: without them it could not be gone on with."""
+    if statistics is None or history is None:
+        yield
+        return
+    statistics.save(moments_beside(history))
+    try:
+        yield
+    except BaseException:
+        if not history.exists():
+            moments_beside(history).unlink(missing_ok=True)
         raise
 
 

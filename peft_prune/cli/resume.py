@@ -13,7 +13,7 @@ from ..session import EditSession, History
 from .edit import EditProgress, going_on, moments_beside, report_edits
 from .models import load_model, load_tokenizer
 from .progress import progress_bar
-from .watching import MaxDrop, MaxGrowth, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
+from .watching import MaxDrop, MaxGrowth, MaxNorm, MaxOutputChange, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
 
 
 def resume(
@@ -39,6 +39,8 @@ def resume(
         typer.Option(help="The second moment that its edits were made with; the one kept beside it if not given."),
     ] = None,
     max_growth: MaxGrowth = None,
+    max_norm: MaxNorm = None,
+    max_output_change: MaxOutputChange = None,
     watch_facts: WatchFacts = None,
     watch_text: WatchText = None,
     watch_every: WatchEvery = 10,
@@ -55,7 +57,7 @@ def resume(
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} must be at least 1")
     records = _remaining(requests, limit, skip)
-    watch = Watch(max_growth, watch_facts, watch_text, watch_every, max_drop, on_limit)
+    watch = Watch(max_growth, watch_facts, watch_text, watch_every, max_drop, on_limit, max_norm, max_output_change)
     with History.read(history) as log:
         first, moments = log.last_edit + 1, log.meta["moments"]
         known = [record.request for record in log.edits(standing=True) if record.request is not None]
