@@ -28,7 +28,7 @@ from .models import load_model, load_tokenizer, print_json
 from .plain import say
 from .progress import progress_bar
 from .requested import OnBadRecord, bad_records, requested
-from .watching import MaxDrop, MaxGrowth, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
+from .watching import MaxDrop, MaxGrowth, MaxNorm, MaxOutputChange, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
 
 
 def edit(
@@ -68,6 +68,8 @@ def edit(
         Optional[list[str]], typer.Option("--set", help="A hyperparameter of the editor as name=value; repeatable.")
     ] = None,
     max_growth: MaxGrowth = None,
+    max_norm: MaxNorm = None,
+    max_output_change: MaxOutputChange = None,
     watch_facts: WatchFacts = None,
     watch_text: WatchText = None,
     watch_every: WatchEvery = 10,
@@ -87,7 +89,7 @@ def edit(
     beside = None if history is None else moments_beside(history)
     written = {"history": history, "second moment beside the history": beside}
     require_outputs(folders={"out": out}, files=written, inputs=inputs, overwrite=overwrite)
-    watch = Watch(max_growth, watch_facts, watch_text, watch_every, max_drop, on_limit)
+    watch = Watch(max_growth, watch_facts, watch_text, watch_every, max_drop, on_limit, max_norm, max_output_change)
     given = requested(requests, limit, on_bad_record)
     records = given.requests
     config = PruneEditConfig(
@@ -102,6 +104,8 @@ def edit(
     settings = hyperparameters(layers, set_ or [])
     get_editor(editor, **settings)  # what is wrong with them shows before a model is loaded
     source = _Statistics(stats, stats_text)
+    if max_output_change is not None and stats is None and stats_text is None:
+        raise ValueError(f"max_output_change: {max_output_change} needs second moments; give --stats or --stats-text")
     tokenizer = load_tokenizer(model)
     with whole_folder(out, overwrite=overwrite) as folder:
         base = load_model(model, dtype)
@@ -109,14 +113,16 @@ def edit(
         config.layers_to_transform = list(method.admitted(base))
         statistics = source.moments(base, tokenizer, method.modules(base), records, json_output)
         options: dict[str, Any] = {"statistics": statistics, "history": history}
-        options["monitor"] = history is not None or max_growth is not None
+        options["monitor"] = history is not None or watch.watches_layers
         guards = watch.guards(base, tokenizer, records)
         edited = get_peft_model(base, config).eval()
         with progress_bar(quiet=json_output) as progress:
             options["callbacks"] = [*guards, EditProgress(progress, len(records))]
-            with EditSession(edited, tokenizer, method, **options) as session:
-                if statistics is not None and history is not None and stats is None:
-                    statistics.save(moments_beside(history))
+            kept = statistics if stats is None and history is not None else None
+            with (
+                _beside(kept, history),
+                EditSession(edited, tokenizer, method, **options) as session,
+            ):
                 with going_on(session, history):
                     outcomes = session.edit(records, batch_size=batch_size)
                 require_one(outcomes)
@@ -144,6 +150,21 @@ def going_on(session: EditSession, history: Path | None, before: int = 0) -> Ite
                 f"peft-prune resume {history} --skip {done}",
                 err=True,
             )
+        raise
+
+
+@contextmanager
+def _beside(statistics: SecondMoments | None, history: Path | None) -> Iterator[None]:
+    """Keep second moments beside a history, before it is there: without them it could not be gone on with."""
+    if statistics is None or history is None:
+        yield
+        return
+    statistics.save(moments_beside(history))
+    try:
+        yield
+    except BaseException:
+        if not history.exists():
+            moments_beside(history).unlink(missing_ok=True)
         raise
 
 

@@ -15,7 +15,7 @@ from .edit import EditProgress, going_on, moments_beside, report_edits
 from .models import load_model, load_tokenizer
 from .progress import progress_bar
 from .requested import OnBadRecord, requested
-from .watching import MaxDrop, MaxGrowth, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
+from .watching import MaxDrop, MaxGrowth, MaxNorm, MaxOutputChange, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
 
 
 def resume(
@@ -42,6 +42,8 @@ def resume(
         typer.Option(help="The second moment that its edits were made with; the one kept beside it if not given."),
     ] = None,
     max_growth: MaxGrowth = None,
+    max_norm: MaxNorm = None,
+    max_output_change: MaxOutputChange = None,
     watch_facts: WatchFacts = None,
     watch_text: WatchText = None,
     watch_every: WatchEvery = 10,
@@ -61,7 +63,7 @@ def resume(
     inputs |= {"texts": watch_text, "facts": watch_facts, "second moment": [stats, moments_beside(history)]}
     require_outputs(folders={"out": out}, inputs=inputs, overwrite=overwrite)
     given, records = _remaining(requests, limit, skip, on_bad_record)
-    watch = Watch(max_growth, watch_facts, watch_text, watch_every, max_drop, on_limit)
+    watch = Watch(max_growth, watch_facts, watch_text, watch_every, max_drop, on_limit, max_norm, max_output_change)
     with History.read(history) as log:
         first, moments = log.last_edit + 1, log.meta["moments"]
         known = [record.request for record in log.edits(standing=True) if record.request is not None]

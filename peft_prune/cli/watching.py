@@ -12,11 +12,22 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..evaluation import exclude_subjects, kind_of, load_facts, load_texts, perplexity, recall
-from ..monitoring import ACTIONS, AbilityGuard, ConditionGuard, SessionCallback
+from ..monitoring import ACTIONS, AbilityGuard, ConditionGuard, NormGuard, OutputGuard, SessionCallback
 from ..requests import EditRequest
 
 MaxGrowth = Annotated[
     Optional[float], typer.Option(help="Growth of the condition number that no layer may exceed, such as 5.")
+]
+MaxNorm = Annotated[
+    Optional[float],
+    typer.Option(help="‖ΔW‖₂ / σmax(W₀) that no layer may exceed, such as 1; also acts where the base is singular."),
+]
+MaxOutputChange = Annotated[
+    Optional[float],
+    typer.Option(
+        help="Mean squared change of a layer's ordinary outputs, as a share of their mean square, that no layer may "
+        "exceed, such as 0.1; needs second moments."
+    ),
 ]
 WatchFacts = Annotated[
     Optional[Path], typer.Option(help="Facts the base knows, whose recall is measured while editing.")
@@ -40,6 +51,8 @@ class Watch:
         every: Batches between two measurements.
         max_drop: Largest loss as a share of the base's value; None measures only.
         action: What happens past a limit.
+        max_norm: For a NormGuard.
+        max_output_change: For an OutputGuard.
 
     Raises:
         ValueError: A value is not accepted.
@@ -52,6 +65,8 @@ class Watch:
     every: int
     max_drop: float | None
     action: str
+    max_norm: float | None = None
+    max_output_change: float | None = None
 
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
@@ -62,9 +77,14 @@ class Watch:
             raise ValueError(f"max_drop: {self.max_drop} needs --watch-facts or --watch-text")
         if self.max_drop is not None and self.facts is not None and not self.max_drop < 1:
             raise ValueError(f"max_drop: {self.max_drop} must be below 1, recall cannot lose more than all of it")
-        if self.action != "warn" and self.max_growth is None and self.max_drop is None:
+        if self.action != "warn" and not self.watches_layers and self.max_drop is None:
             raise ValueError(f"on_limit: {self.action!r} needs a limit, --max-growth or --max-drop")
         self._guards(None, ())  # what is wrong shows before a model is loaded
+
+    @property
+    def watches_layers(self) -> bool:
+        """Whether the figures of the layers are needed."""
+        return any(limit is not None for limit in (self.max_growth, self.max_norm, self.max_output_change))
 
     def guards(self, model: Any, tokenizer: Any, requests: Sequence[EditRequest]) -> list[SessionCallback]:
         """The guards, with what they measure on the unedited model; facts that name an edited subject are left out.
@@ -87,6 +107,10 @@ class Watch:
         found: list[SessionCallback] = []
         if self.max_growth is not None:
             found.append(ConditionGuard(self.max_growth, self.action))
+        if self.max_norm is not None:
+            found.append(NormGuard(self.max_norm, self.action))
+        if self.max_output_change is not None:
+            found.append(OutputGuard(self.max_output_change, self.action))
         drop = math.inf if self.max_drop is None else self.max_drop
         options: dict[str, Any] = {"every": self.every, "action": self.action}
         if self.facts is not None:

@@ -11,6 +11,18 @@ from torch import Tensor
 from ..spectral import OutputPerturbation, ProjectedUpdate
 from ..tuner import PruneEditLayer, PruneEditModel
 
+CONDITION_GROWTH = "condition_growth"
+"""Name of κ(W0 + ΔW) / κ(W0), the largest over the layers."""
+
+UPDATE_NORM = "update_norm"
+"""Name of ‖ΔW‖₂ / σmax(W0), the largest over the layers."""
+
+OUTPUT_PERTURBATION = "output_perturbation"
+"""Name of tr(ΔW C ΔWᵀ) / tr(W0 C W0ᵀ), the largest over the layers."""
+
+LAYER_FIGURES = {CONDITION_GROWTH: 1.0, UPDATE_NORM: 0.0, OUTPUT_PERTURBATION: 0.0}
+"""Figures of a layer that a limit can be set for, with their value in an unedited one."""
+
 SUBSPACE = 0.1
 """Share of the base's singular directions that counts as its top, and as its bottom."""
 
@@ -56,6 +68,19 @@ class LayerCondition:
         if math.isinf(self.condition_number_base):
             return 1.0
         return self.condition_number / self.condition_number_base
+
+    @property
+    def relative_norm(self) -> float:
+        """‖ΔW‖₂ / σmax(W0); also of use where κ(W0) is infinite."""
+        if self.sigma_max_base == 0:
+            return math.inf if self.delta_spectral_norm > 0 else 0.0
+        return self.delta_spectral_norm / self.sigma_max_base
+
+    def value(self, figure: str) -> float | None:
+        """One of `LAYER_FIGURES`; None for an output perturbation that is not known."""
+        if figure == CONDITION_GROWTH:
+            return self.growth
+        return self.relative_norm if figure == UPDATE_NORM else self.output_perturbation
 
 
 class Monitor:

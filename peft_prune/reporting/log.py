@@ -6,11 +6,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import date, datetime
 from typing import Any
 
 from ..errors import HistoryError
+from ..monitoring import CONDITION_GROWTH, LAYER_FIGURES, OUTPUT_PERTURBATION, LayerCondition
 from ..session import EditRecord, History, Verification, state_seen
 from .words import edits as edits_text
 from .words import listed
@@ -82,7 +83,7 @@ class EditLog:
         authors: Who asked for each edit, by edit.
         runs: The sessions.
         figures: By module, rows of the latest figures.
-        growth: By module, κ(W0 + ΔW) / κ(W0) over the edits.
+        layers: By figure, one of `LAYER_FIGURES`, and by module, its values over the edits.
         measurements: By name of a probe, its values over the edits.
         alerts: Time, batch, action, source and message of each.
         changes: See `Change`.
@@ -97,7 +98,7 @@ class EditLog:
     authors: Mapping[int, str]
     runs: Sequence[Mapping[str, Any]]
     figures: Mapping[str, Mapping[str, float | None]]
-    growth: Mapping[str, Course]
+    layers: Mapping[str, Mapping[str, Course]]
     measurements: Mapping[str, Course]
     alerts: Sequence[Mapping[str, Any]]
     changes: Sequence[Change]
@@ -141,7 +142,14 @@ class EditLog:
             authors={record.id: str(runs[batch["run"]]["author"]) for record, batch in within},
             runs=list(runs.values()),
             figures={row["module"]: row for row in figures if row["batch"] == newest},
-            growth=_courses((row["module"], last_edit[row["batch"]], _growth(row)) for row in figures),
+            layers={
+                figure: _courses(
+                    (row["module"], last_edit[row["batch"]], value)
+                    for row in figures
+                    if (value := _layer_value(row, figure)) is not None
+                )
+                for figure in LAYER_FIGURES
+            },
             measurements=_courses((row["name"], last_edit[row["batch"]], _number(row["value"])) for row in measured),
             alerts=[row["data"] | {"at": _time(row["at"]), "batch": row["batch"]} for row in events if _is_alert(row)],
             changes=changes,
@@ -171,6 +179,11 @@ class EditLog:
     def states(self) -> Counter[str]:
         """How many edits are in each state."""
         return Counter(self.state(record) for record in self.records)
+
+    @property
+    def growth(self) -> Mapping[str, Course]:
+        """By module, κ(W0 + ΔW) / κ(W0) over the edits."""
+        return self.layers[CONDITION_GROWTH]
 
     @property
     def tried(self) -> list[EditRecord]:
@@ -205,9 +218,11 @@ def _courses(points: Iterable[tuple[str, int, float]]) -> dict[str, Course]:
     return {name: Course(tuple(x for x, _ in own), tuple(y for _, y in own)) for name, own in courses.items()}
 
 
-def _growth(row: Mapping[str, Any]) -> float:
-    base, edited = _number(row["condition_number_base"]), _number(row["condition_number"])
-    return 1.0 if math.isinf(base) else edited / base
+def _layer_value(row: Mapping[str, Any], figure: str) -> float | None:
+    if figure == OUTPUT_PERTURBATION and row["output_perturbation"] is None:
+        return None
+    names = [one.name for one in fields(LayerCondition) if one.name not in ("edits", "rank")]
+    return LayerCondition(row["edits"], row["rank"], **{name: _number(row[name]) for name in names}).value(figure)
 
 
 def _number(value: float | None) -> float:

@@ -14,7 +14,7 @@ SHORTEST_KEY = 8
 WITHHELD = "(text withheld)"
 
 _IDENTIFIER = re.compile(r"P\d+")
-_OWN_ALERTS = ("ConditionGuard", "AbilityGuard")
+_OWN_ALERTS = ("ConditionGuard", "NormGuard", "OutputGuard", "AbilityGuard")
 _REASONS = (
     (re.compile(r"did not take: .*", re.DOTALL), "did not take"),
     (re.compile(r"rolled back by .*", re.DOTALL), "rolled back by a guard"),

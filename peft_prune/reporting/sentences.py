@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..evaluation import Proportion
-from ..monitoring import CONDITION_GROWTH
+from ..monitoring import CONDITION_GROWTH, LAYER_FIGURES
 from .document import Level
 from .log import STATES
 from .state import State, Watched
@@ -176,7 +176,7 @@ def _of_limit(state: State, one: Watched) -> str:
 
 
 def _on_limit(state: State, one: Watched) -> str:
-    name, is_growth = figure_name(one.limit.figure), one.limit.figure == CONDITION_GROWTH
+    name, is_of_layers = figure_name(one.limit.figure), one.limit.figure in LAYER_FIGURES
     if state.is_old and one.level != "good":
         return f"Look at the {name} again before you act on it: the adapter has been changed since it was measured."
     if one.level == "near":
@@ -184,10 +184,11 @@ def _on_limit(state: State, one: Watched) -> str:
         return f"Plan a restraint before the {name} reaches its limit{left}."
     if one.level != "passed":
         return ""
-    if is_growth:
+    if is_of_layers:
+        lowered = "condition number" if one.limit.figure == CONDITION_GROWTH else name
         return (
-            "Restrain the edits: peft-prune tune finds a strength that keeps what holds and lowers the condition "
-            "number." + _carriers(state)
+            f"Restrain the edits: peft-prune tune finds a strength that keeps what holds and lowers the {lowered}."
+            + _carriers(state)
         )
     return (
         f"Stop editing until the {name} is back within its limit: strengthen the restraint (peft-prune tune), or undo "

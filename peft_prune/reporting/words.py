@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from ..evaluation import Proportion
+from ..monitoring import CONDITION_GROWTH, OUTPUT_PERTURBATION, UPDATE_NORM
 from .document import Term
 
 TERMS = (
@@ -109,6 +110,13 @@ def moment(when: datetime) -> str:
     return when.strftime("%Y-%m-%d %H:%M")
 
 
+_FIGURES = {
+    CONDITION_GROWTH: "growth of the condition number",
+    UPDATE_NORM: "size of ΔW as a share of σmax(W₀)",
+    OUTPUT_PERTURBATION: "change of ordinary outputs",
+}
+
+
 def figure_name(figure: str) -> str:
     """The name of a limit's figure in a sentence."""
-    return "growth of the condition number" if figure == "condition_growth" else figure.replace("_", " ")
+    return _FIGURES.get(figure, figure.replace("_", " "))

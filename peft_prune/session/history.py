@@ -85,10 +85,12 @@ class History:
         try:
             # what is half made bears another name, so that a kill blocks none; the lock makes that name our own
             temporary = place.with_name(f".{place.name}.new")
-            for ending in ("", "-journal"):
+            for ending in ("", "-journal", "-wal", "-shm"):
                 temporary.with_name(temporary.name + ending).unlink(missing_ok=True)
             with named(path):
                 connection = _connected(temporary)
+                # here, for the change of mode needs a journal, which a kill would leave beside the file
+                connection.execute("PRAGMA journal_mode = WAL")
             try:
                 made = cls(connection, Path(path), None, author or _user())._begun(meta)
             finally:

@@ -113,8 +113,10 @@ def require_schema(connection: sqlite3.Connection, path: str | Path) -> bool:
     Raises:
         HistoryError: The file is none of a history.
     """
-    with named(path):
+    try:
         found = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+    except sqlite3.Error as error:
+        raise HistoryError(f"history: {path} is no history of edits: {error}") from error
     needed, added = _forms(SCHEMA), _forms(ADDED)
     own = dict[tuple[str, str], str]()
     for kind, name, sql in found:

@@ -102,6 +102,7 @@ class EditSession:
         config = PruneEditConfig(task_type="CAUSAL_LM", layers_to_transform=list(editor.layers(model)))
         found = _moments(statistics, model)
         model, adapter = adapted(model, config, editor)
+        require_moments_for(callbacks, model, found)
         if any(layer.rank(adapter) for _, layer in model.edited_layers()):
             raise ValueError("model: its adapter holds edits; go on with their history by EditSession.resume")
         prepared = editor.prepare(model, tokenizer, found)
@@ -155,6 +156,7 @@ class EditSession:
             found = _moments(statistics, model)
             require_moments(facts, found)
             model, adapter = adapted(model, config, editor)
+            require_moments_for(callbacks, model, found)
             for name in RESTRAINT_FIELDS:
                 setattr(model.peft_config[adapter], name, getattr(config, name))
             session = cls.__new__(cls)
@@ -511,6 +513,15 @@ def require_options(callbacks: Sequence[SessionCallback], on_failure: str, on_co
             raise ValueError(
                 f"monitor: {type(callback).__name__} needs the figures of the layers; leave the monitor on"
             )
+
+
+def require_moments_for(callbacks: Sequence[SessionCallback], model: Any, statistics: SecondMoments | None) -> None:
+    """Raise ValueError where a callback needs the second moment of an adapted module, and it is not known."""
+    known = () if statistics is None else statistics.moments
+    unknown = [name for name, _ in model.edited_layers() if name not in known]
+    for callback in callbacks:
+        if callback.needs_moments and unknown:
+            raise ValueError(f"statistics: {type(callback).__name__} needs the second moment of {unknown[0]}")
 
 
 def _moments(statistics: SecondMoments | str | Path | None, model: Any) -> SecondMoments | None:

@@ -121,8 +121,8 @@ def test_every_edit_is_in_the_table_with_its_answers_and_reason(report: Report, 
     by_id = {texts(row)[0]: dict(zip(rows.columns, texts(row), strict=True)) for row in rows.rows}
     assert by_id["4"] | {"time (UTC)": "", "probability": ""} == {
         "edit": "4", "time (UTC)": "", "subject": "tea", "relation": "note sea {}", "new target": "ten",
-        "before": "seat ten net seat", "after": "ten nest nest seat", "probability": "", "state": "applied", "why": "",
-        "by": "Ann",
+        "before": "seat ten net seat", "after": "ten nest nest seat", "last seen": "ten nett", "probability": "",
+        "state": "applied", "why": "", "by": "Ann",
     }  # fmt: skip
     assert by_id["2"]["state"] == "undone" and "who never liked" in by_id["2"]["why"]
     assert by_id["8"]["state"] == "failed" and "instead of 'son'" in by_id["8"]["why"]

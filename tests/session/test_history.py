@@ -92,7 +92,7 @@ def test_the_log_says_what_was_asked_done_measured_and_by_whom(tmp_path) -> None
     assert [row["batch"] for row in figures] == [1, 2, 3] and figures[2]["edits"] == 3
     assert figures[2]["output_perturbation"] > 0 and figures[2]["condition_number"] > 1
     assert [row["module"] for row in log.table("restraints")] == [MODULE]
-    assert [row["kind"] for row in log.table("events")] == ["undo"]
+    assert [row["kind"] for row in log.table("events") if row["kind"] != "look"] == ["undo"]
     own = log.factors(2).updates[MODULE]
     assert own.rank == 1 and own.shape == (16, 64)
     with pytest.raises(ValueError, match="table: 'secrets'"):

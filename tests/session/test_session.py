@@ -235,7 +235,9 @@ def test_contradictions_can_be_kept_or_rejected() -> None:
     assert first.applied and second.status == "rejected" and "contradicts edit 1" in second.reason
     keeping = session(on_conflict="keep")
     results = keeping.edit([REQUESTS[0], other], batch_size=2)
-    assert [result.applied for result in results] == [True, True] and layer_of(keeping).rank("default") == 2
+    assert [result.took for result in results] == [True, True] and layer_of(keeping).rank("default") == 2
+    # both cannot be the model's answer
+    assert [result.status for result in results] == ["lost", "applied"]
 
 
 @pytest.mark.parametrize("schedule", [{"restrain_on": "every", "restrain_every": 2}, {"restrain_on": "merge"}])
@@ -303,7 +305,7 @@ def test_the_verification_comes_before_the_restraint_of_the_schedule() -> None:
     layer = next(layer for _, layer in model.edited_layers())
     layer._sigma_max_base = 1e-3
     (result,) = session(model=model).edit(REQUESTS[0])
-    assert result.status == "applied" and result.stands
+    assert result.took and result.stands and result.status == "lost" and not result.applied
     assert not answers_with(result.answer_after, "ten")
 
 
