@@ -110,6 +110,7 @@ def _prepare(layer: PruneEditLayer, config: PruneEditConfig, adapter_name: str, 
         edits=config.edits,
         pending=max(config.edits, trained_pending(config)) if pending else 0,
         checksum=checksum(update) if noticed else None,
+        watched=noticed,
     )
 
 

@@ -17,7 +17,7 @@ from ..models.architecture import mlp_output_modules
 from ..spectral import LowRankUpdate, parse_restraint, restraint_text
 from .config import PruneEditConfig
 from .files import check_base, load_factors, name_in_base, record_facts, saved_factors
-from .layer import AccumulatedUpdate, PruneEditLayer, PruneEditLinear, layers_of
+from .layer import LayerState, PruneEditLayer, PruneEditLinear, layers_of
 from .registration import PREFIX
 
 
@@ -26,7 +26,7 @@ class EditState:
     """The factors of one adapter at one moment, by layer."""
 
     adapter_name: str
-    layers: dict[str, tuple[LowRankUpdate, AccumulatedUpdate]]
+    layers: dict[str, LayerState]
 
 
 class PruneEditModel(BaseTuner):
