@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..editors import Edit
+from ..editors.closed_form import CONDENSED_AT, condensed
 from ..spectral import LowRankUpdate
 from .history import EditRecord, Factors, RestraintRecord
 
@@ -87,11 +88,16 @@ def joined(parts: Sequence[Factors]) -> dict[str, LowRankUpdate]:
 
 
 def joined_keys(parts: Iterable[Factors]) -> dict[str, Tensor]:
-    """The keys of the parts one under the other, for editors that keep a history."""
+    """The keys of the parts one under the other, for editors that keep a history; condensed where they are many."""
     found: dict[str, list[Tensor]] = {}
+    counts: dict[str, int] = {}
     for part in parts:
         for name, keys in part.keys.items():
             found.setdefault(name, []).append(keys)
+            counts[name] = counts.get(name, 0) + len(keys)
+            if counts[name] > CONDENSED_AT * keys.shape[1]:
+                found[name] = [condensed(torch.cat(found[name]))]
+                counts[name] = len(found[name][0])
     return {name: torch.cat(keys) for name, keys in found.items()}
 
 

@@ -38,11 +38,16 @@ _CONFIG_FIELDS = (
     "restrain_on",
     "restrain_every",
     "max_condition_growth",
+    "max_update_norm",
+    "max_output_perturbation",
     "max_rank",
     "target_modules",
     "layers_to_transform",
     "layers_pattern",
 )
+
+
+_RESTRAINT_FIELDS = _CONFIG_FIELDS[: _CONFIG_FIELDS.index("target_modules")]
 
 
 class EditSession:
@@ -154,9 +159,8 @@ class EditSession:
             stored = {k: v for k, v in facts["config"].items() if v is not None}
             config = PruneEditConfig(task_type="CAUSAL_LM", **stored)
             session._set_up(model, tokenizer, editor, statistics, callbacks, on_failure, on_conflict, config)
-            for name in ("restraint", "alpha", "restraint_pattern", "restrain_on", "restrain_every"):
+            for name in _RESTRAINT_FIELDS:
                 setattr(session.config, name, getattr(config, name))
-            session.config.max_condition_growth, session.config.max_rank = config.max_condition_growth, config.max_rank
             session._require_moments(facts)
             session._contexts = tuple(facts["contexts"])
             session._rebuild()
@@ -395,6 +399,7 @@ class EditSession:
         self.on_failure = on_failure
         self.on_conflict = on_conflict
         self._statistics = statistics
+        self.model.set_second_moments({} if statistics is None else statistics.moments)
         self._prepared = None
         self._stopped = None
         self._keys: dict[str, Tensor] = {}

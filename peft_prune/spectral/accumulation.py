@@ -112,9 +112,11 @@ class GrownGram:
         # (R + N Fᵀ)(R + N Fᵀ)ᵀ - R Rᵀ with S = R + N Fᵀ at hand: S F Nᵀ + N (S F)ᵀ - N FᵀF Nᵀ
         product = _product(wide_matrix(update), far) - near @ inner / 2
         columns, others = torch.cat([product, near], dim=1), torch.cat([near, product], dim=1)
-        return GrownGram(torch.addmm(self.matrix, columns, others.T), type(self.since).zeros(
-            *update.shape, dtype=update.dtype, device=update.device
-        ), self.age)
+        return GrownGram(
+            torch.addmm(self.matrix, columns, others.T),
+            type(self.since).zeros(*update.shape, dtype=update.dtype, device=update.device),
+            self.age,
+        )
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from ..spectral import (
     ConditionNumber,
     GrownGram,
     LowRankUpdate,
+    OutputPerturbation,
     Restraint,
     accumulated,
     is_dense_form,
@@ -32,6 +33,7 @@ from ..spectral import (
     truncate,
 )
 from .config import PruneEditConfig
+from .figures import LayerFigures
 from .quantization import is_packed_for_cpu, packed_weight
 from .snapshot import BaseLayerSnapshot
 
@@ -79,7 +81,7 @@ class PruneEditLayer(BaseTunerLayer):
     """The adapters of one base layer: effective factors as modules, raw factors beside them."""
 
     adapter_layer_names = ("prune_edit_A", "prune_edit_B")
-    other_param_names = ("prune_edit_config", "prune_edit_update")
+    other_param_names = ("prune_edit_config", "prune_edit_update", "prune_edit_figures")
 
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
         self.base_layer = base_layer
@@ -90,6 +92,7 @@ class PruneEditLayer(BaseTunerLayer):
         self.prune_edit_B = nn.ModuleDict({})
         self.prune_edit_config: dict[str, PruneEditConfig] = {}
         self.prune_edit_update: dict[str, AccumulatedUpdate] = {}
+        self.prune_edit_figures: dict[str, LayerFigures] = {}
         self.name_in_base = ""
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
@@ -98,6 +101,9 @@ class PruneEditLayer(BaseTunerLayer):
         self._merged_bits: int | None = None
         self._sigma_max_base: float | None = None
         self._condition: ConditionNumber | None = None
+        self._told_of_singular_base = False
+        self._second_moment: Tensor | None = None
+        self._output: OutputPerturbation | None = None
         base = self.get_base_layer()
         # PEFT's own rule for what is stored as (in, out)
         self.fan_in_fan_out = isinstance(base, Conv1D)
@@ -110,10 +116,20 @@ class PruneEditLayer(BaseTunerLayer):
     def update_layer(
         self, adapter_name: str, r: int, config: PruneEditConfig, inference_mode: bool = False, **kwargs: Any
     ) -> None:
-        """Add an adapter of rank ``r``, or replace the one of that name."""
+        """Add an adapter of rank ``r``, or replace the one of that name.
+
+        Raises:
+            ValueError: The rank is larger than the layer.
+        """
+        limit = max(self.out_features, self.in_features)
+        if r > limit and not config.ranks_are_of_a_file:
+            raise ValueError(
+                f"r: {r} is above {limit}, the larger side of a layer of shape {(self.out_features, self.in_features)}"
+            )
         self.prune_edit_config[adapter_name] = config
         # a restrained file must not be restrained again: F(F(s)) differs from F(s)
         self.prune_edit_update[adapter_name] = AccumulatedUpdate(raw_lost=config.restrained, edits=config.edits)
+        self.prune_edit_figures.pop(adapter_name, None)
         down, up = torch.zeros(r, self.in_features), torch.zeros(self.out_features, r)
         if r > 0:
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))
@@ -297,7 +313,7 @@ class PruneEditLayer(BaseTunerLayer):
         """
         if adapter_name in self.merged_adapters:
             raise MergedAdapterError(
-                f"adapter {adapter_name!r} is merged into {self.name_in_base}; call unmerge_adapter() before restraining"
+                f"adapter {adapter_name!r} is merged into {self.name_in_base}; unmerge it before a restraint"
             )
         raw = self.raw_update(adapter_name)
         state = self.prune_edit_update[adapter_name]
@@ -349,6 +365,36 @@ class PruneEditLayer(BaseTunerLayer):
                 self._condition = ConditionNumber(weight)
         return self._condition
 
+    def figures(self, adapter_name: str) -> LayerFigures:
+        """Figures of the effective update as it is now; those that were taken before are not computed again."""
+        if adapter_name not in self.prune_edit_figures:
+            self.prune_edit_figures[adapter_name] = LayerFigures(self.condition())
+        effective = self.effective_update(adapter_name)
+        return self.prune_edit_figures[adapter_name].of(effective, checksum(effective))
+
+    def set_second_moment(self, moment: Tensor | None) -> None:
+        """Give the second moment C = E[k kᵀ] of ordinary inputs, (in, in), for the output perturbation.
+
+        Raises:
+            ValueError: C is not as wide as the layer's input.
+        """
+        if moment is not None and tuple(moment.shape) != (self.in_features, self.in_features):
+            raise ValueError(
+                f"moment: shape {tuple(moment.shape)} must be {(self.in_features,) * 2} for {self.name_in_base}"
+            )
+        if moment is not self._second_moment:
+            self._second_moment, self._output = moment, None
+            self.prune_edit_figures.clear()
+
+    def output_perturbation(self, adapter_name: str) -> float | None:
+        """tr(ΔW C ΔWᵀ) / tr(W₀ C W₀ᵀ) of the effective update; None where no second moment C was given."""
+        if self._second_moment is None:
+            return None
+        if self._output is None:
+            with self.base_weight() as weight:
+                self._output = OutputPerturbation(weight, self._second_moment)
+        return self.figures(adapter_name).output_perturbation(self._output)
+
     @contextmanager
     def base_weight(self) -> Iterator[Tensor]:
         """The base weight as it was before any merge, (out, in), dequantized and brought in where it is offloaded."""
@@ -398,10 +444,37 @@ class PruneEditLayer(BaseTunerLayer):
         if config.restrain_on == "merge" or not self._restrains(adapter_name) or state.pending == 0:
             return False
         if config.restrain_on == "threshold":
-            condition = self.condition()
-            grown = condition.of(self.effective_update(adapter_name)).condition_number
-            return grown > config.max_condition_growth * condition.condition_number
+            return self._exceeds_a_threshold(adapter_name)
         return state.pending >= config.restrain_every
+
+    def _exceeds_a_threshold(self, adapter_name: str) -> bool:
+        config, condition = self.prune_edit_config[adapter_name], self.condition()
+        most_norm, most_perturbation = config.max_update_norm, config.max_output_perturbation
+        if math.isinf(condition.condition_number) and most_norm is None:
+            # no growth can be told of an infinite κ; from σmax(W₀) on the restraint has something to shrink
+            most_norm = 1.0
+            if not self._told_of_singular_base and most_perturbation is None:
+                self._told_of_singular_base = True
+                warnings.warn(
+                    f"{self.name_in_base}: its base weight is singular, κ(W0) is infinite and max_condition_growth "
+                    "tells nothing; the restraint acts when ‖ΔW‖₂ exceeds σmax(W0) (set max_update_norm for another "
+                    "threshold)"
+                )
+        figures = self.figures(adapter_name)
+        if most_norm is not None and figures.spectral_norm > most_norm * condition.sigma_max:
+            return True
+        if most_perturbation is not None:
+            perturbation = self.output_perturbation(adapter_name)
+            if perturbation is None:
+                raise ValueError(
+                    f"max_output_perturbation: the second moment of {self.name_in_base} is not known; give it by "
+                    "model.set_second_moments, or statistics to the session"
+                )
+            if perturbation > most_perturbation:
+                return True
+        if math.isinf(condition.condition_number):
+            return False
+        return figures.condition.condition_number > config.max_condition_growth * condition.condition_number
 
     def _is_narrow(self, adapter_name: str) -> bool:
         """Whether the effective factors are kept in fewer bits than the updates are summed in."""
@@ -595,7 +668,7 @@ class PruneEditLinear(nn.Module, PruneEditLayer):
     def _check_mixed_batch(self, x: Tensor, adapter_names: list[str]) -> None:
         if self.merged:
             raise MergedAdapterError(
-                f"adapter_names: adapters {self.merged_adapters} are merged into every row; call unmerge_adapter() first"
+                f"adapter_names: {self.merged_adapters} are merged into every row; call unmerge_adapter() first"
             )
         if len(x) != len(adapter_names):
             raise ValueError(
@@ -648,6 +721,11 @@ def trained_pending(config: PruneEditConfig) -> int:
 
 def layers_of(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, PruneEditLayer]]:
     """Name and layer of everything in ``model`` that this adapter adapts."""
+    return ((name, layer) for name, layer in all_layers(model) if adapter_name in layer.prune_edit_A)
+
+
+def all_layers(model: nn.Module) -> Iterator[tuple[str, PruneEditLayer]]:
+    """Name and layer of everything in ``model`` that any adapter adapts."""
     for name, module in model.named_modules():
-        if isinstance(module, PruneEditLayer) and adapter_name in module.prune_edit_A:
+        if isinstance(module, PruneEditLayer):
             yield name, module
