@@ -63,6 +63,22 @@ def edit(
     alpha: Annotated[float, typer.Option(help="Base of the logarithm of 'log', above 1.")] = 1.2,
     restrain_on: Annotated[str, typer.Option(help="When it acts: every, merge, threshold or compounding.")] = "every",
     restrain_every: Annotated[int, typer.Option(help="Edits between two restraints.")] = 10,
+    max_condition_growth: Annotated[
+        float, typer.Option(help="With --restrain-on threshold: growth of the condition number above which it acts.")
+    ] = 2.0,
+    max_update_norm: Annotated[
+        Optional[float],
+        typer.Option(
+            help="With --restrain-on threshold: norm of the update, over the base weight's, above which it acts."
+        ),
+    ] = None,
+    max_output_perturbation: Annotated[
+        Optional[float],
+        typer.Option(
+            help="With --restrain-on threshold: mean squared change of a layer's output, over the mean squared output, "
+            "above which it acts; needs --stats or --stats-text."
+        ),
+    ] = None,
     max_rank: Annotated[Optional[int], typer.Option(help="Upper limit of a layer's rank.")] = None,
     set_: Annotated[
         Optional[list[str]], typer.Option("--set", help="A hyperparameter of the editor as name=value; repeatable.")
@@ -97,6 +113,9 @@ def edit(
         alpha=alpha,
         restrain_on=restrain_on,  # type: ignore[arg-type]
         restrain_every=restrain_every,
+        max_condition_growth=max_condition_growth,
+        max_update_norm=max_update_norm,
+        max_output_perturbation=max_output_perturbation,
         max_rank=max_rank,
         task_type="CAUSAL_LM",
         base_model_name_or_path=model,
@@ -104,8 +123,10 @@ def edit(
     settings = hyperparameters(layers, set_ or [])
     get_editor(editor, **settings)  # what is wrong with them shows before a model is loaded
     source = _Statistics(stats, stats_text)
-    if max_output_change is not None and stats is None and stats_text is None:
-        raise ValueError(f"max_output_change: {max_output_change} needs second moments; give --stats or --stats-text")
+    limits = {"max_output_change": max_output_change, "max_output_perturbation": max_output_perturbation}
+    for name, largest in limits.items():
+        if largest is not None and stats is None and stats_text is None:
+            raise ValueError(f"{name}: {largest} needs second moments; give --stats or --stats-text")
     tokenizer = load_tokenizer(model)
     with whole_folder(out, overwrite=overwrite) as folder:
         base = load_model(model, dtype)

@@ -112,7 +112,7 @@ class SpreadEditor(Editor):
             assert prepared.statistics is not None
             # it is solved where the second moment stands, which need not be where the model runs
             place_of = prepared.statistics.moments[name].device
-            held = None if history is None else history.to(place_of).double().T
+            held = None if history is None else history.to(place_of).T
             rows = self._rows(system.hold(held), keys[name].to(place_of).double().T)
             share = (wanted.to(present.device) - present) / (len(prepared.layers) - place)
             updates[name] = LowRankUpdate(B=share.T.contiguous(), A=rows.float().to(share.device).contiguous())

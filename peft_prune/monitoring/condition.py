@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..spectral import OutputPerturbation, ProjectedUpdate
 from ..tuner import PruneEditLayer, PruneEditModel
 
 CONDITION_GROWTH = "condition_growth"
@@ -84,7 +83,7 @@ class LayerCondition:
 
 
 class Monitor:
-    """Takes the figures of every adapted layer, and keeps what the next time can be spared.
+    """Takes the figures of every adapted layer; a layer keeps what the next time, or the schedule, can be spared.
 
     The first figures of a layer factor W0 W0ᵀ on its smaller side n, in float64, and keep it: n² · 8 bytes.
 
@@ -98,43 +97,31 @@ class Monitor:
         self, model: PruneEditModel, moments: Mapping[str, Tensor] | None = None, adapter_name: str | None = None
     ) -> None:
         self._model = model
-        self._moments = moments or {}
         self._adapter = model.one_adapter(adapter_name)
-        self._projected: dict[str, ProjectedUpdate] = {}
-        self._outputs: dict[str, OutputPerturbation] = {}
+        model.set_second_moments(moments or {}, self._adapter)
 
     def figures(self) -> dict[str, LayerCondition]:
         """The figures of every layer as it is now, by module name."""
-        return {name: self._layer(name, layer) for name, layer in self._model.edited_layers(self._adapter)}
+        return {name: self._layer(layer) for name, layer in self._model.edited_layers(self._adapter)}
 
-    def _layer(self, name: str, layer: PruneEditLayer) -> LayerCondition:
-        base, update = layer.condition(), layer.effective_update(self._adapter)
-        projected = base.project(update, self._projected.get(name))
-        self._projected[name] = projected
-        report = base.of(projected)
-        norm = base.spectral_norm(projected)
-        energies = base.energies(projected)
+    def _layer(self, layer: PruneEditLayer) -> LayerCondition:
+        base, own = layer.condition(), layer.figures(self._adapter)
+        report, norm, energies = own.condition, own.spectral_norm, own.energies
         total = float(energies.sum())
         count = math.ceil(SUBSPACE * len(energies))
         return LayerCondition(
             edits=layer.prune_edit_update[self._adapter].edits,
-            rank=update.rank,
+            rank=layer.rank(self._adapter),
             sigma_max_base=base.sigma_max,
             delta_spectral_norm=norm,
             delta_frobenius_norm=math.sqrt(total),
             condition_number_base=base.condition_number,
             condition_number=report.condition_number,
             perturbation_bound=norm / report.sigma_min if report.sigma_min > 0 else math.inf,
-            output_perturbation=self._output(name, layer).of(update) if name in self._moments else None,
+            output_perturbation=layer.output_perturbation(self._adapter),
             energy_top=float(energies[-count:].sum()) / total if total > 0 else 0.0,
             energy_bottom=float(energies[:count].sum()) / total if total > 0 else 0.0,
         )
-
-    def _output(self, name: str, layer: PruneEditLayer) -> OutputPerturbation:
-        if name not in self._outputs:
-            with layer.base_weight() as weight:
-                self._outputs[name] = OutputPerturbation(weight, self._moments[name])
-        return self._outputs[name]
 
 
 def layer_conditions(model: PruneEditModel, adapter_name: str | None = None) -> dict[str, LayerCondition]:

@@ -23,6 +23,8 @@ RESTRAINT_FIELDS = (
     "restrain_on",
     "restrain_every",
     "max_condition_growth",
+    "max_update_norm",
+    "max_output_perturbation",
     "max_rank",
 )
 CONFIG_FIELDS = (*RESTRAINT_FIELDS, "target_modules", "layers_to_transform", "layers_pattern")

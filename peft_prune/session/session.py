@@ -415,6 +415,8 @@ class EditSession:
         self.on_failure, self.on_conflict = on_failure, on_conflict
         self._stopped, self._open = None, True
         self.workspace.monitor = self.workspace.new_monitor() if monitor else None
+        moments = self.workspace.statistics
+        self.model.set_second_moments({} if moments is None else moments.moments)
         self.workspace.note_pending()
         self._call("on_session_begin")
 

@@ -1,5 +1,6 @@
 """Floor 0: the mathematics of low-rank updates and their restraint; tensors in, tensors out, torch alone."""
 
+from .accumulation import GrownGram, accumulated, dense_form, is_dense_form
 from .condition import ConditionNumber, ConditionReport, ProjectedUpdate
 from .lowrank import LowRankUpdate, Spectrum, energy_rank, reorthogonalize, truncate
 from .norms import CountedNorm, counted_sigma_max, sigma_max
@@ -15,6 +16,7 @@ from .restraint import (
     parse_restraint,
     register_restraint,
     restrain,
+    restrain_dense,
     restraint_names,
     restraint_text,
 )
@@ -26,6 +28,7 @@ __all__ = [
     "ConditionNumber",
     "ConditionReport",
     "CountedNorm",
+    "GrownGram",
     "LinearRestraint",
     "LogRestraint",
     "LowRankUpdate",
@@ -37,15 +40,19 @@ __all__ = [
     "ScaleRestraint",
     "Spectrum",
     "StripGram",
+    "accumulated",
     "counted_sigma_max",
+    "dense_form",
     "effective_rank",
     "energy_rank",
     "get_restraint",
+    "is_dense_form",
     "noise_edge",
     "parse_restraint",
     "register_restraint",
     "reorthogonalize",
     "restrain",
+    "restrain_dense",
     "restraint_names",
     "restraint_text",
     "rounding_variances",

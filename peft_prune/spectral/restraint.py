@@ -11,7 +11,8 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from .checks import require_positive, result_dtype
+from .accumulation import GrownGram, dense_form, is_dense_form, leading_directions, of_dense, shrunk, wide_matrix
+from .checks import require_finite, require_positive, result_dtype
 from .gram import GramSpectrum, gram_spectrum, multiply_right
 from .lowrank import LowRankUpdate, Spectrum, decompose
 
@@ -211,7 +212,6 @@ def restrain(update: LowRankUpdate, restraint: Restraint, sigma_max_base: float)
     matrices, accumulated in float64, unless one of these calls for a QR of the factors (about three times as slow,
     balanced factors as in `reorthogonalize`):
 
-    * r > min(out, in);
     * eps64 · (‖B‖ ‖A‖ / m)³ > 1e-7, with columns of equal norm: Gram matrices lose the directions near m;
     * eps of the result's dtype · ‖B_eff‖ ‖A‖ / ‖ΔW_eff‖ > 4e-6: the columns cancel, rounding them is not harmless.
 
@@ -231,8 +231,9 @@ def restrain(update: LowRankUpdate, restraint: Restraint, sigma_max_base: float)
     m = require_positive("sigma_max_base", sigma_max_base)
     if isinstance(restraint, NoRestraint) or 0 in (update.rank, *update.shape):
         return update
-    if update.rank > min(update.shape):
-        return _restrain_by_qr(update, restraint, m)
+    if update.rank > min(update.shape) or is_dense_form(update):
+        effective, change = restrain_dense(dense_form(update.to(result_dtype(update.dtype))), restraint, m)
+        return update if change is not None and change.rank == 0 else effective
     spectrum = gram_spectrum(update)
     if torch.finfo(torch.float64).eps * (spectrum.norm_left * spectrum.norm_right / m) ** 3 > _GRAM_LIMIT:
         return _restrain_by_qr(update, restraint, m)
@@ -243,6 +244,41 @@ def restrain(update: LowRankUpdate, restraint: Restraint, sigma_max_base: float)
     if _rounding(update, spectrum, mixing) > _ROUNDING_LIMIT * float(s_new.max()):
         return _restrain_by_qr(update, restraint, m)
     return _mixed(update, spectrum.unscaled(mixing))
+
+
+@torch.no_grad()
+def restrain_dense(
+    update: LowRankUpdate, restraint: Restraint, sigma_max_base: float, grown: GrownGram | None = None
+) -> tuple[LowRankUpdate, LowRankUpdate | None]:
+    """`restrain` for an update in dense form: only directions above m are computed, where they are few.
+
+    Args:
+        update: In dense form.
+        restraint: The restraint F.
+        sigma_max_base: m = σmax(W₀).
+        grown: Its Gram matrix, where it is known.
+
+    Returns:
+        F(ΔW), and F(ΔW) − ΔW as factors (None where the restraint scales all of ΔW, or the road was the dense SVD).
+        Where nothing exceeds m, ``update`` itself and factors of rank 0.
+
+    Raises:
+        ValueError: As `restrain`.
+    """
+    m = require_positive("sigma_max_base", sigma_max_base)
+    require_finite("update", wide_matrix(update))
+    matrix = (GrownGram.of(update) if grown is None else grown.at(update)).matrix
+    s, vectors = leading_directions(matrix, m)
+    if s.numel() == 0:
+        return update, LowRankUpdate.zeros(*update.shape, dtype=update.dtype, device=update.device)
+    if torch.finfo(torch.float64).eps * (float(s[0]) / m) ** 3 > _GRAM_LIMIT:
+        return dense_form(_restrain_by_qr(update, restraint, m)), None
+    s_new = restraint(s, m)
+    if restraint.uniform:
+        factor = float(s_new[0] / s[0])
+        dense = update.A if update.shape[0] <= update.shape[1] else update.B
+        return of_dense(dense * factor), None
+    return shrunk(update, vectors, (s - s_new) / s)
 
 
 def _restrain_by_qr(update: LowRankUpdate, restraint: Restraint, m: float) -> LowRankUpdate:

@@ -14,19 +14,17 @@ from ..errors import AdapterError
 from ..models.fingerprint import base_fingerprint, same_base, short_form
 from ..spectral import LowRankUpdate
 from .config import PruneEditConfig
+from .header import name_in_base
 from .layer import AccumulatedUpdate, PruneEditLayer, checksum, trained_pending
 from .registration import PREFIX
+
+MARK = PREFIX + "restrained"
+"""An entry beside the factors: they are restrained, whatever configuration they are loaded with."""
 
 NamedLayers: TypeAlias = Iterable[tuple[str, PruneEditLayer]]
 
 FACTORS = (PREFIX + "B", PREFIX + "A")
 FACTOR_KEY = re.compile(rf"\.{PREFIX}[AB]\.weight$")
-WRAPPERS = re.compile(r"(base_model\.model\.|_fsdp_wrapped_module\.|_orig_mod\.)")
-
-
-def name_in_base(name: str) -> str:
-    """A module's name without what PEFT, FSDP and torch.compile put before and into it."""
-    return WRAPPERS.sub("", name)
 
 
 def saved_factors(layers: NamedLayers, adapter_name: str, entries: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -52,12 +50,30 @@ def saved_factors(layers: NamedLayers, adapter_name: str, entries: dict[str, Ten
     return changed
 
 
+def restraint_mark(layers: NamedLayers, adapter_name: str) -> dict[str, Tensor]:
+    """An entry that says of the saved factors that they are restrained; none where they are not."""
+    named = list(layers)
+    if not _all_restrained([layer for _, layer in named], adapter_name):
+        return {}
+    prefix = "base_model.model." if named[0][0].startswith("base_model.model.") else ""
+    return {prefix + MARK: torch.ones(1, dtype=torch.uint8)}
+
+
+def without_mark(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The entries without what `restraint_mark` has added."""
+    return {key: value for key, value in state_dict.items() if name_in_base(key) != MARK}
+
+
+def _all_restrained(layers: list[PruneEditLayer], adapter_name: str) -> bool:
+    restrained = any(layer.is_restrained(adapter_name) for layer in layers)
+    return restrained and not any(layer.restraint_is_pending(adapter_name) for layer in layers)
+
+
 def record_facts(config: PruneEditConfig, layers: NamedLayers, adapter_name: str) -> None:
     """Note in the configuration what the saved factors are: restrained or not, of which ranks, how many edits."""
     named = [(name_in_base(name), layer) for name, layer in layers]
     config.record(
-        restrained=any(layer.is_restrained(adapter_name) for _, layer in named)
-        and not any(layer.restraint_is_pending(adapter_name) for _, layer in named),
+        restrained=_all_restrained([layer for _, layer in named], adapter_name),
         edits=max((layer.prune_edit_update[adapter_name].edits for _, layer in named), default=0),
         ranks={name: layer.rank(adapter_name) for name, layer in named},
     )
@@ -71,22 +87,53 @@ def load_factors(
     Raises:
         AdapterError: The file lacks a factor, has one of the wrong shape, or has factors that no layer takes.
     """
-    left = {key for key in state_dict if FACTOR_KEY.search(key)}
+    restrained = config.restrained or any(name_in_base(key) == MARK for key in state_dict)
+    by_name: dict[str, str] = {}
+    for key in [key for key in state_dict if FACTOR_KEY.search(key)]:
+        if by_name.setdefault(name_in_base(key), key) != key:
+            raise AdapterError(f"{key}: stands twice in the adapter's file, also as {by_name[name_in_base(key)]}")
     for name, layer in layers:
-        name = name_in_base(name)
-        keys = [_key_in_file(f"{name}.{factor}.weight", state_dict) for factor in FACTORS]
-        up, down = (state_dict[key] for key in keys)
+        wanted = [f"{name_in_base(name)}.{factor}.weight" for factor in FACTORS]
+        for key in wanted:
+            if key not in by_name:
+                raise AdapterError(
+                    f"{key}: is missing in the adapter's file; the file is incomplete or made for another base"
+                )
+        up, down = (state_dict[by_name.pop(key)] for key in wanted)
         if not _fit(layer, up, down):
             raise AdapterError(
-                f"{name}: the adapter's factors are {tuple(up.shape)} and {tuple(down.shape)}, this base needs "
-                f"({layer.out_features}, r) and (r, {layer.in_features}); the adapter was made for another base"
+                f"{name_in_base(name)}: the adapter's factors are {tuple(up.shape)} and {tuple(down.shape)}, this base "
+                f"needs ({layer.out_features}, r) and (r, {layer.in_features}); the adapter was made for another base"
             )
-        _prepare(layer, config, adapter_name, LowRankUpdate(B=up, A=down))
-        left -= set(keys)
-    if left:
+        _prepare(layer, config, adapter_name, LowRankUpdate(B=up, A=down), restrained)
+    if by_name:
         raise AdapterError(
-            f"{sorted(left)[0]}: the adapter holds factors for a layer that this base does not adapt "
-            f"({len(left)} such factors)"
+            f"{sorted(by_name)[0]}: the adapter holds factors for a layer that this base does not adapt "
+            f"({len(by_name)} such factors)"
+        )
+
+
+def renamed(layers: NamedLayers, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The entries with the factors under this model's own names, also where the base was wrapped otherwise."""
+    own = {f"{name_in_base(n)}.{factor}.weight": f"{n}.{factor}.weight" for n, _ in layers for factor in FACTORS}
+    return {own.get(name_in_base(key), key) if FACTOR_KEY.search(key) else key: v for key, v in state_dict.items()}
+
+
+def require_entries_fit(model: nn.Module, entries: dict[str, Tensor]) -> None:
+    """Raise AdapterError where an entry beside the factors is of another shape than the model's, or not in it."""
+    own = model.state_dict()
+    for key, value in entries.items():
+        mine = own.get(key, own.get(key.removeprefix("base_model.model.")))
+        if mine is not None and (mine.shape == value.shape or FACTOR_KEY.search(key)):
+            continue
+        name = name_in_base(key)
+        if mine is None:
+            raise AdapterError(f"{name}: the adapter's file holds it, this base does not")
+        hint = ""
+        if "embed" in name or "lm_head" in name or "wte" in name:
+            hint = f"; it was made for a base with {value.shape[0]} tokens, call resize_token_embeddings first"
+        raise AdapterError(
+            f"{name}: is {tuple(value.shape)} in the adapter's file and {tuple(mine.shape)} in this base{hint}"
         )
 
 
@@ -95,7 +142,9 @@ def _fit(layer: PruneEditLayer, up: Tensor, down: Tensor) -> bool:
     return are_factors and (up.shape[0], down.shape[1]) == (layer.out_features, layer.in_features)
 
 
-def _prepare(layer: PruneEditLayer, config: PruneEditConfig, adapter_name: str, update: LowRankUpdate) -> None:
+def _prepare(
+    layer: PruneEditLayer, config: PruneEditConfig, adapter_name: str, update: LowRankUpdate, restrained: bool
+) -> None:
     """Give the layer the rank and the state that belong to these factors."""
     down, up = layer.factors(adapter_name)
     if update.rank > 0 and _same(up.weight, update.B) and _same(down.weight, update.A):
@@ -103,13 +152,14 @@ def _prepare(layer: PruneEditLayer, config: PruneEditConfig, adapter_name: str, 
     layer.set_rank(adapter_name, update.rank)
     # Only a saved configuration has ranks. Without one, the factors come as a bare state dict, and collecting that
     # has applied what was pending.
-    pending = update.rank > 0 and config.ranks is not None and not config.restrained
-    noticed = config.restrained or config.restrain_on == "merge"
+    pending = update.rank > 0 and config.ranks is not None and not restrained
+    noticed = restrained or config.restrain_on == "merge"
     layer.prune_edit_update[adapter_name] = AccumulatedUpdate(
-        raw_lost=config.restrained,
+        raw_lost=restrained,
         edits=config.edits,
         pending=max(config.edits, trained_pending(config)) if pending else 0,
         checksum=checksum(update) if noticed else None,
+        watched=noticed,
     )
 
 
@@ -139,10 +189,3 @@ def check_base(model: nn.Module, config: PruneEditConfig) -> None:
             raise AdapterError(message)
         warnings.warn(message)
     config.record(base_fingerprint=fingerprint)
-
-
-def _key_in_file(key: str, state_dict: dict[str, Tensor]) -> str:
-    for candidate in ("base_model.model." + key, key):
-        if candidate in state_dict:
-            return candidate
-    raise AdapterError(f"{key}: is missing in the adapter's file; the file is incomplete or made for another base")

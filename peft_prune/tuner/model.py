@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers, onload_layer
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import UnsupportedModelError
-from ..models.mlp import listed, mlp_output_modules, refused_layers
 from ..spectral import LowRankUpdate, parse_restraint, restraint_text
 from .config import PruneEditConfig
-from .files import check_base, load_factors, name_in_base, record_facts, saved_factors
-from .layer import AccumulatedUpdate, PruneEditLayer, PruneEditLinear, layers_of
+from .files import (
+    check_base,
+    load_factors,
+    record_facts,
+    renamed,
+    require_entries_fit,
+    restraint_mark,
+    saved_factors,
+    without_mark,
+)
+from .header import name_in_base
+from .layer import LayerState, PruneEditLayer, PruneEditLinear, all_layers, layers_of
+from .mixed_batch import mixed_batch
 from .registration import PREFIX
+from .targets import default_targets, is_target, require_layers, tied_to
 
 
 @dataclass(frozen=True)
@@ -27,7 +38,22 @@ class EditState:
     """The factors of one adapter at one moment, by layer."""
 
     adapter_name: str
-    layers: dict[str, tuple[LowRankUpdate, AccumulatedUpdate]]
+    layers: dict[str, LayerState]
+
+
+class AdapterConfigs(dict):
+    """Configurations by adapter; a list of adapters is in it where all of them are, and stands for its first.
+
+    ``PeftModel.set_adapter`` and its kin look the active adapter up here, which may be several.
+    """
+
+    def __contains__(self, key: object) -> bool:
+        if isinstance(key, (list, tuple)):
+            return len(key) > 0 and all(super(AdapterConfigs, self).__contains__(name) for name in key)
+        return super().__contains__(key)
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(key[0] if isinstance(key, (list, tuple)) and key else key)
 
 
 class PruneEditModel(BaseTuner):
@@ -118,6 +144,16 @@ class PruneEditModel(BaseTuner):
         else:
             config.restraint_pattern = {re.escape(name): restraint_text(own) for name, own in found.items()}
 
+    def set_second_moments(self, moments: Mapping[str, Tensor], adapter_name: str | None = None) -> None:
+        """Give the second moments of the layers' inputs, by module name, for the output perturbation.
+
+        Raises:
+            ValueError: A moment is not as wide as its layer's input.
+        """
+        for name, layer in self.edited_layers(adapter_name):
+            if name in moments:
+                layer.set_second_moment(moments[name])
+
     def restraint_is_pending(self, adapter_name: str | None = None) -> bool:
         """Whether merging or saving this adapter would restrain it first."""
         adapter_name = self.one_adapter(adapter_name)
@@ -133,6 +169,18 @@ class PruneEditModel(BaseTuner):
         for name, layer in self.edited_layers(state.adapter_name):
             layer.restore_state(state.adapter_name, state.layers[name])
 
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Make one adapter active, or several, whose updates then add up.
+
+        Raises:
+            ValueError: There is no such adapter.
+        """
+        names = [adapter_name] if isinstance(adapter_name, str) else list(dict.fromkeys(adapter_name))
+        for name in names:
+            if name not in self.peft_config:
+                raise ValueError(f"Adapter {name} not found; there are {', '.join(self.peft_config)}")
+        super().set_adapter(adapter_name if isinstance(adapter_name, str) else names, inference_mode=inference_mode)
+
     def one_adapter(self, adapter_name: str | None) -> str:
         """``adapter_name``, or the active adapter's name if None.
 
@@ -144,6 +192,9 @@ class PruneEditModel(BaseTuner):
             raise ValueError(f"adapter_name: {names!r} must name one of {', '.join(self.peft_config)}")
         return names[0]
 
+    def _pre_injection_hook(self, model: nn.Module, config: PruneEditConfig, adapter_name: str) -> None:
+        self.peft_config = AdapterConfigs(self.peft_config)
+
     def _prepare_adapter_config(self, peft_config: PruneEditConfig, model_config: dict) -> PruneEditConfig:
         return peft_config  # the default targets come from the structure of the model, in _prepare_model
 
@@ -151,8 +202,45 @@ class PruneEditModel(BaseTuner):
         if peft_config.target_modules is None:
             layers = peft_config.layers_to_transform
             asked = [layers] if isinstance(layers, int) else layers
-            peft_config.target_modules = _default_targets(model, asked)  # type: ignore[assignment]
+            peft_config.target_modules = default_targets(model, asked)  # type: ignore[assignment]
+        _maybe_include_all_linear_layers(peft_config, model)
+        require_layers(peft_config, model)
         check_base(model, peft_config)
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: PruneEditConfig, key: str) -> Any:
+        return is_target(peft_config, key)
+
+    def _check_merge_allowed(self) -> None:
+        super()._check_merge_allowed()
+        for name, layer in all_layers(self.model):
+            tied = tied_to(self.model, layer)
+            if tied is not None and any(layer.rank(own) > 0 for own in layer.prune_edit_A):
+                raise ValueError(
+                    f"{name_in_base(name)}: shares its weight with {tied}, so merging would change both; load the base "
+                    "with tie_word_embeddings=False, or use the adapter unmerged"
+                )
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
+        if merge:
+            # PEFT takes a layer's innermost module, so other methods beneath ours would be left out
+            self._check_merge_allowed()
+            for _, layer in all_layers(self.model):
+                inner: Any = layer.base_layer
+                while isinstance(inner, BaseTunerLayer):
+                    with onload_layer(inner):
+                        inner.merge(safe_merge=kwargs.get("safe_merge", False))
+                    inner = inner.base_layer
+        return super()._unload_and_optionally_merge(merge, *args, **kwargs)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        with mixed_batch(self.model, names, self.peft_config, kwargs.get("num_beams") or 1):
+            yield
 
     def _create_and_replace(
         self,
@@ -164,7 +252,7 @@ class PruneEditModel(BaseTuner):
         current_key: str,
         **optional_kwargs: Any,
     ) -> None:
-        rank = (peft_config.ranks or {}).get(name_in_base(current_key), peft_config.r)
+        rank = peft_config.rank_of(name_in_base(current_key))
         if isinstance(target, PruneEditLayer):
             target.update_layer(adapter_name, rank, config=peft_config)
             return
@@ -186,7 +274,7 @@ class PruneEditModel(BaseTuner):
     ) -> PruneEditLinear:
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         if not isinstance(base, (nn.Linear, Conv1D)) and not _has_linear_backend(base, **kwargs):
-            raise TypeError(
+            raise UnsupportedModelError(
                 f"Target module {target} is not supported: only torch.nn.Linear, transformers.pytorch_utils.Conv1D "
                 "and quantized linear layers can be edited."
             )
@@ -210,6 +298,7 @@ class PruneEditModel(BaseTuner):
         entries = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         entries.update(saved_factors(layers_of(model, adapter_name), adapter_name, entries))
         record_facts(config, layers_of(model, adapter_name), adapter_name)
+        entries.update(restraint_mark(layers_of(model, adapter_name), adapter_name))
         return entries
 
     @classmethod
@@ -222,25 +311,11 @@ class PruneEditModel(BaseTuner):
         cls, model: nn.Module, config: PruneEditConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         load_factors(layers_of(model, adapter_name), config, adapter_name, state_dict)
-        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-
-
-def _default_targets(model: nn.Module, layers: Sequence[int] | None) -> set[str]:
-    """Names of the MLP output projections of these layers, of all that have one if not given.
-
-    By their ending where that tells them apart, so that ``layers_to_transform`` applies to them; in full otherwise.
-    """
-    try:
-        asked = set(mlp_output_modules(model, layers).values())
-        names = set(mlp_output_modules(model).values())
-        refused = {} if layers is not None else refused_layers(model)
-    except UnsupportedModelError as error:
-        raise ValueError(f"Please specify `target_modules` in the config: {error}") from None
-    if refused:
-        warnings.warn(f"target_modules: some layers are left out, they cannot be edited; {listed(refused)}")
-    endings = {re.sub(r"^.*?\.\d+\.", "", name) for name in names}
-    matched = [name for name, _ in model.named_modules() if any(name.endswith("." + ending) for ending in endings)]
-    return endings if set(matched) == names else asked
+        state_dict = without_mark(state_dict)
+        state_dict = renamed(layers_of(model, adapter_name), state_dict)
+        entries = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        require_entries_fit(model, entries)
+        return entries
 
 
 def _has_linear_backend(base: nn.Module, **kwargs: Any) -> bool:
