@@ -227,7 +227,7 @@ class PruneEditModel(BaseTuner):
             self._check_merge_allowed()
             for _, layer in all_layers(self.model):
                 inner: Any = layer.base_layer
-                while isinstance(inner, BaseTunerLayer):
+                while hasattr(inner, "base_layer"):
                     with onload_layer(inner):
                         inner.merge(safe_merge=kwargs.get("safe_merge", False))
                     inner = inner.base_layer

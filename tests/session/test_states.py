@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from peft_prune.models.generation import answers_with, greedy_answers
+from peft_prune.models.answers import answers_with
+from peft_prune.models.generation import greedy_answers
 from peft_prune.reporting import history_report
 from peft_prune.session import EditSession, History, Verification
 from peft_prune.session.records import WEAK_SHARE, state_seen
