@@ -65,7 +65,7 @@ def evaluate(
             full=full,
             progress=progress,
         )
-    conditions = layer_conditions(tuner_of(edited))
+    conditions = layer_conditions(edited)
     figures["layers"] = {name: asdict(condition) for name, condition in conditions.items()}
     figures["restrained"] = tuner_of(edited).peft_config["default"].restrained
     if json_output:

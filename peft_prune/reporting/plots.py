@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..editors.locate import Location
 from ..errors import MissingPackageError
 from ..session import TradeOffs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _COURSES = {"edited": "#c0392b", "PRUNE": "#1f6fb2"}
 
@@ -88,7 +91,7 @@ def plot_course(
     figure.savefig(path, dpi=150)
 
 
-def _figure(size: tuple[float, float]) -> Any:
+def _figure(size: tuple[float, float]) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
