@@ -68,7 +68,7 @@ def evaluate(
             full=full,
             progress=progress,
         )
-    conditions = layer_conditions(tuner_of(edited))
+    conditions = layer_conditions(edited)
     figures["layers"] = {name: asdict(condition) for name, condition in conditions.items()}
     figures["restrained"] = tuner_of(edited).peft_config["default"].restrained
     figures["bad_records"] = bad_records(given)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError
 from ..models.inference import Progress, max_positions
@@ -44,7 +45,7 @@ def load_texts(path: str | Path) -> list[str]:
 
 
 def perplexity(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     *,
@@ -75,7 +76,7 @@ def perplexity(
 
 
 def text_losses(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     *,
@@ -119,7 +120,7 @@ def perplexity_figure(losses: Sequence[tuple[float, int]]) -> Mean:
     return Mean(None, 0, None, None) if draws is None else draws.mean()
 
 
-def _window(model: Any, max_length: int | None) -> int:
+def _window(model: PreTrainedModel | PeftModel, max_length: int | None) -> int:
     limit = max_positions(model)
     if max_length is None:
         return DEFAULT_WINDOW if limit is None else min(limit, DEFAULT_WINDOW)

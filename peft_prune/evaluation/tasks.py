@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError
 from ..models.generation import greedy_answers
@@ -105,7 +106,7 @@ def load_ability(path: str | Path, *, limit: int | None = None, shots: int = 0) 
 
 
 def ability_outcomes(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     ability: Ability,
     *,
@@ -139,7 +140,7 @@ def ability_outcomes(
 
 
 def measure_ability(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     ability: Ability,
     *,
@@ -176,7 +177,9 @@ SCORERS: Mapping[str, Callable[[str, Sequence[str]], bool]] = {
 """Whether a generated text counts, by the metric's name."""
 
 
-def _fitting(model: Any, tokenizer: PreTrainedTokenizerBase, ability: Ability) -> tuple[list[AbilityItem], list[int]]:
+def _fitting(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, ability: Ability
+) -> tuple[list[AbilityItem], list[int]]:
     """The items that fit the model, and for each the most tokens that are generated."""
     needed = _answer_lengths(tokenizer, ability.items)
     room = ability.max_new_tokens or max(needed) + 8

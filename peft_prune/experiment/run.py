@@ -11,7 +11,7 @@ from typing import Any
 from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..editors import Editor, SecondMoments, get_editor
 from ..evaluation import RequestAnswers, request_answers
@@ -58,7 +58,7 @@ class Experiment:
     def __init__(
         self,
         plan: Plan,
-        model: Any,
+        model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         requests: Sequence[EditRequest],
         folder: Path,
@@ -116,7 +116,7 @@ class Experiment:
                 outcomes = measure(self._model, self.tokenizer, requests, answers, self._material, answers)
                 store.write_base(outcomes | {"requests": [[float(index)] for index in chosen]})
 
-    def _unit(self, unit: Unit, store: Store, bar: Any) -> None:
+    def _unit(self, unit: Unit, store: Store, bar: tqdm) -> None:
         order = self._orders[unit.seed]
         with self._session(unit) as session, _unloaded_at_the_end(session):
             done = session.history.last_edit
@@ -169,7 +169,7 @@ class Experiment:
         rows = [{kind: [own[place]] for kind, own in found.items()} for place in range(len(new))]
         store.write_immediate(unit.name, known, rows)
 
-    def _mark(self, unit: Unit, mark: int, session: EditSession, store: Store, bar: Any) -> None:
+    def _mark(self, unit: Unit, mark: int, session: EditSession, store: Store, bar: tqdm) -> None:
         strengths: dict[int, float] = {}
 
         def least() -> dict[int, float]:

@@ -25,6 +25,7 @@ CITATION = """\
 TEXT = datasets.Value("string")
 TEXTS = datasets.Sequence(datasets.Value("string"))
 NUMBER = datasets.Value("float64")
+WHOLE_NUMBER = datasets.Value("int64")
 NUMBERS = datasets.Sequence(datasets.Value("float64"))
 
 Example = Mapping[str, Sequence[Any]]
@@ -76,6 +77,25 @@ class EditMetric(evaluate.Metric, ABC):
         for name, figure in self.figures(predictions, references).items():
             found |= {name: figure.value, f"{name}_n": figure.n, f"{name}_low": figure.low, f"{name}_high": figure.high}
         return found
+
+
+class ShareMetric(EditMetric):
+    """The share of predictions that count against their reference, under the name `figure`."""
+
+    columns: ClassVar[Mapping[str, Any]] = {"predictions": TEXT, "references": TEXT}
+
+    @abstractmethod
+    def counts(self, prediction: Any, reference: Any) -> bool:
+        """Whether a prediction counts."""
+
+    def inputs(self) -> list[Mapping[str, Any]]:
+        """One form, `columns`."""
+        return [self.columns]
+
+    def figures(self, predictions: Sequence[Any], references: Sequence[Any] | None) -> Mapping[str, Proportion]:
+        """The share."""
+        pairs = zip(predictions, references or (), strict=True)
+        return {self.figure: Proportion.of(self.counts(one, other) for one, other in pairs)}
 
 
 class PreferenceMetric(EditMetric):

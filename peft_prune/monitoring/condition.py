@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from peft import PeftModel
 from torch import Tensor
 
 from ..tuner import PruneEditLayer, PruneEditModel
@@ -94,7 +95,10 @@ class Monitor:
     """
 
     def __init__(
-        self, model: PruneEditModel, moments: Mapping[str, Tensor] | None = None, adapter_name: str | None = None
+        self,
+        model: PeftModel | PruneEditModel,
+        moments: Mapping[str, Tensor] | None = None,
+        adapter_name: str | None = None,
     ) -> None:
         self._model = model
         self._adapter = model.one_adapter(adapter_name)
@@ -124,6 +128,6 @@ class Monitor:
         )
 
 
-def layer_conditions(model: PruneEditModel, adapter_name: str | None = None) -> dict[str, LayerCondition]:
+def layer_conditions(model: PeftModel | PruneEditModel, adapter_name: str | None = None) -> dict[str, LayerCondition]:
     """Figures of every layer that this adapter (the active one if not given) adapts, by module name."""
     return Monitor(model, adapter_name=adapter_name).figures()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..editors.locate import Location
 from ..errors import MissingPackageError
 from ..folders import whole_file
 from ..session import TradeOffs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _PICTURES = (
     b"\x89PNG",
@@ -123,7 +126,7 @@ def _write(figure: Any, path: str | Path) -> None:
         figure.savefig(part, dpi=150)
 
 
-def _figure(size: tuple[float, float]) -> Any:
+def _figure(size: tuple[float, float]) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from peft_prune.evaluation import Proportion
 from peft_prune.metrics import base
 from peft_prune.models.answers import answers_with
 
 
-class Portability(base.EditMetric):
+class Portability(base.ShareMetric):
     """Portability: whether what follows from an edit is answered accordingly."""
 
     figure: ClassVar[str] = "portability_greedy"
@@ -22,11 +21,7 @@ class Portability(base.EditMetric):
     references: ClassVar[str | None] = "every right answer to each question, a list of texts"
     sources: ClassVar[tuple[str, ...]] = ("https://arxiv.org/abs/2401.01286",)
     example: ClassVar[base.Example] = {"predictions": [" the euro"], "references": [["euro", "the euro"]]}
+    columns: ClassVar[Mapping[str, Any]] = {"predictions": base.TEXT, "references": base.TEXTS}
 
-    def inputs(self) -> list[Mapping[str, Any]]:
-        return [{"predictions": base.TEXT, "references": base.TEXTS}]
-
-    def figures(self, predictions: Sequence[Any], references: Sequence[Any] | None) -> Mapping[str, Proportion]:
-        pairs = zip(predictions, references or (), strict=True)
-        hits = (any(answers_with(answer, right) for right in known) for answer, known in pairs)
-        return {"portability_greedy": Proportion.of(hits)}
+    def counts(self, prediction: str, reference: Sequence[str]) -> bool:
+        return any(answers_with(prediction, right) for right in reference)
