@@ -6,12 +6,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Any
 
 from ..models.generation import answers_with
 from ..session import EditRecord, History
+from .redaction import Redactor
 
 STATES = ("applied", "lost", "undone", "failed", "rolled back", "rejected", "skipped")
 """What can have become of an edit. Lost: it took, and the restraint of its own batch took it away again."""
@@ -121,6 +122,17 @@ class EditLog:
             changes=changes,
             figures_edits=last_edit.get(newest, 0),
             changed_since=bool(newest) and (later_edits or later_changes),
+        )
+
+    def shown_by(self, redactor: Redactor) -> EditLog:
+        """The same with people, and figures that a user named, as the redactor shows them."""
+        authors = {edit: redactor.code(author) for edit, author in self.authors.items()}
+        return replace(
+            self,
+            records=[replace(one, undone_by=one.undone_by and redactor.code(one.undone_by)) for one in self.records],
+            authors=authors,
+            runs=[{**run, "author": redactor.code(str(run["author"]))} for run in self.runs],
+            measurements={redactor.figure(name): course for name, course in self.measurements.items()},
         )
 
     def state(self, record: EditRecord) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..evaluation.table import figure_value, flat_figures, signed, with_interval
@@ -39,12 +39,14 @@ def layers_table(layers: Mapping[str, Mapping[str, Any]], when: str) -> Table:
     )
 
 
-def evaluation_table(found: Mapping[str, Any]) -> Table:
+def evaluation_table(found: Mapping[str, Any], ability: Callable[[str], str] = str) -> Table:
     """An evaluation before and after, with n and 95 % intervals.
 
     Args:
         found: What `evaluate` returns.
+        ability: How the name of a general ability is shown.
     """
+    abilities = found["before"].get("abilities") or {}
     before, after = (flat_figures(found[moment]) for moment in ("before", "after"))
     gaps = found.get("difference", {})
     rows: list[Row] = []
@@ -54,7 +56,10 @@ def evaluation_table(found: Mapping[str, Any]) -> Table:
         gap = gaps.get(name)
         rows.append(
             [
-                name.replace("_greedy", ", free answers").replace("_", " ").replace("/", ": "),
+                (ability(name) if name in abilities else name)
+                .replace("_greedy", ", free answers")
+                .replace("_", " ")
+                .replace("/", ": "),
                 Cell(_count(own)),
                 Cell(_text(own), figure_value(own)),
                 Cell(_text(after[name]), figure_value(after[name])),
