@@ -19,6 +19,7 @@ from ..audit import Checkpoint
 from ..builtin import builtin_model_path
 from ..errors import AdapterError, CheckpointError, UnsupportedModelError
 from ..evaluation import Ability, load_ability
+from ..folders import recover
 from ..session import EditSession
 from .loading import first_line, readable, require_complete, require_sizes
 
@@ -73,6 +74,8 @@ def require_dtype(dtype: str) -> None:
 def _model_place(path: str) -> str:
     """Where a model is found that is given by its folder, its Hub name or as 'builtin'."""
     folder = Path(path)
+    if not folder.exists():
+        recover(folder)
     if path == BUILTIN and not folder.exists():
         return str(builtin_model_path())
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -88,6 +91,8 @@ def load_adapter(model: PreTrainedModel, path: Path, *, strict_base: bool = Fals
     Raises:
         AdapterError: The folder holds no whole adapter, or one that does not fit the model.
     """
+    if not path.exists():
+        recover(path)
     if not (path / "adapter_config.json").is_file():
         raise AdapterError(f"adapter: {path} holds no adapter_config.json")
     try:

@@ -23,7 +23,6 @@ from .scene import (
     with_element,
 )
 
-
 OF_A_BASE = ("target_modules", "layers_to_transform", "renamed", "another layer beside")
 """What only a base can tell to be wrong."""
 
