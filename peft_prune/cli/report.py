@@ -42,7 +42,9 @@ def report(
     max_growth: Annotated[
         Optional[float], typer.Option(help="Growth of the condition number to judge by, in place of the guards' limit.")
     ] = None,
-    redact: Annotated[bool, typer.Option(help="Replace subjects, targets and answers by codes.")] = False,
+    redact: Annotated[
+        bool, typer.Option(help="Replace subjects, answers, people, paths and names of your own by codes.")
+    ] = False,
     redact_key: Annotated[
         Optional[str],
         typer.Option(

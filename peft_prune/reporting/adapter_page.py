@@ -45,7 +45,7 @@ def adapter_report(
         now: The model with this adapter; without it there is nothing to say of condition numbers or answers.
         requests: What was edited, by number, as given to `Now.of`.
         max_growth: A limit of κ(W0 + ΔW) / κ(W0) to judge by.
-        redact: Replace subjects, targets and answers by codes.
+        redact: Replace what people named, and what models answered, by codes.
         redact_key: A key of one's own.
 
     Raises:

@@ -50,7 +50,7 @@ def history_report(
         history: Open for reading is enough.
         now: The model as it is, for verification today and figures that are up to date.
         max_growth: A limit of κ(W0 + ΔW) / κ(W0) to judge by, in place of that of the history's guards.
-        redact: Replace subjects, targets and answers by codes.
+        redact: Replace what people named, and what models answered, by codes.
         redact_key: A key of one's own, so that codes of several reports can be compared.
 
     Raises:
