@@ -90,7 +90,9 @@ def adapter_weights(scene: Scene, draw: random.Random) -> Iterator[Case]:
         def spoil(folder: Path) -> None:
             file = folder / "adapter_model.safetensors"
             tensors = change(load_file(file))
-            save_file({name: one.contiguous() for name, one in tensors.items()}, file, metadata={"format": "pt"})
+            save_file(
+                {name: one.clone().contiguous() for name, one in tensors.items()}, file, metadata={"format": "pt"}
+            )
 
         return spoil
 

@@ -38,7 +38,7 @@ def _valid(scene: Scene, draw: random.Random) -> Iterator[Case]:
 
 def all_cases(scene: Scene, seed: int = 0) -> list[Case]:
     """Every case, in a fixed order."""
-    draw = random.Random(seed)
     makers = (_valid, records, documents, abilities, adapter_configs, adapter_weights, histories, statistics)
     makers += (models, values, collisions, checkpoints, experiments)
-    return [case for maker in makers for case in maker(scene, draw)]
+    # each from a draw of its own, so that a case more of one kind does not change those of the others
+    return [case for maker in makers for case in maker(scene, random.Random(f"{seed} {maker.__name__}"))]
