@@ -103,6 +103,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, LowRankUpdate]
             sides.setdefault(found["module"], {})[found["side"]] = tensor
     if not sides or any(set(own) != {"A", "B"} for own in sides.values()):
         raise AdapterError(f"adapter: {folder} lacks factors of a layer; the file is incomplete")
+    if not all(bool(tensor.isfinite().all()) for own in sides.values() for tensor in own.values()):
+        raise AdapterError(f"adapter: {folder} holds factors with NaN or Inf")
     try:
         return config, {name: LowRankUpdate(own["B"], own["A"]) for name, own in sides.items()}
     except (ValueError, TypeError) as error:

@@ -69,7 +69,8 @@ def load_factors(
     """Give every layer the rank that the file has for it; PEFT copies the values afterwards.
 
     Raises:
-        AdapterError: The file lacks a factor, has one of the wrong shape, or has factors that no layer takes.
+        AdapterError: The file lacks a factor, has one of the wrong shape or one with NaN or Inf, or has factors that
+            no layer takes.
     """
     left = {key for key in state_dict if FACTOR_KEY.search(key)}
     for name, layer in layers:
@@ -81,6 +82,8 @@ def load_factors(
                 f"{name}: the adapter's factors are {tuple(up.shape)} and {tuple(down.shape)}, this base needs "
                 f"({layer.out_features}, r) and (r, {layer.in_features}); the adapter was made for another base"
             )
+        if not all(bool(torch.isfinite(factor).all()) for factor in (up, down) if not factor.is_meta):
+            raise AdapterError(f"{name}: the adapter's factors hold NaN or Inf; the file is damaged")
         _prepare(layer, config, adapter_name, LowRankUpdate(B=up, A=down))
         left -= set(keys)
     if left:
