@@ -36,7 +36,8 @@ def histories(scene: Scene, draw: random.Random) -> Iterator[Case]:
             spoil(folder / "bad.db")
             return placed(line, folder, BAD=folder / "bad.db")
 
-        return Case("history", f"{name} ({line[0]})", ("bad.db",), prepare)
+        writes = line[0] in ("undo", "resume", "tune")
+        return Case("history", f"{name} ({line[0]})", ("bad.db",), prepare, log="bad.db" if writes else None)
 
     def sql(*statements: str) -> Callable[[Path], None]:
         def spoil(path: Path) -> None:

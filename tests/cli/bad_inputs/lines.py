@@ -43,7 +43,7 @@ def values(scene: Scene, draw: random.Random) -> Iterator[Case]:
         "model": ("", "no such model", "../nowhere", "a/b/c/d", "~", "/dev/null"),
         "requests": ("", "nowhere.json", "/dev/null", ".", "hub:"),
         "stats": ("nowhere", "/dev/null"),
-        "stats_text": ("nowhere.json", "/dev/null", "."),
+        "stats_text": ("nowhere.json", "/dev/null"),
     }.items():
         for value in values:
             yield _value(scene.edit(), name, value)
@@ -58,7 +58,7 @@ def values(scene: Scene, draw: random.Random) -> Iterator[Case]:
     experiment = ["experiment", *options({"model": scene.model, "requests": scene.requests, "edits": 1, "out": "out"})]
     for name, values in {
         "edits": ("", "a", "0", "-1", "1,1", "2,1", "99", "1.5"),
-        "restraints": ("", "sqrt", "log:", "log:a", "log:1", "log:nan", "none,none", "matched:none"),
+        "restraints": ("", "sqrt", "log:", "log:a", "log:1", "log:nan", "none,none"),
         "schedule": ("", "never", "every", "every:0", "every:a", "compounding:-1"),
         "seeds": ("0", "-1", "few"),
         "batch_size": ("0", "-1"),
@@ -70,11 +70,17 @@ def values(scene: Scene, draw: random.Random) -> Iterator[Case]:
             yield _value(experiment, name, value)
     for edits in (["0"], ["-1"], ["99"], ["a"], ["1", "1", "99"], []):
         line = ["undo", str(scene.history), *options({"model": scene.model, "out": "out"}), "--", *edits]
-        yield Case("option", f"undo {edits}", ("edit",), _on_copy(scene, line))
+        yield Case("option", f"undo {edits}", ("edit",), _on_copy(scene, line), log="edits.db")
     tune = ["tune", str(scene.history), *options({"model": scene.model, "facts": scene.facts, "out": "out"})]
     for name, values in {"margin": ("0", "1", "nan", "-1", "a"), "groups": ("", "some")}.items():
         for value in values:
-            yield Case("option", f"tune {name} = {value}", (name,), _on_copy(scene, [*tune, f"--{name}", value]))
+            yield Case(
+                "option",
+                f"tune {name} = {value}",
+                (name,),
+                _on_copy(scene, [*tune, f"--{name}", value]),
+                log="edits.db",
+            )
     for name, values in {"status": ("", "done"), "last": ("0", "-1", "few")}.items():
         for value in values:
             yield _value(["history", str(scene.history)], name, value)
@@ -109,6 +115,8 @@ def _value(line: Sequence[str], name: str, value: str) -> Case:
         place = line.index(flag)
         del line[place : place + 2]
     names = (name, flag, name.split("_")[0], value[:20] if len(value) > 2 else flag)
+    if name == "restraints":
+        names = (*names, "restraint", "alpha", "variants")
     if name == "set":
         names = (*names, value.split("=")[0] or "set")
     return Case("option", f"{line[0]} {name} = {value[:24]!r}", names, _at([*line, flag, value]))

@@ -27,6 +27,7 @@ class Case:
         names: The message must name one of these: a file, an option or a field.
         prepare: Writes what is needed into an empty folder and returns the arguments.
         accepted: Whether the input is in fact fine, as it is for the cases that spoil nothing.
+        log: The file of a history that the command may write: that it was opened is part of it.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Case:
     names: tuple[str, ...]
     prepare: Callable[[Path], list[str]] = field(repr=False)
     accepted: bool = False
+    log: str | None = None
 
     @property
     def id(self) -> str:
