@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import typer
 from rich.console import Console
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from .. import __version__
@@ -61,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code (0 done, 1 failed, 2 bad input, 130 interrupted)."""
     command = typer.main.get_command(app)
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # what it warns of while it loads is checked, and named, here
     # PEFT asks models for a name that transformers has retired
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     try:
@@ -73,6 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error.format_message(), error.exit_code)
     except (PeftPruneError, ValueError, OSError) as error:
         return _complain(" ".join(str(error).split()), 2)
+    except (sqlite3.Error, SafetensorError) as error:
+        # both speak of files that were given; the places that read them name the file, but for one that changes
+        return _complain(f"a file cannot be read or written: {' '.join(str(error).split())}", 2)
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        return _complain(f"out of memory: {str(error).strip().partition(chr(10))[0]}", 1)
     if result == INTERRUPTED:
         return _complain("interrupted", INTERRUPTED)
     return result if isinstance(result, int) else 0

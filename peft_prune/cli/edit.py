@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -200,25 +199,23 @@ def require_one(outcomes: Sequence[EditResult]) -> None:
         raise EditFailedError(f"none of {len(outcomes)} edits took; the first: {outcomes[0].reason}")
 
 
-@dataclass(frozen=True)
 class _Statistics:
-    """Where the second moments come from: a file of them, or texts to take them over."""
+    """Where the second moments come from: a file of them, or texts to take them over, which are read at once."""
 
-    file: Path | None
-    texts: Path | None
-
-    def __post_init__(self) -> None:
-        if self.file is not None and self.texts is not None:
+    def __init__(self, file: Path | None, texts: Path | None) -> None:
+        if file is not None and texts is not None:
             raise ValueError("stats: give --stats or --stats-text, not both")
+        self._file = file
+        self._texts = None if texts is None else load_texts(texts)
 
     def moments(
         self, model: Any, tokenizer: Any, modules: Sequence[str], requests: Sequence[EditRequest], quiet: bool
     ) -> SecondMoments | None:
-        if self.file is not None:
-            return SecondMoments.load(self.file, base=base_fingerprint(model))
-        if self.texts is None:
+        if self._file is not None:
+            return SecondMoments.load(self._file, base=base_fingerprint(model))
+        if self._texts is None:
             return None
-        texts = without_subjects(load_texts(self.texts), requests)
+        texts = without_subjects(self._texts, requests)
         return collect_second_moments(model, tokenizer, texts, modules, progress=not quiet)
 
 
@@ -243,7 +240,7 @@ def hyperparameters(layers: str | None, settings: Sequence[str]) -> dict[str, An
             raise ValueError(f"layers: {layers!r} must be numbers with commas between them") from None
     for setting in settings:
         name, separator, value = setting.partition("=")
-        if not separator:
+        if not separator or not name.strip():
             raise ValueError(f"set: {setting!r} must have the form name=value")
         found[name.strip()] = _value(value.strip())
     return found
@@ -252,7 +249,9 @@ def hyperparameters(layers: str | None, settings: Sequence[str]) -> dict[str, An
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except RecursionError:
+        raise ValueError(f"set: {text[:40]!r} is nested too deeply") from None
+    except ValueError:
         # JSON knows no ".5"
         return float(text) if re.fullmatch(r"[-+]?\.\d+", text) else text
 

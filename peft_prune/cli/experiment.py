@@ -110,13 +110,13 @@ def experiment(
     require_table(table)
     if stats is not None and stats_text is not None:
         raise ValueError("stats: give --stats or --stats-text, not both")
+    _require_folder(out, model)
     written = {name: out / name for name in (f"table.{table}", "summary.json", "summary.md")}
     read = {"requests": requests or None, "facts": facts, "texts": [text, stats_text], "second moment": stats}
     require_outputs(files=written, inputs={"abilities": abilities, **read})
     others = [Results.load(folder) for folder in against or ()]  # what cannot be compared shows first
     require_items(items)
     require_items(fact_items, "fact_items")
-    _require_folder(out, model)
     builtin = model == BUILTIN
     plan = Plan(
         model=model if builtin else Path(model).name,

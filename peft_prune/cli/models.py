@@ -13,14 +13,16 @@ import torch
 from huggingface_hub import snapshot_download
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..audit import Checkpoint
 from ..builtin import builtin_model_path
 from ..errors import AdapterError, CheckpointError, UnsupportedModelError
 from ..evaluation import Ability, load_ability
+from ..folders import recover
 from ..session import EditSession
 from ..tuner import PruneEditModel
+from .loading import first_line, readable, require_complete, require_sizes
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
@@ -40,12 +42,14 @@ def load_model(path: str, dtype: str = "float32") -> PreTrainedModel:
     """
     require_dtype(dtype)
     path = _model_place(path)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), trust_remote_code=False
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UnsupportedModelError(f"model: {path} cannot be loaded: {_first_line(error)}") from None
+    options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    # what does not fit or is missing is told by `info`, so that it can be named
+    options |= {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    with readable("model", path):
+        require_sizes(path, AutoConfig.from_pretrained(path, trust_remote_code=False))
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, **options)
+        model, info = loaded
+    require_complete(path, info)
     return model.eval()
 
 
@@ -56,10 +60,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         UnsupportedModelError: It cannot be loaded.
     """
     path = _model_place(path)
-    try:
+    with readable("tokenizer", path):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UnsupportedModelError(f"tokenizer: {path} cannot be loaded: {_first_line(error)}") from None
 
 
 def resumed(history: Path, model: str, dtype: str) -> EditSession:
@@ -76,6 +78,8 @@ def require_dtype(dtype: str) -> None:
 def _model_place(path: str) -> str:
     """Where a model is found that is given by its folder, its Hub name or as 'builtin'."""
     folder = Path(path)
+    if not folder.exists():
+        recover(folder)
     if path == BUILTIN and not folder.exists():
         return str(builtin_model_path())
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -91,6 +95,8 @@ def load_adapter(model: PreTrainedModel, path: Path, *, strict_base: bool = Fals
     Raises:
         AdapterError: The folder holds no whole adapter, or one that does not fit the model.
     """
+    if not path.exists():
+        recover(path)
     if not (path / "adapter_config.json").is_file():
         raise AdapterError(f"adapter: {path} holds no adapter_config.json")
     try:
@@ -105,8 +111,8 @@ def load_adapter(model: PreTrainedModel, path: Path, *, strict_base: bool = Fals
         return PeftModel.from_pretrained(model, str(path), strict_base=strict_base)
     except AdapterError as error:
         raise AdapterError(f"{error} ({path})" if str(path) not in str(error) else str(error)) from None
-    except (SafetensorError, json.JSONDecodeError, ValueError, KeyError) as error:
-        raise AdapterError(f"adapter: {path} cannot be loaded: {_first_line(error)}") from None
+    except (SafetensorError, RecursionError, ValueError, KeyError) as error:
+        raise AdapterError(f"adapter: {path} cannot be loaded: {first_line(error)}") from None
 
 
 def tuner_of(edited: PeftModel) -> PruneEditModel:
@@ -129,7 +135,7 @@ def open_checkpoint(given: str) -> Checkpoint:
     try:
         fetched = snapshot_download(given, allow_patterns=["*.json", "*.safetensors"], ignore_patterns=["*/*"])
     except (OSError, ValueError) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         raise CheckpointError(f"checkpoint: {given} is no folder here and cannot be fetched: {reason}") from None
     return Checkpoint.open(fetched, given)
 
@@ -172,7 +178,3 @@ def finite(content: Any) -> Any:
     if isinstance(content, (list, tuple)):
         return [finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

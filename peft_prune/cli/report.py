@@ -9,6 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..evaluation import load_facts, load_texts
+from ..folders import recover
 from ..outputs import require_outputs
 from ..reporting import Now, Report, adapter_report, history_report, require_report, write_report
 from ..reporting.limits import limits_of
@@ -44,7 +45,9 @@ def report(
     max_growth: Annotated[
         Optional[float], typer.Option(help="Growth of the condition number to judge by, in place of the guards' limit.")
     ] = None,
-    redact: Annotated[bool, typer.Option(help="Replace subjects, targets and answers by codes.")] = False,
+    redact: Annotated[
+        bool, typer.Option(help="Replace subjects, answers, people, paths and names of your own by codes.")
+    ] = False,
     redact_key: Annotated[
         Optional[str],
         typer.Option(
@@ -111,6 +114,8 @@ def as_json(made: Report, out: Path) -> dict[str, Any]:
 def _check_options(
     source: Path, model: str | None, requests: Path | None, limit: int | None, material: Mapping[str, Any]
 ) -> None:
+    if not source.exists():
+        recover(source)
     if not source.exists():
         raise ValueError(f"source: {source} does not exist; a history's file or an adapter's folder is accepted")
     if limit is not None and requests is None:

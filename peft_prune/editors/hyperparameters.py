@@ -47,6 +47,7 @@ class ValueHyperparameters:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", checked_layers(self.layers))
+        object.__setattr__(self, "context_lengths", _checked_pairs(self.context_lengths))
         if self.stop not in ("probability", "loss"):
             raise ValueError(f"stop: {self.stop!r} is not one of probability, loss")
         if not 0 < self.stop_probability < 1:
@@ -82,15 +83,25 @@ class ValueHyperparameters:
         )
 
 
+def _checked_pairs(given: Any) -> tuple[tuple[int, int], ...]:
+    pairs = given if isinstance(given, (list, tuple)) else (None,)
+    for pair in pairs:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or any(type(n) is not int or n < 1 for n in pair):
+            raise ValueError(f"context_lengths: {given!r} must be pairs of whole numbers of at least 1")
+    return tuple((length, count) for length, count in pairs)
+
+
 def checked_layers(layers: int | Sequence[int] | None) -> tuple[int, ...] | None:
     """Layers as a tuple, or None as it is.
 
     Raises:
-        ValueError: A layer comes twice, or they are not in ascending order.
+        ValueError: A layer is no whole number or comes twice, or they are not in ascending order.
     """
     if layers is None:
         return None
-    found = (layers,) if isinstance(layers, int) else tuple(layers)
+    found = tuple(layers) if isinstance(layers, (list, tuple)) else (layers,)
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in found):
+        raise ValueError(f"layers: {layers!r} must be whole numbers")
     if not found or list(found) != sorted(set(found)):
         raise ValueError(f"layers: {list(found)} must be different layers in ascending order")
     return found

@@ -125,13 +125,15 @@ class Results:
             ValueError: The folder holds no experiment, or one that is being written.
         """
         path = folder / "measurements.sqlite"
-        if not path.is_file():
+        if not path.is_file() or path.stat().st_size == 0:
             raise ValueError(f"against: {folder} holds no experiment")
-        with Store(path, {}) as store:
-            facts = store.facts()
-        if "variants" not in facts:
-            raise ValueError(f"against: {folder} holds no experiment")
-        return cls(Plan.from_facts(facts), folder, facts)
+        try:
+            with Store(path, {}) as store:
+                facts = store.facts()
+            return cls(Plan.from_facts(facts), folder, facts)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"against: {folder} holds no experiment that can be read: {reason}") from None
 
     def _point(self, unit: Unit, one: Measured) -> Point:
         chosen = [self._places[int(index)] for (index,) in one.outcomes["requests"]]

@@ -40,6 +40,18 @@ class Measured:
     layers: dict[str, dict[str, float]]
 
 
+def read_json(text: str, where: str) -> Any:
+    """What a cell of the file holds.
+
+    Raises:
+        ValueError: It is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError(f"{where} is damaged, it holds no JSON") from None
+
+
 class Store:
     """The measurements of one experiment.
 
@@ -58,10 +70,13 @@ class Store:
         except Timeout:
             raise ValueError(f"out: {path.parent} is being written by another experiment; wait for it") from None
         self._connection = sqlite3.connect(path, isolation_level=None)
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.executescript(_SCHEMA)
         try:
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.executescript(_SCHEMA)
             self._check(path, json.loads(json.dumps(dict(facts))))
+        except sqlite3.Error as error:
+            self.close()
+            raise ValueError(f"out: {path} holds no experiment's measurements: {error}") from None
         except BaseException:
             self.close()
             raise
@@ -81,7 +96,8 @@ class Store:
 
     def facts(self) -> dict[str, Any]:
         """What decides the figures, as it was given when the file was begun."""
-        return {key: json.loads(value) for key, value in self._connection.execute("SELECT key, value FROM meta")}
+        rows = self._connection.execute("SELECT key, value FROM meta")
+        return {key: read_json(value, f"meta.{key}") for key, value in rows}
 
     def close(self) -> None:
         """Give the file free."""

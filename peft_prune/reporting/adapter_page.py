@@ -45,7 +45,7 @@ def adapter_report(
         now: The model with this adapter; without it there is nothing to say of condition numbers or answers.
         requests: What was edited, by number, as given to `Now.of`.
         max_growth: A limit of κ(W0 + ΔW) / κ(W0) to judge by.
-        redact: Replace subjects, targets and answers by codes.
+        redact: Replace what people named, and what models answered, by codes.
         redact_key: A key of one's own.
 
     Raises:
@@ -61,19 +61,19 @@ def adapter_report(
     redactor = Redactor(redact_key) if redact else OpenRedactor()
     sections = [Section("layers-section", "What it does to the layers", _layers(updates, now))]
     if now is not None and now.evaluation is not None:
-        sections.append(Section("measured", "What was measured", [evaluation_table(now.evaluation)]))
+        sections.append(Section("measured", "What was measured", [evaluation_table(now.evaluation, redactor.ability)]))
     if now is not None and asked:
         sections.append(Section("edits", "Edits that were asked about", [_answers(asked, now, redactor)]))
     return Report(
         title="An adapter with edits",
-        subtitle=f"{folder.name}, for {config.get('base_model_name_or_path') or 'a base that it does not name'}",
+        subtitle=f"{redactor.place(folder.name)}, for {_base(config, redactor) or 'a base that it does not name'}",
         level=level,
         verdict=VERDICTS[level],
         summary=_summary(config, updates, growth, limit, now),
         advice=_advice(config, level, now),
         tiles=_tiles(config, updates, growth, limit, level, now),
         sections=sections,
-        facts=_facts(folder, config),
+        facts=_facts(folder, config, redactor),
         terms=TERMS,
         redacted=redact,
     )
@@ -92,9 +92,9 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, LowRankUpdate]
             raise AdapterError(f"adapter: {folder} is of type {kind}, PRUNE_EDIT is accepted")
         PruneEditConfig.from_pretrained(str(folder))  # its values are checked
         tensors = load_file(folder / "adapter_model.safetensors")
-    except AdapterError:
-        raise
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except AdapterError as error:
+        raise AdapterError(f"{error} ({folder})" if str(folder) not in str(error) else str(error)) from None
+    except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
         raise AdapterError(f"adapter: {folder} cannot be read: {error}") from None
     sides: dict[str, dict[str, Any]] = {}
     for key, tensor in tensors.items():
@@ -103,7 +103,12 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, LowRankUpdate]
             sides.setdefault(found["module"], {})[found["side"]] = tensor
     if not sides or any(set(own) != {"A", "B"} for own in sides.values()):
         raise AdapterError(f"adapter: {folder} lacks factors of a layer; the file is incomplete")
-    return config, {name: LowRankUpdate(own["B"], own["A"]) for name, own in sides.items()}
+    if not all(bool(tensor.isfinite().all()) for own in sides.values() for tensor in own.values()):
+        raise AdapterError(f"adapter: {folder} holds factors with NaN or Inf")
+    try:
+        return config, {name: LowRankUpdate(own["B"], own["A"]) for name, own in sides.items()}
+    except (ValueError, TypeError) as error:
+        raise AdapterError(f"adapter: {folder} holds no factors of an update: {error}") from None
 
 
 def _layers(updates: Mapping[str, LowRankUpdate], now: Now | None) -> list[Block]:
@@ -237,10 +242,14 @@ def _restraint(config: Mapping[str, Any]) -> str:
     return f"{name}, α = {config['alpha']:g}" if name == "log" and config.get("alpha") else name
 
 
-def _facts(folder: Path, config: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+def _base(config: Mapping[str, Any], redactor: Redactor) -> str:
+    return redactor.place(str(config.get("base_model_name_or_path") or ""))
+
+
+def _facts(folder: Path, config: Mapping[str, Any], redactor: Redactor) -> Sequence[tuple[str, str]]:
     return [
-        ("adapter", str(folder)),
-        ("base", str(config.get("base_model_name_or_path") or "not named")),
+        ("adapter", redactor.place(str(folder))),
+        ("base", _base(config, redactor) or "not named"),
         ("restraint", _restraint(config)),
         ("peft", str(config.get("peft_version", "not named"))),
     ]

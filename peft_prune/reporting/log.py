@@ -6,13 +6,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import date, datetime
 from typing import Any
 
 from ..errors import HistoryError
 from ..monitoring import CONDITION_GROWTH, LAYER_FIGURES, OUTPUT_PERTURBATION, LayerCondition
 from ..session import EditRecord, History, Verification, state_seen
+from .redaction import Redactor
 from .words import edits as edits_text
 from .words import listed
 
@@ -156,6 +157,17 @@ class EditLog:
             figures_edits=last_edit.get(newest, 0),
             changed_since=bool(newest) and (later_edits or later_changes),
             verification=verification or {},
+        )
+
+    def shown_by(self, redactor: Redactor) -> EditLog:
+        """The same with people, and figures that a user named, as the redactor shows them."""
+        authors = {edit: redactor.code(author) for edit, author in self.authors.items()}
+        return replace(
+            self,
+            records=[replace(one, undone_by=one.undone_by and redactor.code(one.undone_by)) for one in self.records],
+            authors=authors,
+            runs=[{**run, "author": redactor.code(str(run["author"]))} for run in self.runs],
+            measurements={redactor.figure(name): course for name, course in self.measurements.items()},
         )
 
     def state(self, record: EditRecord) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..evaluation.kinds import label
@@ -40,12 +40,14 @@ def layers_table(layers: Mapping[str, Mapping[str, Any]], when: str) -> Table:
     )
 
 
-def evaluation_table(found: Mapping[str, Any]) -> Table:
+def evaluation_table(found: Mapping[str, Any], ability: Callable[[str], str] = str) -> Table:
     """An evaluation before and after, with n and 95 % intervals.
 
     Args:
         found: What `evaluate` returns.
+        ability: How the name of a general ability is shown.
     """
+    abilities = found["before"].get("abilities") or {}
     before, after = (flat_figures(found[moment]) for moment in ("before", "after"))
     gaps = found.get("difference", {})
     rows: list[Row] = []
@@ -55,7 +57,9 @@ def evaluation_table(found: Mapping[str, Any]) -> Table:
         gap = gaps.get(name)
         rows.append(
             [
-                label(name).replace(" greedy", ", free answers").replace("/", ": "),
+                (ability(name) if name in abilities else label(name))
+                .replace(" greedy", ", free answers")
+                .replace("/", ": "),
                 Cell(_count(own)),
                 Cell(_text(own), figure_value(own)),
                 Cell(_text(after[name]), figure_value(after[name])),

@@ -207,6 +207,8 @@ def _hub_records(source: str) -> list[Any]:
     except ModuleNotFoundError:
         raise MissingPackageError("datasets is not installed; install peft-prune[evaluation]") from None
     name, _, split = source.removeprefix(HUB).partition(":")
+    if not name.strip():
+        raise InvalidRequestError(f"{source!r}: must have the form {HUB}owner/name or {HUB}owner/name:split")
     try:
         found = datasets.load_dataset(name)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:

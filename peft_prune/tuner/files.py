@@ -85,7 +85,8 @@ def load_factors(
     """Give every layer the rank that the file has for it; PEFT copies the values afterwards.
 
     Raises:
-        AdapterError: The file lacks a factor, has one of the wrong shape, or has factors that no layer takes.
+        AdapterError: The file lacks a factor, has one of the wrong shape or one with NaN or Inf, or has factors that
+            no layer takes.
     """
     restrained = config.restrained or any(name_in_base(key) == MARK for key in state_dict)
     by_name: dict[str, str] = {}
@@ -105,6 +106,8 @@ def load_factors(
                 f"{name_in_base(name)}: the adapter's factors are {tuple(up.shape)} and {tuple(down.shape)}, this base "
                 f"needs ({layer.out_features}, r) and (r, {layer.in_features}); the adapter was made for another base"
             )
+        if not all(bool(torch.isfinite(factor).all()) for factor in (up, down) if not factor.is_meta):
+            raise AdapterError(f"{name_in_base(name)}: the adapter's factors hold NaN or Inf; the file is damaged")
         _prepare(layer, config, adapter_name, LowRankUpdate(B=up, A=down), restrained)
     if by_name:
         raise AdapterError(

@@ -140,5 +140,5 @@ def test_a_report_never_writes_over_what_it_is_made_of(
         assert out.read_bytes() == held
     (tmp_path / "folder").mkdir()
     assert main(["report", str(copy), "--out", str(tmp_path / "folder")]) == 2
-    assert "is a folder; give the name of an HTML file" in capsys.readouterr().err
+    assert "is a folder; give the name of a file" in capsys.readouterr().err
     assert copy.read_bytes() == before == (tmp_path / "other.db").read_bytes()

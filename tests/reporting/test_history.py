@@ -171,7 +171,7 @@ def test_a_redacted_report_names_nobody(history_file: Path) -> None:
     cells = re.sub(r"<[^>]*>", " ", table_text).replace("note sea {}", "")
     for word in {"ten", "son", "legal", "tea", "alert", HOSTILE.subject} | {one for one in answers if one}:
         assert not re.search(rf"(?<!\w){re.escape(word)}(?!\w)", cells.replace("1.5 is allowed", "")), word
-    assert "redacted: subjects, targets and answers are codes" in html
+    assert "redacted: what was named by people is given as codes" in html
 
 
 def test_codes_agree_within_a_report_and_between_reports_of_one_key_alone(history_file: Path) -> None:
