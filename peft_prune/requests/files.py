@@ -59,13 +59,11 @@ class LoadedRequests:
         requests: The requests, in order.
         records: For each of them the number of the record that states it; one record may state several.
         bad: The records that give none.
-        unread: Names of fields that are not read though something should be measured by them.
     """
 
     requests: tuple[EditRequest, ...]
     records: tuple[int, ...]
     bad: tuple[BadRecord, ...] = ()
-    unread: tuple[str, ...] = ()
 
     def without(self, bad: Mapping[int, str]) -> LoadedRequests:
         """The same without the requests at these places, whose records are bad for this reason."""
@@ -120,7 +118,7 @@ def read_requests(path: str | Path, *, limit: int | None = None, on_bad_record: 
     entries = _csv_records(Path(path)) if Path(path).suffix.lower() == ".csv" else _entries(path)
     requests: list[tuple[int, EditRequest]] = []
     bad: list[BadRecord] = []
-    unread: dict[str, None] = {}
+    names: dict[tuple[str, ...], None] = {}
     for index, record in enumerate(entries):
         if isinstance(record, _BadLine):
             bad.append(BadRecord(index, record.reason, record.line))
@@ -128,13 +126,13 @@ def read_requests(path: str | Path, *, limit: int | None = None, on_bad_record: 
         try:
             reading = read_record(record)
             requests += [(index, EditRequest(**own)) for own in reading.requests]
-            unread |= dict.fromkeys(reading.unread)
+            names[reading.names] = None
         except InvalidRequestError as error:
             bad.append(BadRecord(index, str(error)))
     records, stated = [index for index, _ in requests[:limit]], [one for _, one in requests[:limit]]
-    found = LoadedRequests(tuple(stated), tuple(records), tuple(bad), tuple(unread))
+    found = LoadedRequests(tuple(stated), tuple(records), tuple(bad))
     found.require(path, on_bad_record)
-    warn_of_unread(found.unread)
+    warn_of_unread(names)
     return found
 
 

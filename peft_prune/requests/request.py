@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from ..errors import InvalidRequestError
-from .formats import PROMPT_LISTS, read_record
+from .formats import PROMPT_LISTS, read_record, warn_of_unread
 from .question import Question, as_question, require_clean, require_text, shown
 
 
@@ -95,7 +95,7 @@ class EditRequest:
             InvalidRequestError: As :meth:`from_record`.
         """
         reading = read_record(record)
-        reading.warn()
+        warn_of_unread([reading.names])
         return [cls(**own) for own in reading.requests]
 
     @classmethod
@@ -142,8 +142,11 @@ class EditRequest:
             if not isinstance(value, (list, tuple)):
                 raise InvalidRequestError(f"{field}: {shown(value)} must be a list of questions")
             object.__setattr__(self, field, tuple(as_question(field, one) for one in value))
-        if self.case_id is not None and (isinstance(self.case_id, bool) or not isinstance(self.case_id, (int, str))):
-            raise InvalidRequestError(f"case_id: {shown(self.case_id)} must be a whole number or a string")
+        if self.case_id is not None and not isinstance(self.case_id, str):
+            whole = isinstance(self.case_id, int) and not isinstance(self.case_id, bool)
+            # no file could hold a number of more than some thousand digits
+            if not whole or self.case_id.bit_length() > 1000:
+                raise InvalidRequestError(f"case_id: {shown(self.case_id)} must be a whole number or a string")
         if self.relation_id is not None:
             require_text("relation_id", self.relation_id)
         if self.separator is not None and not isinstance(self.separator, str):
