@@ -31,7 +31,8 @@ from transformers import (
 
 from peft_prune.builtin import ability_items, ability_names, held_out_texts, known_facts, training_texts, words
 from peft_prune.evaluation import EXTRACTORS, Proportion, perplexity, score_ability
-from peft_prune.models.generation import answers_with, greedy_answers
+from peft_prune.models.answers import answers_with
+from peft_prune.models.generation import greedy_answers
 
 END = "<|endoftext|>"
 STAGES = (

@@ -32,7 +32,7 @@ _NEEDED = {
 _KNOWN = frozenset((*TEXTS, *(name for names in _NEEDED.values() for name in names), "ground_truth", "answers", *READ))
 
 _MEASURES = re.compile(
-    r"prompt|portab|locality|^loc|r[ae]phras|neighbo|specif|generali|alias|composition|hop|question|quer|answer|truth",
+    r"prompt|portab|locality|^loc|r[ae]phras|neighbo|specif|generali|hop|question|quer|answer|truth",
     re.IGNORECASE,
 )
 """Names of fields by which something is measured."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from ..errors import InvalidRequestError
@@ -97,6 +97,16 @@ class EditRequest:
         reading = read_record(record)
         warn_of_unread([reading.names])
         return [cls(**own) for own in reading.requests]
+
+    def document(self) -> dict[str, Any]:
+        """The request ready for JSON, as :meth:`stored` reads it.
+
+        A separator that is not given is left out, so that what knows no separators has the same document.
+        """
+        found = asdict(self)
+        if self.separator is None:
+            del found["separator"]
+        return found
 
     @classmethod
     def stored(cls, document: Mapping[str, Any]) -> EditRequest:

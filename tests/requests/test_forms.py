@@ -241,6 +241,9 @@ def test_a_request_of_an_earlier_history_is_read_as_it_was_written() -> None:
     }
     request = EditRequest.stored(old)
     assert (request.subject, request.separator, request.portability) == ("a\x1b[31m", None, (Question("p", ("q",)),))
+    plain, told = EditRequest(**FLAT), EditRequest(**FLAT, separator="")
+    assert "separator" not in plain.document() and told.document()["separator"] == ""
+    assert [EditRequest.stored(one.document()) for one in (plain, told)] == [plain, told]
     with pytest.raises(InvalidRequestError, match="target_new: is missing"):
         EditRequest.stored({"prompt": "{} is", "subject": "a"})
     with pytest.raises(InvalidRequestError, match="colour: is no field"):
