@@ -226,11 +226,13 @@ def report_edits(
         skipped: See ``given``.
     """
     places = [(o.id - first, o.reason) for o in outcomes if not o.applied]
-    failed = [{"index": index, "record": given.records[index + skipped], "reason": why} for index, why in places]
+    failed: list[dict[str, Any]] = [{"index": index, "reason": why} for index, why in places]
     if json_output:
         applied = len(outcomes) - len(failed)
         counts = {"requested": len(outcomes), "applied": applied, "failed": failed}
-        print_json({**counts, "bad_records": bad_records(given), "adapter": str(out)})
+        if given.skips:
+            failed[:] = [{**one, "record": given.records[one["index"] + skipped]} for one in failed]
+        print_json({**counts, **bad_records(given), "adapter": str(out)})
         return
     say(f"{len(outcomes) - len(failed)} of {len(outcomes)} edits took; adapter in {out}")
     for failure in failed:

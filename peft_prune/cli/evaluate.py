@@ -55,7 +55,7 @@ def evaluate(
     tasks = load_abilities(abilities or (), items)
     tokenizer = load_tokenizer(model)
     edited = load_adapter(load_model(model, dtype), adapter, strict_base=strict_base)
-    given = fitting(requests, given, edited, tokenizer, on_bad_record, measurable)
+    given = fitting(requests, given, edited, tokenizer, measurable)
     with progress_bar(quiet=json_output) as progress:
         figures: dict[str, Any] = evaluate_model(
             edited,
@@ -71,7 +71,7 @@ def evaluate(
     conditions = layer_conditions(edited)
     figures["layers"] = {name: asdict(condition) for name, condition in conditions.items()}
     figures["restrained"] = edited.peft_config["default"].restrained
-    figures["bad_records"] = bad_records(given)
+    figures |= bad_records(given)
     if json_output:
         print_json(figures)
         return
