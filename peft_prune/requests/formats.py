@@ -99,7 +99,7 @@ def _rewrites(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
             if not isinstance(one, Mapping):
                 raise InvalidRequestError(f"requested_rewrite: must be a JSON object, is {type(one).__name__}")
         return [("" if own is not given else f"requested_rewrite[{i}].", one) for i, one in enumerate(given)]
-    if isinstance(record.get("edit"), Mapping):
+    if isinstance(record.get("edit"), Mapping) and not {"prompt", "src"} & set(record):
         return [("edit.", ripple_fact(record))]
     return [("", record)]
 
@@ -135,7 +135,8 @@ def _needed(record: Mapping[str, Any], field: str) -> tuple[str, Any]:
             return name, record[name]
     close = difflib.get_close_matches(field, [str(name) for name in record if name not in _KNOWN], n=1, cutoff=0.65)
     raise InvalidRequestError(
-        f"{field}: is missing" + (f", and {close[0]} is no field of a request; {field} is" if close else "")
+        f"{field}: is missing"
+        + (f", and {shown(close[0])[1:-1]} is no field of a request; {field} is" if close else "")
     )
 
 

@@ -18,7 +18,15 @@ FLAT = {"prompt": "{} is in", "subject": "Lima", "target_new": "Chile"}
 
 
 def test_fields_of_ones_own_are_left_alone_without_a_word() -> None:
-    own = {"subject_id": "Q1", "target_id": "Q2", "target_true_id": "Q3", "note": "x", "subjects": 3, "promt": "y"}
+    own = {
+        "subject_id": "Q1",
+        "target_id": "Q2",
+        "target_true_id": "Q3",
+        "note": "x",
+        "subjects": 3,
+        "promt": "y",
+        "edit": {"a": 1},
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert EditRequest.from_record({**FLAT, **own}) == EditRequest(**FLAT)
