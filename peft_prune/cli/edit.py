@@ -276,13 +276,14 @@ def report_edits(
     """
     took, held = sum(outcome.took for outcome in outcomes), sum(outcome.applied for outcome in outcomes)
     if json_output:
-        records = () if given is None else given.records[skipped:]
         places = [(o.id - first, o.reason) for o in outcomes if not o.took]
-        failed = [{"index": index, "record": records[index], "reason": reason} for index, reason in places]
+        failed: list[dict[str, Any]] = [{"index": index, "reason": reason} for index, reason in places]
+        if given is not None and given.skips:
+            failed = [{**one, "record": given.records[one["index"] + skipped]} for one in failed]
         fallen = {status: [o.id - first for o in outcomes if o.status == status] for status in (WEAKENED, LOST)}
-        bad = [] if given is None else bad_records(given)
+        bad = {} if given is None else bad_records(given)
         counts = {"requested": len(outcomes), "applied": took, "failed": failed}
-        print_json({**counts, **fallen, "bad_records": bad, "adapter": str(out)})
+        print_json({**counts, **fallen, **bad, "adapter": str(out)})
         return
     now = "" if held == took else f", {held} of them hold now"
     say(f"{took} of {len(outcomes)} edits took{now}; adapter in {out}")

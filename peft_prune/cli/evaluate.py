@@ -10,13 +10,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..evaluation import comparison_table, load_facts, load_texts, signed
+from ..evaluation import comparison_table, load_facts, load_texts, require_answerable, signed
 from ..evaluation import evaluate as evaluate_model
 from ..monitoring import layer_conditions
 from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json, tuner_of
 from .plain import plain
 from .progress import progress_bar
-from .requested import OnBadRecord, bad_records, fitting, measurable, requested
+from .requested import OnBadRecord, bad_records, fitting, requested
 
 
 def evaluate(
@@ -55,7 +55,7 @@ def evaluate(
     tasks = load_abilities(abilities or (), items)
     tokenizer = load_tokenizer(model)
     edited = load_adapter(load_model(model, dtype), adapter, strict_base=strict_base)
-    given = fitting(requests, given, edited, tokenizer, on_bad_record, measurable)
+    given = fitting(requests, given, edited, tokenizer, require_answerable)
     with progress_bar(quiet=json_output) as progress:
         figures: dict[str, Any] = evaluate_model(
             edited,
@@ -71,7 +71,7 @@ def evaluate(
     conditions = layer_conditions(edited)
     figures["layers"] = {name: asdict(condition) for name, condition in conditions.items()}
     figures["restrained"] = tuner_of(edited).peft_config["default"].restrained
-    figures["bad_records"] = bad_records(given)
+    figures |= bad_records(given)
     if json_output:
         print_json(figures)
         return

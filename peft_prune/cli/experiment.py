@@ -137,7 +137,7 @@ def experiment(
     texts = load_texts(text) if text is not None else held_out_texts() if builtin else []
     material = Material(known, texts, _abilities(abilities, builtin, items), fluency)
     tokenizer, base = load_tokenizer(model), load_model(model, dtype)
-    records = fitting(requests, given, base, tokenizer, on_bad_record, measurable).requests
+    records = fitting(requests, given, base, tokenizer, measurable).requests
     plan.order(len(records), 0)
     moments = _moments(plan, base, tokenizer, records, stats, stats_text, out, not json_output)
     work = Experiment(plan, base, tokenizer, records, out, statistics=moments, material=material)

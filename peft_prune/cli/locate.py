@@ -38,7 +38,7 @@ def locate(
         require_picture(plot)
     given = requested(requests, limit, on_bad_record)
     tokenizer, base = load_tokenizer(model), load_model(model, dtype)
-    facts = fitting(requests, given, base, tokenizer, on_bad_record, _require_traceable).requests
+    facts = fitting(requests, given, base, tokenizer, _require_traceable).requests
     found = trace(base, tokenizer, facts, progress=not json_output)
     if plot is not None:
         plot_location(found, plot)

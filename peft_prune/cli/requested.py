@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,9 +36,7 @@ def requested(path: Path | str, limit: int | None, on_bad_record: str) -> Loaded
     return found
 
 
-def fitting(
-    path: Path | str, found: LoadedRequests, model: Any, tokenizer: Any, on_bad_record: str, check: Check
-) -> LoadedRequests:
+def fitting(path: Path | str, found: LoadedRequests, model: Any, tokenizer: Any, check: Check) -> LoadedRequests:
     """Those of the requests that a model can take; the others are listed, or are an error.
 
     Raises:
@@ -52,7 +50,7 @@ def fitting(
             bad[index] = str(error)
     left = found.without(bad)
     if bad:
-        left.require(path, on_bad_record)
+        left.require(path)
         _list(path, [f"record {found.records[index]}: {reason}" for index, reason in bad.items()])
     return left
 
@@ -63,9 +61,9 @@ def measurable(model: Any, tokenizer: Any, request: EditRequest) -> None:
     require_answerable(model, tokenizer, request)
 
 
-def bad_records(found: LoadedRequests) -> list[Mapping[str, Any]]:
-    """The records that were left out, ready for JSON."""
-    return [{"record": one.record, "reason": one.reason} for one in found.bad]
+def bad_records(found: LoadedRequests) -> dict[str, Any]:
+    """The records that were left out, ready for JSON; nothing where none may be."""
+    return {"bad_records": [{"record": one.record, "reason": one.reason} for one in found.bad]} if found.skips else {}
 
 
 def _list(path: Path | str, lines: list[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ class Experiment:
         return self.plan.facts() | {
             "base": base_fingerprint(self._model),
             "requests": len(self._requests),
-            "requests_digest": digest([asdict(request) for request in self._requests]),
+            "requests_digest": digest([request.document() for request in self._requests]),
             "material": self._material.counts(),
             "material_digest": self._material.digest(),
             "moments": moments,

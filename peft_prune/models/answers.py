@@ -45,16 +45,18 @@ _KOREAN_ENDINGS = (
     *"은 는 이 가 을 를 의 에 에서 에게 한테 께 께서 로 으로 로서 으로서 로써 으로써 와 과 도 만".split(),
     *"까지 부터 보다 처럼 나 이나 랑 이랑 하고 마다 조차 마저 밖에 뿐 며 이며 고 이고 이자".split(),
     *"라 이라 란 이란 라고 이라고 라는 이라는 인데 다 이다 입니다 예요 이에요 이요 죠 이죠 지만 이지만".split(),
+    *"시 특별시 광역시".split(),
     *"였다 이었다 였습니다 이었습니다 였던 이었던 였고 이었고 였으며 이었으며 임 므로 이므로 이니".split(),
 )
-"""Particles, and the forms of the copula, which Korean writes to the word before them."""
+"""Particles, forms of the copula, and the word for a city, which Korean writes to the word before them."""
 
+# "한국인" is a person of "한국"
+_KOREAN_BEGUN = {one[:n] for one in _KOREAN_ENDINGS for n in range(1, len(one) + 1)} - {"인"}
 _KOREAN_ENDED = re.compile(f"(?:{'|'.join(_KOREAN_ENDINGS)})+")
-_KOREAN_CUT = re.compile(
-    f"(?:{'|'.join(_KOREAN_ENDINGS)})*"
-    f"(?:{'|'.join(sorted({one[:n] for one in _KOREAN_ENDINGS for n in range(1, len(one) + 1)}))})"
-)
+_KOREAN_CUT = re.compile(f"(?:{'|'.join(_KOREAN_ENDINGS)})*(?:{'|'.join(sorted(_KOREAN_BEGUN))})")
 _HANGUL = re.compile("[가-힣]+")
+_LONGEST_ENDING = 12
+"""Syllables; no endings that follow each other are longer, and to look for them would take ever longer."""
 
 
 def normalized(text: str) -> str:
@@ -71,9 +73,9 @@ def answers_with(answer: str, target: str) -> bool:
       ("amazon.com").
     * A number goes on through its separators, its percent sign and its order: "3" is not in "3.141", "3:45", "1990-95",
       "10 %" or "3 million"; it is in "3. It" and "3 km".
-    * An ending is part of the word that it is put to: after an apostrophe or a hyphen in small letters behind a name
-      ("Rome's", "Roma'da", "NATO-ban", "New York-based"), and in Korean the particles and the copula ("서울입니다"). A
-      capital letter there begins a longer name: "Guinea" is not in "Guinea-Bissau".
+    * An ending is part of the word that it is put to: after an apostrophe or, behind a name, a hyphen in small letters
+      ("Rome's", "Roma'da", "NATO-ban", "New York-based"), and in Korean particles, the copula and the word for a city
+      ("서울입니다"). A capital letter there begins a longer name: "Guinea" is not in "Guinea-Bissau".
     * In scripts without spaces a word's end cannot be seen, and the beginning counts ("北京" is in "北京市"), but where
       it can: katakana behind katakana, a numeral behind a numeral, a mark upon the last letter.
     """
@@ -146,7 +148,7 @@ def _next_group(given: str, rest: str) -> bool:
 
 def _is_korean_ending(rest: str) -> bool:
     run = _HANGUL.match(rest)
-    if run is None:
+    if run is None or len(run[0]) > _LONGEST_ENDING:
         return False
     ended = _KOREAN_CUT if run[0] == rest else _KOREAN_ENDED
     return ended.fullmatch(run[0]) is not None

@@ -36,7 +36,7 @@ _CONTINUES = re.compile(
     )""",
     re.VERBOSE | re.DOTALL,
 )
-_BEHIND_DIGIT = re.compile(r"[.,:/–‑-]\d")
+_BEHIND_DIGIT = re.compile(r"[.,:/–‑'’-]\d")
 _PRICE = re.compile(r"\d\s*$")
 _WORD = re.compile(r"[^\W\d_]+")
 

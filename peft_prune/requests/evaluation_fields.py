@@ -164,7 +164,10 @@ def _tests(record: Mapping[str, Any], kinds: tuple[str, ...]) -> Iterator[Questi
             place = f"{kind}[{index}]"
             if not isinstance(test, Mapping):
                 raise InvalidRequestError(f"{place}: {shown(test)} must be an object with test_queries")
-            for query in test.get("test_queries", [test]):
+            queries = test.get("test_queries", [test])
+            if not isinstance(queries, (list, tuple)):
+                raise InvalidRequestError(f"{place}.test_queries: {shown(queries)} must be a list")
+            for query in queries:
                 if not isinstance(query, Mapping) or "prompt" not in query:
                     raise InvalidRequestError(f"{place}: {shown(query)} must be an object with prompt and answers")
                 answers = _answer_values(query.get("answers", query.get("ground_truth")))

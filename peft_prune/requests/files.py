@@ -59,13 +59,13 @@ class LoadedRequests:
         requests: The requests, in order.
         records: For each of them the number of the record that states it; one record may state several.
         bad: The records that give none.
-        unread: Names of fields that are not read though something should be measured by them.
+        skips: Whether bad records are left out.
     """
 
     requests: tuple[EditRequest, ...]
     records: tuple[int, ...]
     bad: tuple[BadRecord, ...] = ()
-    unread: tuple[str, ...] = ()
+    skips: bool = False
 
     def without(self, bad: Mapping[int, str]) -> LoadedRequests:
         """The same without the requests at these places, whose records are bad for this reason."""
@@ -78,9 +78,9 @@ class LoadedRequests:
             bad=tuple(sorted((*self.bad, *more), key=lambda one: one.record)),
         )
 
-    def require(self, path: str | Path, on_bad_record: str = FAIL) -> None:
+    def require(self, path: str | Path) -> None:
         """Raise InvalidRequestError where a record is bad and none may be, or where no request is left."""
-        if self.bad and (on_bad_record == FAIL or not self.requests):
+        if self.bad and (not self.skips or not self.requests):
             count = len(self.bad) - 1
             more = f" ({count} more {'record is' if count == 1 else 'records are'} bad)" if count else ""
             raise InvalidRequestError(f"{path}: {self.bad[0]}{more}")
@@ -120,7 +120,7 @@ def read_requests(path: str | Path, *, limit: int | None = None, on_bad_record: 
     entries = _csv_records(Path(path)) if Path(path).suffix.lower() == ".csv" else _entries(path)
     requests: list[tuple[int, EditRequest]] = []
     bad: list[BadRecord] = []
-    unread: dict[str, None] = {}
+    names: dict[tuple[str, ...], None] = {}
     for index, record in enumerate(entries):
         if isinstance(record, _BadLine):
             bad.append(BadRecord(index, record.reason, record.line))
@@ -128,13 +128,13 @@ def read_requests(path: str | Path, *, limit: int | None = None, on_bad_record: 
         try:
             reading = read_record(record)
             requests += [(index, EditRequest(**own)) for own in reading.requests]
-            unread |= dict.fromkeys(reading.unread)
+            names[reading.names] = None
         except InvalidRequestError as error:
             bad.append(BadRecord(index, str(error)))
     records, stated = [index for index, _ in requests[:limit]], [one for _, one in requests[:limit]]
-    found = LoadedRequests(tuple(stated), tuple(records), tuple(bad), tuple(unread))
-    found.require(path, on_bad_record)
-    warn_of_unread(found.unread)
+    found = LoadedRequests(tuple(stated), tuple(records), tuple(bad), on_bad_record == SKIP)
+    found.require(path)
+    warn_of_unread(names)
     return found
 
 

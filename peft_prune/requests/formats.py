@@ -32,7 +32,7 @@ _NEEDED = {
 _KNOWN = frozenset((*TEXTS, *(name for names in _NEEDED.values() for name in names), "ground_truth", "answers", *READ))
 
 _MEASURES = re.compile(
-    r"prompt|portab|locality|^loc|r[ae]phras|neighbo|specif|generali|alias|composition|hop|question|quer|answer|truth",
+    r"prompt|portab|locality|^loc|r[ae]phras|neighbo|specif|generali|hop|question|quer|answer|truth",
     re.IGNORECASE,
 )
 """Names of fields by which something is measured."""
@@ -47,20 +47,16 @@ class Reading:
 
     Args:
         requests: The fields of each request that it states.
-        unread: Names of fields that are not read though something should be measured by them, or that are misspelt.
+        names: Of all its fields, in order.
     """
 
     requests: tuple[dict[str, Any], ...]
-    unread: tuple[str, ...]
-
-    def warn(self) -> None:
-        """Name what is not read."""
-        warn_of_unread(self.unread)
+    names: tuple[str, ...]
 
 
-def warn_of_unread(names: Iterable[str]) -> None:
-    """One warning that names these fields, if there are any."""
-    found = list(dict.fromkeys(names))
+def warn_of_unread(records: Iterable[Sequence[str]]) -> None:
+    """One warning that names what is not read of these records' fields, if it seems to be meant to be."""
+    found = list(dict.fromkeys(name for names in records for name in _unread(names)))
     if found:
         warnings.warn(f"records: these fields are not read, so nothing is measured by them: {', '.join(found)}")
 
@@ -89,8 +85,7 @@ def read_record(record: Mapping[str, Any]) -> Reading:
         if rewrite is not record and isinstance(rewrite.get("question"), str):
             request["paraphrase_prompts"] += (rewrite["question"],)
     inner = [name for _, rewrite in rewrites if rewrite is not record for name in rewrite if name != "question"]
-    names = dict.fromkeys(map(str, (*record, *inner)))
-    return Reading(tuple(requests), tuple(_unread(list(names))))
+    return Reading(tuple(requests), tuple(dict.fromkeys(map(str, (*record, *inner)))))
 
 
 def _rewrites(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -104,7 +99,7 @@ def _rewrites(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
             if not isinstance(one, Mapping):
                 raise InvalidRequestError(f"requested_rewrite: must be a JSON object, is {type(one).__name__}")
         return [("" if own is not given else f"requested_rewrite[{i}].", one) for i, one in enumerate(given)]
-    if isinstance(record.get("edit"), Mapping):
+    if isinstance(record.get("edit"), Mapping) and not {"prompt", "src"} & set(record):
         return [("edit.", ripple_fact(record))]
     return [("", record)]
 
@@ -140,7 +135,8 @@ def _needed(record: Mapping[str, Any], field: str) -> tuple[str, Any]:
             return name, record[name]
     close = difflib.get_close_matches(field, [str(name) for name in record if name not in _KNOWN], n=1, cutoff=0.65)
     raise InvalidRequestError(
-        f"{field}: is missing" + (f", and {close[0]} is no field of a request; {field} is" if close else "")
+        f"{field}: is missing"
+        + (f", and {shown(close[0])[1:-1]} is no field of a request; {field} is" if close else "")
     )
 
 
@@ -172,6 +168,7 @@ def _is_same(new: Any, true: Any) -> bool:
 
 
 def _unread(names: Sequence[str]) -> list[str]:
+    """Names by which something should be measured, and those that are nearly the name of a field that is missing."""
     found = []
     for name in names:
         if name in _KNOWN or name in _LEFT_ALONE or name.endswith("_id") or name == "requested_rewrite":

@@ -42,11 +42,11 @@ def require_sound(record: Mapping[str, Any]) -> None:
     while waiting:
         field, value, depth = waiting.pop()
         if depth > DEEPEST:
-            raise InvalidRequestError(f"{field}: is nested deeper than {DEEPEST} levels")
+            raise InvalidRequestError(f"{shown(field)[1:-1]}: is nested deeper than {DEEPEST} levels")
         if isinstance(value, Repeated):
             raise InvalidRequestError(f"{shown(value.names[0])[1:-1]}: is there twice")
         if isinstance(value, Mapping):
-            waiting += [(field or shown(str(name))[1:-1], one, depth + 1) for name, one in value.items()]
+            waiting += [(field or str(name), one, depth + 1) for name, one in value.items()]
         elif isinstance(value, (list, tuple)):
             waiting += [(field, one, depth + 1) for one in value]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from ..errors import InvalidRequestError
-from .formats import PROMPT_LISTS, read_record
+from .formats import PROMPT_LISTS, read_record, warn_of_unread
 from .question import Question, as_question, require_clean, require_text, shown
 
 
@@ -95,8 +95,18 @@ class EditRequest:
             InvalidRequestError: As :meth:`from_record`.
         """
         reading = read_record(record)
-        reading.warn()
+        warn_of_unread([reading.names])
         return [cls(**own) for own in reading.requests]
+
+    def document(self) -> dict[str, Any]:
+        """The request ready for JSON, as :meth:`stored` reads it.
+
+        A separator that is not given is left out, so that what knows no separators has the same document.
+        """
+        found = asdict(self)
+        if self.separator is None:
+            del found["separator"]
+        return found
 
     @classmethod
     def stored(cls, document: Mapping[str, Any]) -> EditRequest:
@@ -142,8 +152,11 @@ class EditRequest:
             if not isinstance(value, (list, tuple)):
                 raise InvalidRequestError(f"{field}: {shown(value)} must be a list of questions")
             object.__setattr__(self, field, tuple(as_question(field, one) for one in value))
-        if self.case_id is not None and (isinstance(self.case_id, bool) or not isinstance(self.case_id, (int, str))):
-            raise InvalidRequestError(f"case_id: {shown(self.case_id)} must be a whole number or a string")
+        if self.case_id is not None and not isinstance(self.case_id, str):
+            whole = isinstance(self.case_id, int) and not isinstance(self.case_id, bool)
+            # no file could hold a number of more than some thousand digits
+            if not whole or self.case_id.bit_length() > 1000:
+                raise InvalidRequestError(f"case_id: {shown(self.case_id)} must be a whole number or a string")
         if self.relation_id is not None:
             require_text("relation_id", self.relation_id)
         if self.separator is not None and not isinstance(self.separator, str):

@@ -71,4 +71,4 @@ def _queries(record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         tests = record.get(kind)
         for test in tests if isinstance(tests, list) else ():
             queries = test.get("test_queries") if isinstance(test, Mapping) else None
-            yield from (one for one in queries or () if isinstance(one, Mapping))
+            yield from (one for one in (queries if isinstance(queries, list) else ()) if isinstance(one, Mapping))

@@ -467,7 +467,7 @@ class History:
             self._execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
 
     def _insert_edit(self, edit: EditRecord, raw: str | None) -> None:
-        request = json.dumps(asdict(edit.request)) if edit.request is not None else raw
+        request = json.dumps(edit.request.document()) if edit.request is not None else raw
         row = (
             edit.id,
             edit.batch,

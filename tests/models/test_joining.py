@@ -49,6 +49,7 @@ NOTHING_STANDS_BETWEEN = [
     ("He left", "."),
     ("Amazon", ".com"),
     ("3", ".14"),
+    ("He is 5", "'11"),
     ("Rome", "'s"),
     ("Rome", "’s"),
     ("a firm that is New York", "-based"),

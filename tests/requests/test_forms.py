@@ -18,7 +18,15 @@ FLAT = {"prompt": "{} is in", "subject": "Lima", "target_new": "Chile"}
 
 
 def test_fields_of_ones_own_are_left_alone_without_a_word() -> None:
-    own = {"subject_id": "Q1", "target_id": "Q2", "target_true_id": "Q3", "note": "x", "subjects": 3, "promt": "y"}
+    own = {
+        "subject_id": "Q1",
+        "target_id": "Q2",
+        "target_true_id": "Q3",
+        "note": "x",
+        "subjects": 3,
+        "promt": "y",
+        "edit": {"a": 1},
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert EditRequest.from_record({**FLAT, **own}) == EditRequest(**FLAT)
@@ -241,6 +249,9 @@ def test_a_request_of_an_earlier_history_is_read_as_it_was_written() -> None:
     }
     request = EditRequest.stored(old)
     assert (request.subject, request.separator, request.portability) == ("a\x1b[31m", None, (Question("p", ("q",)),))
+    plain, told = EditRequest(**FLAT), EditRequest(**FLAT, separator="")
+    assert "separator" not in plain.document() and told.document()["separator"] == ""
+    assert [EditRequest.stored(one.document()) for one in (plain, told)] == [plain, told]
     with pytest.raises(InvalidRequestError, match="target_new: is missing"):
         EditRequest.stored({"prompt": "{} is", "subject": "a"})
     with pytest.raises(InvalidRequestError, match="colour: is no field"):
