@@ -62,6 +62,9 @@ def edit(
     set_: Annotated[
         Optional[list[str]], typer.Option("--set", help="A hyperparameter of the editor as name=value; repeatable.")
     ] = None,
+    second_try: Annotated[
+        bool, typer.Option(help="Try an edit that did not take once more with a stronger setting.")
+    ] = True,
     max_growth: MaxGrowth = None,
     watch_facts: WatchFacts = None,
     watch_text: WatchText = None,
@@ -89,6 +92,8 @@ def edit(
         base_model_name_or_path=model,
     )
     settings = hyperparameters(layers, set_ or [])
+    if not second_try:
+        settings["second_try"] = False  # kept with the editor, so that resuming tries once as well
     get_editor(editor, **settings)  # what is wrong with them shows before a model is loaded
     source = _Statistics(stats, stats_text)
     tokenizer = load_tokenizer(model)

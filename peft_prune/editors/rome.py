@@ -19,6 +19,7 @@ from .contexts import generate_contexts
 from .hyperparameters import ValueHyperparameters
 from .keys import adds_to_residual, compute_keys
 from .second_moment import SecondMoments, regularized_cholesky
+from .validation import check_zero_or_above
 from .values import optimize_values
 
 
@@ -44,19 +45,20 @@ class ROMEHyperparameters(ValueHyperparameters):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_zero_or_above(self, "mom2_shrinkage")
         if self.layers is not None and len(self.layers) != 1:
             raise ValueError(f"layers: {list(self.layers)} must be one layer, ROME edits one")
 
 
-PUBLISHED: dict[str, Any] = {"stop": "loss"}
-"""What makes the defaults the published method: `get_editor("rome", **PUBLISHED)`."""
+PUBLISHED: dict[str, Any] = {"stop": "loss", "second_try": False}
+"""What makes the defaults the published method: `get_editor("rome", published=True)`."""
 
 SMALL_WIDTH = 1024
 """Hidden size below which the published values, found for widths from 1,024 to 4,096, give way to `SMALL`."""
 
 SMALL: dict[str, Any] = {
     "v_lr": 0.15,
-    "v_num_grad_steps": 80,
+    "v_num_grad_steps": 81,  # 80 updates
     "clamp_norm_factor": 6.0,
     "stop_probability": 0.95,
     "average_key": False,
@@ -75,6 +77,7 @@ class ROME(Editor):
     year: ClassVar[int] = 2022
     url: ClassVar[str] = "https://arxiv.org/abs/2202.05262"
     hyperparameters_class: ClassVar[type] = ROMEHyperparameters
+    published_rules: ClassVar[Mapping[str, Any]] = PUBLISHED
 
     hyperparameters: ROMEHyperparameters
 

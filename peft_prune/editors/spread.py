@@ -30,7 +30,7 @@ SMALL_WIDTH = 1024
 
 SMALL_VALUES: dict[str, Any] = {
     "v_lr": 0.15,
-    "v_num_grad_steps": 80,
+    "v_num_grad_steps": 81,  # 80 updates
     "clamp_norm_factor": 6.0,
     "stop_probability": 0.95,
 }
@@ -39,9 +39,11 @@ SMALL_VALUES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class SpreadHyperparameters(ValueHyperparameters):
-    """Args:
-    clamp_norm_factor: Limit of the change of the value, as a multiple of the norm of the block's output.
-    context_lengths: Pairs of tokens and count of the sampled prefixes.
+    """What differs from ROME's.
+
+    Args:
+        clamp_norm_factor: Limit of the change of the value, as a multiple of the norm of the block's output.
+        context_lengths: Pairs of tokens and count of the sampled prefixes, as in the published code.
     """
 
     clamp_norm_factor: float = 0.75

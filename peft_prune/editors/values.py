@@ -31,7 +31,7 @@ class ValueSettings:
 
     Args:
         learning_rate: Of Adam [v_lr].
-        steps: Most gradient steps [v_num_grad_steps].
+        steps: Most updates [v_num_grad_steps - 1: the published loop leaves before its last one].
         weight_decay: Weight of ‖δ‖ / ‖v‖² in the loss [v_weight_decay].
         clamp_factor: Limit of ‖δ‖ / ‖v‖ [clamp_norm_factor].
         kl_factor: Weight of the KL divergence at "{subject} is a" [kl_factor].

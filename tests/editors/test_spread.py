@@ -26,7 +26,7 @@ VALUES = {
 }  # fmt: skip
 KINDS = {
     "memit": {"mom2_update_weight": 5.0, "mom2_shrinkage": 1e-3},
-    "emmet": {"mom2_shrinkage": 1e-3, "ridge": 1e-3},
+    "emmet": {"mom2_update_weight": 3.0, "mom2_shrinkage": 1e-3, "ridge": 0.1},
     "alphaedit": {"nullspace_energy": 0.3},
 }
 
@@ -54,7 +54,7 @@ def dense_rows(editor: Editor, moment: torch.Tensor, keys: torch.Tensor, earlier
     if editor.name == "memit":
         matrix = own.mom2_update_weight * moment + keys @ keys.T + earlier @ earlier.T
         return torch.linalg.solve(matrix, keys).T
-    inverse = torch.linalg.inv(moment)
+    inverse = torch.linalg.inv(own.mom2_update_weight * moment)
     inner = keys.T @ inverse @ keys + own.ridge * torch.eye(keys.shape[1], dtype=torch.float64)
     return torch.linalg.solve(inner, keys.T @ inverse)
 
