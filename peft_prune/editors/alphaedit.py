@@ -59,6 +59,7 @@ class AlphaEdit(SpreadEditor):
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2410.02355"
     hyperparameters_class: ClassVar[type] = AlphaEditHyperparameters
+    system_fields: ClassVar[tuple[str, ...]] = ("nullspace_threshold", "L2", "nullspace_energy", "relative_L2")
     published_rules: ClassVar[Mapping[str, Any]] = PUBLISHED
 
     hyperparameters: AlphaEditHyperparameters

@@ -87,10 +87,15 @@ class Prepared:
     layers: tuple[int, ...]
     contexts: tuple[str, ...] = ("",)
     statistics: SecondMoments | None = None
-    _made: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What ``make`` gives, made at the first call and kept: factors of matrices that do not change."""
+    def once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, made at the first call and kept: factors of matrices that do not change.
+
+        Args:
+            key: Names all that the result depends on beside this object: the editor, its hyperparameters that enter,
+                the module. Editors that share this object then never get each other's.
+        """
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
@@ -183,6 +188,12 @@ class Editor(ABC):
             prepared: What `prepare` gave for the unedited model.
             earlier: `Edit.keys` of all edits that stand, one under the other, for editors that keep a history.
         """
+
+    def require_prepared(self, model: Any, prepared: Prepared) -> None:
+        """Raise ValueError where ``prepared`` was made for other layers than this editor changes."""
+        own = self.layers(model)
+        if not set(prepared.layers) <= set(own) or prepared.layers[-1:] != own[-1:]:
+            raise ValueError(f"prepared: is for layers {list(prepared.layers)}, this {self.name} changes {list(own)}")
 
     def stronger(self) -> Editor | None:
         """The editor with settings that push harder, for an edit that did not take.

@@ -56,6 +56,7 @@ class EMMET(SpreadEditor):
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2403.14236"
     hyperparameters_class: ClassVar[type] = EMMETHyperparameters
+    system_fields: ClassVar[tuple[str, ...]] = ("mom2_update_weight", "mom2_shrinkage")
     published_rules: ClassVar[Mapping[str, Any]] = PUBLISHED
 
     hyperparameters: EMMETHyperparameters

@@ -55,6 +55,7 @@ class MEMIT(SpreadEditor):
     year: ClassVar[int] = 2022
     url: ClassVar[str] = "https://arxiv.org/abs/2210.07229"
     hyperparameters_class: ClassVar[type] = MEMITHyperparameters
+    system_fields: ClassVar[tuple[str, ...]] = ("mom2_update_weight", "mom2_shrinkage")
     published_rules: ClassVar[Mapping[str, Any]] = PUBLISHED
 
     hyperparameters: MEMITHyperparameters

@@ -104,12 +104,8 @@ class MEND(Editor):
             ValueError: No network was named.
             AdapterError: Its file is damaged, or was trained for another base or other layers.
         """
-        if self.hyperparameters.weights is None:
-            raise ValueError("weights: MEND edits with a trained network; train one with MEND.train and name its file")
-        network = self._network(model)
-        load_network(Path(self.hyperparameters.weights), network, None, base_fingerprint(unwrapped(model)))
         prepared = Prepared(self.layers(model))
-        prepared.once("network", lambda: network.eval().requires_grad_(False))
+        self._trained(model, prepared)
         return prepared
 
     def compute(
@@ -125,7 +121,8 @@ class MEND(Editor):
         Raises:
             EditFailedError: An update is not finite.
         """
-        network: Network = prepared.once("network", lambda: None)
+        self.require_prepared(model, prepared)
+        network = self._trained(model, prepared)
         batch = TargetBatch.build(model, tokenizer, [r.text for r in requests], [r.target_new for r in requests])
         with frozen(model):
             pairs, before = gradients(model, batch, self.modules(model))
@@ -200,6 +197,20 @@ class MEND(Editor):
                 if (step + 1) % save_every == 0 or step + 1 == steps:
                     save_network(path, network, optimizer, step + 1, base)
         return losses
+
+    def _trained(self, model: Any, prepared: Prepared) -> Network:
+        """The network of the file ``weights``, read once."""
+        weights = self.hyperparameters.weights
+        if weights is None:
+            raise ValueError("weights: MEND edits with a trained network; train one with MEND.train and name its file")
+
+        def read() -> Network:
+            network = self._network(model)
+            load_network(Path(weights), network, None, base_fingerprint(unwrapped(model)))
+            return network.eval().requires_grad_(False)
+
+        found: Network = prepared.once(("mend", weights, self.hyperparameters.rank), read)
+        return found
 
     def _network(self, model: Any) -> Network:
         modules = [unwrapped(model).get_submodule(name) for name in self.modules(model)]

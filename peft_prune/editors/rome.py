@@ -97,11 +97,8 @@ class ROME(Editor):
         )
         layers = self.layers(model)
         name, _ = mlp_output_module(model, layers[0])
-        if self.hyperparameters.mom2_adjustment and (statistics is None or name not in statistics.moments):
-            raise ValueError(
-                f"statistics: ROME needs the second moment of {name}; collect it over ordinary text, or set "
-                "mom2_adjustment=False"
-            )
+        if self.hyperparameters.mom2_adjustment:
+            self._moment(statistics, name)
         return Prepared(layers, contexts, statistics)
 
     def compute(
@@ -117,16 +114,17 @@ class ROME(Editor):
         Raises:
             EditFailedError: An update is not finite.
         """
+        self.require_prepared(model, prepared)
         layer = prepared.layers[0]
         name, _ = mlp_output_module(model, layer)
-        site = prepared.once("site", lambda: "residual" if adds_to_residual(model, layer) else "mlp")
+        site = prepared.once(("site", layer), lambda: "residual" if adds_to_residual(model, layer) else "mlp")
         settings = self.hyperparameters.value_settings(site)
         values = optimize_values(model, tokenizer, requests, prepared.contexts, layer, settings)
         keys = compute_keys(model, tokenizer, requests, prepared.contexts, layer)
         columns, rows = [], []
         for request, key, value in zip(requests, keys, values, strict=True):
             direction = key.mean if self.hyperparameters.average_key else key.bare
-            if self.hyperparameters.mom2_adjustment and prepared.statistics is not None:
+            if self.hyperparameters.mom2_adjustment:
                 factor = self._factor(prepared, name).to(direction.device)
                 direction = torch.cholesky_solve(direction.double()[:, None], factor)[:, 0].float()
             direction = direction / direction.norm()
@@ -145,8 +143,15 @@ class ROME(Editor):
             owners={name: tuple(range(len(requests)))},
         )
 
+    def _moment(self, statistics: SecondMoments | None, name: str) -> Tensor:
+        if statistics is None or name not in statistics.moments:
+            raise ValueError(
+                f"statistics: ROME needs the second moment of {name}; collect it over ordinary text, or set "
+                "mom2_adjustment=False"
+            )
+        return statistics.moments[name]
+
     def _factor(self, prepared: Prepared, name: str) -> Tensor:
         """Cholesky factor of C, made at the first edit."""
-        assert prepared.statistics is not None
-        moment, shrinkage = prepared.statistics.moments[name], self.hyperparameters.mom2_shrinkage
-        return prepared.once(("factor", name), lambda: regularized_cholesky(moment, shrinkage))
+        moment, shrinkage = self._moment(prepared.statistics, name), self.hyperparameters.mom2_shrinkage
+        return prepared.once(("cholesky", name, shrinkage), lambda: regularized_cholesky(moment, shrinkage))
