@@ -141,11 +141,11 @@ def _descend(
         before_step = delta.detach().clone()
         optimizer.step()
         with torch.no_grad():
-            # Adam's momentum would move requests that have converged
-            delta[~active] = before_step[~active]
             limit = settings.clamp_factor * norms
             size = delta.norm(dim=1)
             delta.mul_((limit / size.clamp(min=1e-12)).clamp(max=1.0)[:, None])
+            # Adam's momentum, and rounding at the limit, would move requests that have converged
+            delta[~active] = before_step[~active]
     return [
         OptimizedValue(delta[i].detach(), output[i], float(before[i]), last[i][1], last[i][0], last[i][2])
         for i in range(count)
