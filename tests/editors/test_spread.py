@@ -161,3 +161,15 @@ def test_an_editor_takes_its_hyperparameters_by_name() -> None:
         MEMIT(speed=1)
     with pytest.raises(ValueError, match="v_lr: 'fast' must be a number"):
         MEMIT(v_lr="fast")
+
+
+def test_a_ridge_is_for_batches_and_a_single_key_gets_none() -> None:
+    """emmet_main.py of the authors adds it where there is more than one key."""
+    rows = {}
+    for ridge in (0.0, 50.0):
+        model, tokenizer, editor, prepared = ready("gpt2", "emmet", layers=(1,), ridge=ridge, v_num_grad_steps=2)
+        for count in (1, 2):
+            (update,) = editor.compute(model, tokenizer, REQUESTS[:count], prepared).updates.values()
+            rows[ridge, count] = update.A
+    assert torch.equal(rows[0.0, 1], rows[50.0, 1])
+    assert float(rows[50.0, 2].norm()) < 0.9 * float(rows[0.0, 2].norm())
