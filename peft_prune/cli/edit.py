@@ -82,6 +82,9 @@ def edit(
     set_: Annotated[
         Optional[list[str]], typer.Option("--set", help="A hyperparameter of the editor as name=value; repeatable.")
     ] = None,
+    second_try: Annotated[
+        bool, typer.Option(help="Try an edit that did not take once more with a stronger setting.")
+    ] = True,
     max_growth: MaxGrowth = None,
     max_norm: MaxNorm = None,
     max_output_change: MaxOutputChange = None,
@@ -120,6 +123,8 @@ def edit(
         base_model_name_or_path=model,
     )
     settings = hyperparameters(layers, set_ or [])
+    if not second_try:
+        settings["second_try"] = False  # kept with the editor, so that resuming tries once as well
     get_editor(editor, **settings)  # what is wrong with them shows before a model is loaded
     source = _Statistics(stats, stats_text)
     limits = {"max_output_change": max_output_change, "max_output_perturbation": max_output_perturbation}

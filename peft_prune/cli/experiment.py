@@ -20,7 +20,7 @@ from ..builtin import (
     known_facts,
     plain_texts,
 )
-from ..editors import SecondMoments, collect_second_moments, get_editor
+from ..editors import SecondMoments, collect_second_moments
 from ..evaluation import (
     Ability,
     AbilityItem,
@@ -96,6 +96,13 @@ def experiment(
     set_: Annotated[
         Optional[list[str]], typer.Option("--set", help="A hyperparameter of the editor as name=value; repeatable.")
     ] = None,
+    published: Annotated[
+        bool,
+        typer.Option(
+            "--published",
+            help="Edit as in the paper: the values, the stopping rule and the one try of the authors' code.",
+        ),
+    ] = False,
     stats_text: Annotated[Optional[Path], typer.Option(help="Texts for the second moment.")] = None,
     stats: Annotated[Optional[Path], typer.Option(help="A second moment saved earlier.")] = None,
     against: Annotated[
@@ -128,8 +135,9 @@ def experiment(
         seeds=seeds,
         batch_size=batch_size,
         fluency_tokens=fluency,
+        published=published,
     )
-    get_editor(editor, **plan.hyperparameters)  # what is wrong with them shows before a model is loaded
+    plan.get_editor()  # what is wrong with them shows before a model is loaded
     given = _requests(requests, builtin, on_bad_record)
     records = given.requests
     plan.order(len(records), 0)  # too few requests show before anything is loaded
@@ -277,7 +285,7 @@ def _moments(
     if stats_text is None and plan.model != BUILTIN:
         return None
     texts = load_texts(stats_text) if stats_text is not None else plain_texts(1000)
-    editor = get_editor(plan.editor, model=base, **plan.hyperparameters)
+    editor = plan.get_editor(base)
     texts = without_subjects(texts, requests)
     # kept under what they were taken over, so that other texts do not find them
     kept = out / f"second_moments-{digest([texts, editor.modules(base)])}.safetensors"

@@ -19,6 +19,7 @@ from ..spectral import LowRankUpdate
 from .presets import preset
 from .second_moment import SecondMoments
 from .shortcuts import require_partial_passes
+from .validation import check_kind
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,15 @@ class Prepared:
     layers: tuple[int, ...]
     contexts: tuple[str, ...] = ("",)
     statistics: SecondMoments | None = None
-    _made: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What ``make`` gives, made at the first call and kept: factors of matrices that do not change."""
+    def once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, made at the first call and kept: factors of matrices that do not change.
+
+        Args:
+            key: Names all that the result depends on beside this object: the editor, its hyperparameters that enter,
+                the module. Editors that share this object then never get each other's.
+        """
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
@@ -120,9 +126,16 @@ class Editor(ABC):
     hyperparameters_class: ClassVar[type]
     searches_values: ClassVar[bool] = False
     """Whether it searches v* in passes over a part of the model."""
+    published_rules: ClassVar[Mapping[str, Any]] = {"second_try": False}
+    """What differs from the defaults in the published method, where a model's own file does not say otherwise."""
 
     def __init__(self, hyperparameters: Any = None, **values: Any) -> None:
         given = self.hyperparameters_class() if hyperparameters is None else hyperparameters
+        if not isinstance(given, self.hyperparameters_class):
+            raise ValueError(
+                f"hyperparameters: {type(given).__name__} is given, {self.name} accepts "
+                f"{self.hyperparameters_class.__name__}"
+            )
         self.hyperparameters = with_values(self.name, given, values)
 
     @classmethod
@@ -130,6 +143,12 @@ class Editor(ABC):
         """Hyperparameters for this model: what was published for it, else what `adapted` says."""
         found = preset(cls.name, model)
         return cls.adapted(model) if found is None else dict(found.values)
+
+    @classmethod
+    def published(cls, model: Any) -> dict[str, Any]:
+        """Hyperparameters as published: the file's for this model, or else the defaults; one try for each edit."""
+        found = preset(cls.name, model)
+        return {**cls.published_rules, **({} if found is None else found.values)}
 
     @classmethod
     def adapted(cls, model: Any) -> dict[str, Any]:
@@ -195,8 +214,19 @@ class Editor(ABC):
             earlier: `Edit.keys` of all edits that stand, one under the other, for editors that keep a history.
         """
 
+    def require_prepared(self, model: Any, prepared: Prepared) -> None:
+        """Raise ValueError where ``prepared`` was made for other layers than this editor changes."""
+        own = self.layers(model)
+        if not set(prepared.layers) <= set(own) or prepared.layers[-1:] != own[-1:]:
+            raise ValueError(f"prepared: is for layers {list(prepared.layers)}, this {self.name} changes {list(own)}")
+
     def stronger(self) -> Editor | None:
-        """The editor with settings that push harder, for an edit that did not take; None where there are none."""
+        """The editor with settings that push harder, for an edit that did not take.
+
+        None where there are none, or where ``second_try`` is off.
+        """
+        if not getattr(self.hyperparameters, "second_try", True):
+            return None
         values: dict[str, Any] = getattr(self.hyperparameters, "pushed", dict)()
         return type(self)(self.hyperparameters, **values) if values else None
 
@@ -219,12 +249,14 @@ def editor_names() -> list[str]:
     return sorted(EDITORS)
 
 
-def get_editor(name: str, *, model: Any = None, **hyperparameters: Any) -> Editor:
+def get_editor(name: str, *, model: Any = None, published: bool = False, **hyperparameters: Any) -> Editor:
     """The editor of that name with these hyperparameters; the others have their published defaults.
 
     Args:
         name: One of `editor_names`.
         model: Take `Editor.automatic` values for this model in place of published defaults.
+        published: Take the method as published: with ``model`` the values of `Editor.published`, which do not adapt to
+            small models, else the defaults with `Editor.published_rules`.
         hyperparameters: Fields of the editor's dataclass; they overrule both.
 
     Raises:
@@ -233,8 +265,11 @@ def get_editor(name: str, *, model: Any = None, **hyperparameters: Any) -> Edito
     if name not in EDITORS:
         raise ValueError(f"editor: {name!r} is not one of {', '.join(editor_names())}")
     editor = EDITORS[name]
-    automatic = {} if model is None else editor.automatic(model)
-    return editor(**{**automatic, **hyperparameters})
+    if published:
+        found = dict(editor.published_rules) if model is None else editor.published(model)
+    else:
+        found = {} if model is None else editor.automatic(model)
+    return editor(**{**found, **hyperparameters})
 
 
 def _nearest(wanted: tuple[int, ...], editable: Sequence[int]) -> tuple[int, ...]:
@@ -256,21 +291,5 @@ def with_values(name: str, hyperparameters: Any, values: Mapping[str, Any]) -> A
     for key, value in values.items():
         if key not in known:
             raise ValueError(f"{key}: is no hyperparameter of {name}; known are {', '.join(known)}")
-        _check_kind(key, value, hints[key])
+        check_kind(key, value, hints[key])
     return replace(hyperparameters, **values)
-
-
-_KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
-    bool: ("true or false", (bool,)),
-    int: ("a whole number", (int,)),
-    float: ("a number", (int, float)),
-    str: ("a word", (str,)),
-}
-
-
-def _check_kind(name: str, value: Any, hint: Any) -> None:
-    """Refuse a value of another kind than the field's; fields of other types are checked by their dataclass."""
-    if hint in _KINDS:
-        wanted, types = _KINDS[hint]
-        if not isinstance(value, types) or (isinstance(value, bool) and hint is not bool):
-            raise ValueError(f"{name}: {value!r} must be {wanted}")

@@ -19,22 +19,24 @@ from ..models.mlp import features
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .base import Edit, Editor, Prepared, register_editor
-from .hyperparameters import checked_layers
+from .hyperparameters import EditorHyperparameters
 from .mend_file import load_network, save_network
 from .mend_network import Network, gradients
 from .mend_training import Trainer
 from .second_moment import SecondMoments
 from .target_likelihood import TargetBatch, frozen
+from .validation import check_above_zero, check_zero_or_above
 
 SMALL_WIDTH = 1024
 
 
 @dataclass(frozen=True)
-class MENDHyperparameters:
-    """Defaults are the published ones, but for ``layers``, where the paper edits all linear maps of the MLPs.
+class MENDHyperparameters(EditorHyperparameters):
+    """Defaults are the published ones, but for what is edited: the paper edits all linear maps of the MLPs.
+
+    Where no layers are given, the last three are edited, as published; there is no stronger setting for a second try.
 
     Args:
-        layers: Layers that are edited; None takes the last three, as published.
         rank: Of the two maps of the network; no more than their width is used.
         edit_lr: First value of the learned step size of each layer.
         lr: Learning rate of the network.
@@ -46,7 +48,6 @@ class MENDHyperparameters:
         weights: File of a trained network.
     """
 
-    layers: tuple[int, ...] | None = None
     rank: int = 1920
     edit_lr: float = 1e-4
     lr: float = 1e-6
@@ -58,12 +59,11 @@ class MENDHyperparameters:
     weights: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", checked_layers(self.layers))
-        for name in ("rank", "edit_lr", "lr", "lr_lr", "grad_clip", "batch_size"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
-        if self.weights is not None:
+        if isinstance(self.weights, Path):
             object.__setattr__(self, "weights", str(self.weights))
+        super().__post_init__()
+        check_above_zero(self, "rank", "edit_lr", "lr", "lr_lr", "grad_clip", "batch_size")
+        check_zero_or_above(self, "cedit", "cloc")
 
 
 SMALL: dict[str, Any] = {"lr": 3e-4, "lr_lr": 1e-2, "edit_lr": 1e-2}
@@ -105,12 +105,8 @@ class MEND(Editor):
             ValueError: No network was named.
             AdapterError: Its file is damaged, or was trained for another base or other layers.
         """
-        if self.hyperparameters.weights is None:
-            raise ValueError("weights: MEND edits with a trained network; train one with MEND.train and name its file")
-        network = self._network(model)
-        load_network(Path(self.hyperparameters.weights), network, None, base_fingerprint(unwrapped(model)))
         prepared = Prepared(self.admitted(model))
-        prepared.once("network", lambda: network.eval().requires_grad_(False))
+        self._trained(model, prepared)
         return prepared
 
     def compute(
@@ -126,7 +122,8 @@ class MEND(Editor):
         Raises:
             EditFailedError: An update is not finite.
         """
-        network: Network = prepared.once("network", lambda: None)
+        self.require_prepared(model, prepared)
+        network = self._trained(model, prepared)
         batch = TargetBatch.of(model, tokenizer, requests)
         with frozen(model):
             pairs, before = gradients(model, batch, self.modules(model))
@@ -201,6 +198,20 @@ class MEND(Editor):
                 if (step + 1) % save_every == 0 or step + 1 == steps:
                     save_network(path, network, optimizer, step + 1, base)
         return losses
+
+    def _trained(self, model: Any, prepared: Prepared) -> Network:
+        """The network of the file ``weights``, read once."""
+        weights = self.hyperparameters.weights
+        if weights is None:
+            raise ValueError("weights: MEND edits with a trained network; train one with MEND.train and name its file")
+
+        def read() -> Network:
+            network = self._network(model)
+            load_network(Path(weights), network, None, base_fingerprint(unwrapped(model)))
+            return network.eval().requires_grad_(False)
+
+        found: Network = prepared.once(("mend", weights, self.hyperparameters.rank), read)
+        return found
 
     def _network(self, model: Any) -> Network:
         modules = [unwrapped(model).get_submodule(name) for name in self.modules(model)]

@@ -31,7 +31,7 @@ class ValueSettings:
 
     Args:
         learning_rate: Of Adam [v_lr].
-        steps: Most gradient steps [v_num_grad_steps].
+        steps: Most updates [v_num_grad_steps - 1: the published loop leaves before its last one].
         weight_decay: Weight of ‖δ‖ / ‖v‖² in the loss [v_weight_decay].
         clamp_factor: Limit of ‖δ‖ / ‖v‖ [clamp_norm_factor].
         kl_factor: Weight of the KL divergence at "{subject} is a" [kl_factor].
@@ -141,11 +141,11 @@ def _descend(
         before_step = delta.detach().clone()
         optimizer.step()
         with torch.no_grad():
-            # Adam's momentum would move requests that have converged
-            delta[~active] = before_step[~active]
             limit = settings.clamp_factor * norms
             size = delta.norm(dim=1)
             delta.mul_((limit / size.clamp(min=1e-12)).clamp(max=1.0)[:, None])
+            # Adam's momentum, and rounding at the limit, would move requests that have converged
+            delta[~active] = before_step[~active]
     return [
         OptimizedValue(delta[i].detach(), output[i], float(before[i]), last[i][1], last[i][0], last[i][2])
         for i in range(count)

@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..editors import Editor, SecondMoments, get_editor
+from ..editors import Editor, SecondMoments
 from ..evaluation import RequestAnswers, request_answers
 from ..models.fingerprint import base_fingerprint
 from ..models.inference import undisturbed
@@ -68,7 +68,7 @@ class Experiment:
         self.plan, self.tokenizer, self.folder = plan, tokenizer, folder
         self._model, self._requests, self._statistics = model, list(requests), statistics
         self._material = material or Material(fluency_tokens=plan.fluency_tokens)
-        self.editor: Editor = get_editor(plan.editor, model=model, **plan.hyperparameters)
+        self.editor: Editor = plan.get_editor(model)
         self._orders = {seed: plan.order(len(self._requests), seed) for seed in range(plan.seeds)}
 
     def facts(self) -> dict[str, Any]:

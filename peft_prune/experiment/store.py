@@ -25,6 +25,9 @@ CREATE TABLE IF NOT EXISTS spectra (unit TEXT, variant TEXT, layers TEXT NOT NUL
 _OPTIONS = {"marks": "edits", "variants": "restraints", "schedules": "schedule", "fluency_tokens": "fluency"}
 """Facts that the command line calls otherwise."""
 
+_UNNAMED = {"published": False}
+"""Facts that files of earlier versions do not name, with what held for them."""
+
 Outcomes = dict[str, list[list[float]]]
 """By the figure's name, one list of numbers for each unit (request, item, text)."""
 
@@ -84,9 +87,10 @@ class Store:
     def _check(self, path: Path, facts: dict[str, Any]) -> None:
         found = self.facts()
         for key, value in facts.items():
-            if found and found.get(key) != value:
+            before = found.get(key, _UNNAMED.get(key))
+            if found and before != value:
                 raise ValueError(
-                    f"out: {path.parent} holds an experiment with {_OPTIONS.get(key, key)} = {found.get(key)!r}, this "
+                    f"out: {path.parent} holds an experiment with {_OPTIONS.get(key, key)} = {before!r}, this "
                     f"one has {value!r}; "
                     "give another folder"
                 )

@@ -116,7 +116,10 @@ def _label(results: Results, other: Results) -> str:
     own, theirs = results.plan, other.plan
     if own.editor != theirs.editor:
         return f"{own.editor} − {theirs.editor}"
-    ours, others = (json.loads(json.dumps(plan.hyperparameters)) for plan in (own, theirs))
+    ours, others = (
+        json.loads(json.dumps(plan.hyperparameters | ({"published": True} if plan.published else {})))
+        for plan in (own, theirs)
+    )
     names = [name for name in {**ours, **others} if ours.get(name) != others.get(name)]
     said = [", ".join(f"{name}={one.get(name, 'default')}" for name in names) for one in (ours, others)]
     return f"{own.editor} with {said[0]} − with {said[1]}" if names else f"{own.editor} − the same in {other.folder}"
