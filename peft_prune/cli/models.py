@@ -21,10 +21,18 @@ from ..errors import AdapterError, CheckpointError, UnsupportedModelError
 from ..evaluation import Ability, load_ability
 from ..folders import require_writable
 from ..session import EditSession
+from ..tuner.beneath import other_adapters
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 _HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
+
+_COMPANIONS = (
+    *("*processor_config.json", "chat_template.*", "additional_chat_templates/*.jinja", "generation_config.json"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "*.tiktoken", "tekken.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+)
+"""Processors of images, sound and video, chat templates, and the forms of a tokenizer that other tools read."""
 
 BUILTIN = "builtin"
 """What the model that comes with the package is called on the command line."""
@@ -34,17 +42,31 @@ def load_model(path: str, dtype: str = "float32") -> PreTrainedModel:
     """The causal language model at ``path`` (a folder, a Hub name or 'builtin'), in evaluation mode.
 
     Raises:
-        UnsupportedModelError: It cannot be loaded, or ``dtype`` is unknown.
+        UnsupportedModelError: It cannot be loaded, ``dtype`` is unknown, or an adapter lies beside its weights.
     """
     require_dtype(dtype)
-    path = _model_place(path)
+    given, path = path, _model_place(path)
+    if (Path(path) / "adapter_config.json").exists():
+        raise UnsupportedModelError(_beside(path, "adapter_config.json"))
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), trust_remote_code=False
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UnsupportedModelError(f"model: {path} cannot be loaded: {_first_line(error)}") from None
+    attached = other_adapters(model)  # the Hub may hold one beside the weights as well
+    if attached:
+        raise UnsupportedModelError(_beside(path, ", ".join(attached)))
+    if given == BUILTIN:
+        model.name_or_path = BUILTIN
     return model.eval()
+
+
+def _beside(path: str, what: str) -> str:
+    return (
+        f"model: {path} holds an adapter beside its weights ({what}), which transformers attaches to them; give the "
+        "base alone, or merge that adapter into it first"
+    )
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -58,6 +80,20 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UnsupportedModelError(f"tokenizer: {path} cannot be loaded: {_first_line(error)}") from None
+
+
+def companions(path: str) -> list[tuple[Path, str]]:
+    """What a model needs beside its weights, configuration and tokenizer: each file, and its name in the folder.
+
+    Args:
+        path: A folder, a Hub name or 'builtin', as for `load_model`.
+    """
+    place = Path(_model_place(path))
+    if not place.is_dir():
+        # what is not there the Hub does not have
+        place = Path(snapshot_download(path, allow_patterns=list(_COMPANIONS)))
+    found = {file for pattern in _COMPANIONS for file in place.glob(pattern) if file.is_file()}
+    return [(file, file.relative_to(place).as_posix()) for file in sorted(found)]
 
 
 def resumed(history: Path, model: str, dtype: str) -> EditSession:
@@ -83,8 +119,13 @@ def _model_place(path: str) -> str:
     return path
 
 
-def load_adapter(model: PreTrainedModel, path: Path, *, strict_base: bool = False) -> PeftModel:
+def load_adapter(model: PreTrainedModel, path: Path, *, strict_base: bool = True) -> PeftModel:
     """``model`` with the PRUNE_EDIT adapter of folder ``path``.
+
+    Args:
+        model: The base.
+        path: Folder of the adapter.
+        strict_base: Refuse one that was made for other weights; off warns.
 
     Raises:
         AdapterError: The folder holds no whole adapter, or one that does not fit the model.

@@ -11,6 +11,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..models.fingerprint import same_base, short_form
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS base (figure TEXT PRIMARY KEY, outcomes TEXT NOT NULL);
@@ -40,6 +42,18 @@ class Measured:
     layers: dict[str, dict[str, float]]
 
 
+def same_fact(name: str, one: Any, other: Any) -> bool:
+    """Whether two experiments agree in a fact; the base's fingerprint is compared as weights are."""
+    if name == "base" and one and other:
+        return same_base(one, other)
+    return one == other
+
+
+def said(name: str, value: Any) -> str:
+    """A fact in a message; the base's fingerprint in short."""
+    return f"weights {short_form(value)}" if name == "base" and value else repr(value)
+
+
 class Store:
     """The measurements of one experiment.
 
@@ -61,7 +75,9 @@ class Store:
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.executescript(_SCHEMA)
         try:
-            self._check(path, json.loads(json.dumps(dict(facts))))
+            # of JSON, so that what was read compares with what was given; a fingerprint knows more than its text
+            known = {name: facts[name] for name in ("base",) if name in facts}
+            self._check(path, json.loads(json.dumps(dict(facts))) | known)
         except BaseException:
             self.close()
             raise
@@ -69,11 +85,11 @@ class Store:
     def _check(self, path: Path, facts: dict[str, Any]) -> None:
         found = self.facts()
         for key, value in facts.items():
-            if found and found.get(key) != value:
+            if found and not same_fact(key, found.get(key), value):
+                own, other = said(key, value), said(key, found.get(key))
                 raise ValueError(
-                    f"out: {path.parent} holds an experiment with {_OPTIONS.get(key, key)} = {found.get(key)!r}, this "
-                    f"one has {value!r}; "
-                    "give another folder"
+                    f"out: {path.parent} holds an experiment with {_OPTIONS.get(key, key)} = {other}, this one has "
+                    f"{own}; give another folder"
                 )
         if not found:
             rows = [(key, json.dumps(value)) for key, value in facts.items()]

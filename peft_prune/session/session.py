@@ -16,13 +16,16 @@ from transformers import PreTrainedTokenizerBase
 from ..editors import Editor, Prepared, SecondMoments, get_editor
 from ..errors import HistoryError, SessionStateError
 from ..folders import whole_folder
-from ..models.fingerprint import base_fingerprint, same_base, short_form
+from ..models.architecture import unwrapped
+from ..models.fingerprint import base_fingerprint
 from ..models.generation import normalized
 from ..models.inference import undisturbed
+from ..models.naming import model_name
 from ..monitoring import LayerCondition, Monitor, SessionCallback
 from ..requests import EditRequest
 from ..spectral import restraint_text
 from ..tuner import PRUNE_EDIT, PruneEditConfig
+from .base import require_bare, require_base
 from .batch import Batch, Given, in_batches
 from .history import BatchRecord, EditRecord, Factors, History, moments_digest, relation_key, subject_key
 from .replay import Addition, additions, joined_keys, replay
@@ -198,7 +201,7 @@ class EditSession:
         """What the session works with, as flat values, for trackers and reports."""
         values = {f"editor.{k}": v for k, v in dataclasses.asdict(self.editor.hyperparameters).items()}
         config = {f"config.{name}": getattr(self.config, name) for name in _CONFIG_FIELDS}
-        return {"editor": self.editor.name, "model": _model_name(self.model), **values, **config}
+        return {"editor": self.editor.name, "model": model_name(unwrapped(self.model)), **values, **config}
 
     def edit(
         self, requests: EditRequest | Mapping[str, Any] | Iterable[EditRequest | Mapping[str, Any]], batch_size: int = 1
@@ -379,6 +382,7 @@ class EditSession:
             raise ValueError(f"on_conflict: {on_conflict!r} is not one of {', '.join(ON_CONFLICT)}")
         if isinstance(statistics, (str, Path)):
             statistics = SecondMoments.load(statistics, base=base_fingerprint(model))
+        require_bare(model)
         self.model = model if isinstance(model, PeftModel) else get_peft_model(model, config).eval()
         self._adapter = self.model.base_model.one_adapter(None)
         if self.model.peft_config[self._adapter].peft_type != PRUNE_EDIT:
@@ -412,7 +416,7 @@ class EditSession:
     def _facts(self) -> dict[str, Any]:
         values = dataclasses.asdict(self.editor.hyperparameters)
         return {
-            "model": _model_name(self.model),
+            "model": model_name(unwrapped(self.model)),
             "base": base_fingerprint(self.model),
             "editor": {"name": self.editor.name, "hyperparameters": values},
             "contexts": list(self._contexts),
@@ -542,11 +546,6 @@ def _stored_config(config: PruneEditConfig) -> dict[str, Any]:
     return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
 
 
-def _model_name(model: Any) -> str:
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    return str(getattr(inner, "name_or_path", "") or type(inner).__name__)
-
-
 def _tuples(value: Any) -> Any:
     """JSON knows lists alone, hyperparameters hold tuples."""
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
@@ -559,13 +558,3 @@ def require_figures(callbacks: Sequence[SessionCallback], monitor: bool) -> None
             raise ValueError(
                 f"monitor: {type(callback).__name__} needs the figures of the layers; leave the monitor on"
             )
-
-
-def require_base(facts: Mapping[str, Any], model: Any, history: str | Path) -> None:
-    """Raise HistoryError where the model is not the one that these facts of a history are about."""
-    made_for, found = facts["base"], base_fingerprint(model)
-    if made_for is not None and found is not None and not same_base(made_for, found):
-        raise HistoryError(
-            f"history: {history} belongs to {facts['model']} (weights {short_form(made_for)}), the model is "
-            f"{_model_name(model)} (weights {short_form(found)})"
-        )

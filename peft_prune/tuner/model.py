@@ -12,7 +12,7 @@ from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quant
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import UnsupportedModelError
+from ..errors import AdapterError, UnsupportedModelError
 from ..models.architecture import mlp_output_modules
 from ..spectral import LowRankUpdate, parse_restraint, restraint_text
 from .config import PruneEditConfig
@@ -148,7 +148,17 @@ class PruneEditModel(BaseTuner):
     def _prepare_model(self, peft_config: PruneEditConfig, model: nn.Module) -> None:
         if peft_config.target_modules is None:
             peft_config.target_modules = _default_targets(model)  # type: ignore[assignment]
-        check_base(model, peft_config)
+        self._require_new_name(peft_config, model)
+        targets = [key for key, _ in model.named_modules() if self._check_target_module_exists(peft_config, key)]
+        check_base(model, peft_config, [name_in_base(key) for key in targets])
+
+    def _require_new_name(self, peft_config: PruneEditConfig, model: nn.Module) -> None:
+        name = next(name for name, own in self.peft_config.items() if own is peft_config)
+        if any(True for _ in layers_of(model, name)):
+            raise AdapterError(
+                f"adapter {name!r}: the model carries a PRUNE_EDIT adapter of that name already, as transformers "
+                "attaches one that lies beside the weights; load the base without it, or give another adapter_name"
+            )
 
     def _create_and_replace(
         self,
