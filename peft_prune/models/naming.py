@@ -24,7 +24,7 @@ def public_name(given: str | None) -> str | None:
         return "/".join(part for part in cached.groups() if part)
     folder = Path(given).expanduser()
     if folder.exists() or _LOCAL.search(given):
-        return folder.resolve().name or None
+        return folder.resolve().name.rpartition("\\")[2] or None
     return given
 
 

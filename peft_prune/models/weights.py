@@ -55,7 +55,9 @@ def base_weights(model: nn.Module) -> Iterator[BaseWeight]:
         matrix = _linear_shape(module)
         form = None if matrix is None else form_of(module)
         if matrix is not None and form is not None:
-            yield BaseWeight(_joined(name, "weight"), matrix, _is_output(module, width), form, _Quantized(module))
+            yield BaseWeight(
+                _joined(name, "weight"), matrix, _is_output(module, width), form, _Opened(module, "weight", form, outer)
+            )
         for own, parameter in module.named_parameters(recurse=False):
             if id(parameter) in seen or (form is not None and own != "bias"):
                 continue
@@ -69,7 +71,7 @@ def base_weights(model: nn.Module) -> Iterator[BaseWeight]:
                 tuple(parameter.shape),
                 is_matrix and _is_output(module, width),
                 "absent" if absent else None,
-                _Plain(module, own, outer if is_matrix else None),
+                _Opened(module, own, None, outer),
             )
 
 
@@ -100,35 +102,23 @@ def _base_modules(
         yield from _base_modules(name if own in _TRANSPARENT else _joined(name, own), child, None)
 
 
-class _Plain:
-    """An ordinary parameter."""
+class _Opened:
+    """Brings a parameter in, dequantized where its module is quantized."""
 
-    def __init__(self, module: nn.Module, own: str, outer: nn.Module | None) -> None:
-        self._module, self._own, self._outer = module, own, outer
+    def __init__(self, module: nn.Module, own: str, form: str | None, outer: nn.Module | None) -> None:
+        self._module, self._own, self._form, self._outer = module, own, form, outer
 
     @contextmanager
     def __call__(self) -> Iterator[Rows | None]:
-        if self._outer is not None and getattr(self._outer, "merged", False) and hasattr(self._outer, "base_weight"):
+        if self._own == "weight" and getattr(self._outer, "merged", False) and hasattr(self._outer, "base_weight"):
             # a PRUNE_EDIT layer remembers the weight from before it was merged
-            with self._outer.base_weight() as weight:
+            with self._outer.base_weight() as weight:  # type: ignore[union-attr, operator]
                 yield _rows_of(weight.T if isinstance(self._module, Conv1D) else weight)
             return
-        with align_module_device(self._module):
-            weight = getattr(self._module, self._own).detach()
-            weight = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
-            yield None if weight.is_meta else _rows_of(weight)
-
-
-class _Quantized:
-    """The weight of a quantized linear module."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-
-    @contextmanager
-    def __call__(self) -> Iterator[Rows | None]:
         with align_module_device(self._module), torch.no_grad():
-            weight = dequantized(self._module)
+            weight = getattr(self._module, self._own) if self._form is None else dequantized(self._module)
+            if weight is not None and hasattr(weight, "full_tensor"):  # sharded over devices
+                weight = weight.full_tensor()
             yield None if weight is None or weight.is_meta else _rows_of(weight.detach())
 
 
