@@ -86,6 +86,7 @@ def base_fingerprint(model: Any, modules: Iterable[str] = ()) -> Fingerprint:
     return text
 
 
+@torch.no_grad()
 def fingerprint_of(weights: Iterable[BaseWeight], whole: Iterable[str] = ()) -> str:
     """The fingerprint of weights that need not be in memory.
 
@@ -218,7 +219,6 @@ class _Samples:
         yield _text(name, _sketched(name, lambda i, j: matrix[i:j], (len(matrix), width), _name(coarsest)))
 
 
-@torch.no_grad()
 def _sketched(name: str, rows: Rows, shape: tuple[int, int], form: str) -> _Sketch:
     """Read a matrix, strip by strip, and once more where an element is NaN, Inf or too large for float16."""
     left, right = _numbers(f"{name} rows", shape[0]), _numbers(f"{name} columns", shape[1])

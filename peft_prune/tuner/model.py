@@ -154,10 +154,10 @@ class PruneEditModel(BaseTuner):
 
     def _require_new_name(self, peft_config: PruneEditConfig, model: nn.Module) -> None:
         name = next(name for name, own in self.peft_config.items() if own is peft_config)
-        if any(True for _ in layers_of(model, name)):
+        if any(layer.rank(name) > 0 for _, layer in layers_of(model, name)):
             raise AdapterError(
-                f"adapter {name!r}: the model carries a PRUNE_EDIT adapter of that name already, as transformers "
-                "attaches one that lies beside the weights; load the base without it, or give another adapter_name"
+                f"adapter {name!r}: the model carries a PRUNE_EDIT adapter of that name, whose factors would be lost; "
+                "transformers attaches one that lies beside the weights. Unload it, or give another adapter_name"
             )
 
     def _create_and_replace(
