@@ -43,7 +43,9 @@ def evaluate(
         bool, typer.Option(help="Add the harmonic score, and the differences with their intervals.")
     ] = False,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
-    strict_base: Annotated[bool, typer.Option(help="Refuse an adapter that was made for other weights.")] = False,
+    strict_base: Annotated[
+        bool, typer.Option(help="Refuse an adapter that was made for other weights; off warns and goes on.")
+    ] = True,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Measure the edits and what they cost, before and after, from the base model's own outputs."""

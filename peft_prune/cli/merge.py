@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from ..folders import whole_folder
 from ..outputs import require_outputs
-from .models import load_adapter, load_model, load_tokenizer, print_json
+from .models import companions, load_adapter, load_model, load_tokenizer, print_json
 
 
 def merge(
@@ -24,10 +25,15 @@ def merge(
     require_outputs(folders={"out": out}, inputs={"adapter": adapter, "model": model}, overwrite=overwrite)
     tokenizer = load_tokenizer(model)
     edited = load_adapter(load_model(model, dtype), adapter)
+    beside = companions(model)
     pending = edited.restraint_is_pending()
     with whole_folder(out, overwrite=overwrite) as folder:
         edited.merge_and_unload(safe_merge=True, progressbar=not json_output).save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
+        for file, name in beside:
+            if not (folder / name).exists():
+                (folder / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, folder / name)
     if json_output:
         print_json({"checkpoint": str(out), "adapter": str(adapter), "restraint_applied": pending})
     else:

@@ -22,6 +22,7 @@ from ..evaluation import Ability, load_ability
 from ..folders import recover
 from ..session import EditSession
 from ..tuner import PruneEditModel
+from ..tuner.beneath import other_adapters
 from .loading import first_line, readable, require_complete, require_sizes
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -29,6 +30,13 @@ DTYPES = ("float32", "bfloat16", "float16", "auto")
 _ACTING = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
+
+_COMPANIONS = (
+    *("*processor_config.json", "chat_template.*", "additional_chat_templates/*.jinja", "generation_config.json"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "*.tiktoken", "tekken.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+)
+"""Processors of images, sound and video, chat templates, and the forms of a tokenizer that other tools read."""
 
 BUILTIN = "builtin"
 """What the model that comes with the package is called on the command line."""
@@ -38,10 +46,12 @@ def load_model(path: str, dtype: str = "float32") -> PreTrainedModel:
     """The causal language model at ``path`` (a folder, a Hub name or 'builtin'), in evaluation mode.
 
     Raises:
-        UnsupportedModelError: It cannot be loaded, or ``dtype`` is unknown.
+        UnsupportedModelError: It cannot be loaded, ``dtype`` is unknown, or an adapter lies beside its weights.
     """
     require_dtype(dtype)
-    path = _model_place(path)
+    given, path = path, _model_place(path)
+    if (Path(path) / "adapter_config.json").exists():
+        raise UnsupportedModelError(_beside(path, "adapter_config.json"))
     options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
     # what does not fit or is missing is told by `info`, so that it can be named
     options |= {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -50,7 +60,19 @@ def load_model(path: str, dtype: str = "float32") -> PreTrainedModel:
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, **options)
         model, info = loaded
     require_complete(path, info)
+    attached = other_adapters(model)  # the Hub may hold one beside the weights as well
+    if attached:
+        raise UnsupportedModelError(_beside(path, ", ".join(attached)))
+    if given == BUILTIN:
+        model.name_or_path = BUILTIN
     return model.eval()
+
+
+def _beside(path: str, what: str) -> str:
+    return (
+        f"model: {path} holds an adapter beside its weights ({what}), which transformers attaches to them; give the "
+        "base alone, or merge that adapter into it first"
+    )
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -62,6 +84,20 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     path = _model_place(path)
     with readable("tokenizer", path):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
+def companions(path: str) -> list[tuple[Path, str]]:
+    """What a model needs beside its weights, configuration and tokenizer: each file, and its name in the folder.
+
+    Args:
+        path: A folder, a Hub name or 'builtin', as for `load_model`.
+    """
+    place = Path(_model_place(path))
+    if not place.is_dir():
+        # what is not there the Hub does not have
+        place = Path(snapshot_download(path, allow_patterns=list(_COMPANIONS)))
+    found = {file for pattern in _COMPANIONS for file in place.glob(pattern) if file.is_file()}
+    return [(file, file.relative_to(place).as_posix()) for file in sorted(found)]
 
 
 def resumed(history: Path, model: str, dtype: str) -> EditSession:
@@ -89,8 +125,13 @@ def _model_place(path: str) -> str:
     return path
 
 
-def load_adapter(model: PreTrainedModel, path: Path, *, strict_base: bool = False) -> PeftModel:
+def load_adapter(model: PreTrainedModel, path: Path, *, strict_base: bool = True) -> PeftModel:
     """``model`` with the PRUNE_EDIT adapter of folder ``path``.
+
+    Args:
+        model: The base.
+        path: Folder of the adapter.
+        strict_base: Refuse one that was made for other weights; off warns.
 
     Raises:
         AdapterError: The folder holds no whole adapter, or one that does not fit the model.

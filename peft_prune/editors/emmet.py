@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..models.architecture import hidden_size, mlp_output_modules
 from ..models.decoder import hidden_size
+from ..models.mlp import mlp_output_modules
 from .base import Prepared, register_editor
 from .closed_form import KeySystem, equality_rows, moment_inverse
 from .presets import preset

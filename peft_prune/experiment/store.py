@@ -11,6 +11,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..models.fingerprint import same_base, short_form
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS base (figure TEXT PRIMARY KEY, outcomes TEXT NOT NULL);
@@ -55,6 +57,18 @@ def read_json(text: str, where: str) -> Any:
         raise ValueError(f"{where} is damaged, it holds no JSON") from None
 
 
+def same_fact(name: str, one: Any, other: Any) -> bool:
+    """Whether two experiments agree in a fact; the base's fingerprint is compared as weights are."""
+    if name == "base" and one and other:
+        return same_base(one, other)
+    return one == other
+
+
+def said(name: str, value: Any) -> str:
+    """A fact in a message; the base's fingerprint in short."""
+    return f"weights {short_form(value)}" if name == "base" and value else repr(value)
+
+
 class Store:
     """The measurements of one experiment.
 
@@ -76,7 +90,9 @@ class Store:
         try:
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.executescript(_SCHEMA)
-            self._check(path, json.loads(json.dumps(dict(facts))))
+            # of JSON, so that what was read compares with what was given; a fingerprint knows more than its text
+            known = {name: facts[name] for name in ("base",) if name in facts}
+            self._check(path, json.loads(json.dumps(dict(facts))) | known)
         except sqlite3.Error as error:
             self.close()
             raise ValueError(f"out: {path} holds no experiment's measurements: {error}") from None
@@ -88,11 +104,11 @@ class Store:
         found = self.facts()
         for key, value in facts.items():
             before = found.get(key, _UNNAMED.get(key))
-            if found and before != value:
+            if found and not same_fact(key, before, value):
+                own, other = said(key, value), said(key, before)
                 raise ValueError(
-                    f"out: {path.parent} holds an experiment with {_OPTIONS.get(key, key)} = {before!r}, this "
-                    f"one has {value!r}; "
-                    "give another folder"
+                    f"out: {path.parent} holds an experiment with {_OPTIONS.get(key, key)} = {other}, this one has "
+                    f"{own}; give another folder"
                 )
         if not found:
             rows = [(key, json.dumps(value)) for key, value in facts.items()]

@@ -11,6 +11,7 @@ from typing import Any
 from ..evaluation.bootstrap import GAP, SHARE, Draws, over_seeds
 from .correlation import Correlation, correlation
 from .results import Point, Results, bounds_of, figure_draws, immediate_outcomes
+from .store import said, same_fact
 
 SHOWN = (
     *("efficacy", "generalization", "locality", "score", "efficacy_greedy", "generalization_greedy"),
@@ -100,9 +101,9 @@ def require_comparable(facts: Mapping[str, Any], theirs: Mapping[str, Any]) -> N
     """Raise ValueError where two experiments are not of the same model, requests, material and seeds."""
     for name in ("model", "base", "requests", "requests_digest", "material", "material_digest", "seeds"):
         # JSON has no tuples, so that what was read compares with what was given
-        own, other = (json.dumps(one.get(name)) for one in (facts, theirs))
-        if own != other:
-            raise ValueError(f"against: that experiment has {name} = {other}, this one {own}")
+        own, other = (json.loads(json.dumps(one.get(name))) for one in (facts, theirs))
+        if not same_fact(name, own, other):
+            raise ValueError(f"against: that experiment has {name} = {said(name, other)}, this one {said(name, own)}")
 
 
 def _require_same_edits(one: Sequence[Point], other: Sequence[Point]) -> None:

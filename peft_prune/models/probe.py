@@ -64,7 +64,8 @@ def plain_ids(model: Any, count: int) -> list[int]:
         UnsupportedModelError: The vocabulary holds no so many.
     """
     special = set(_special_ids(unwrapped(model).config.to_dict()))
-    vocabulary = unwrapped(model).get_input_embeddings().weight.shape[0]
+    embeddings: Any = unwrapped(model).get_input_embeddings()
+    vocabulary = embeddings.weight.shape[0]
     found = [token for token in range(vocabulary) if token not in special][:count]
     if len(found) < count:
         raise UnsupportedModelError(f"model: its vocabulary of {vocabulary} holds no {count} tokens for text")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from ..editors import Editor, SecondMoments, get_editor
 from ..errors import HistoryError
-from ..models.fingerprint import base_fingerprint, same_base, short_form
+from ..models.decoder import unwrapped
+from ..models.fingerprint import base_fingerprint
+from ..models.naming import model_name
 from ..tuner import PruneEditConfig
 
 RESTRAINT_FIELDS = (
@@ -40,7 +40,7 @@ def session_facts(
 ) -> dict[str, Any]:
     """What a new history says of its session, ready for JSON."""
     return {
-        "model": model_name(model),
+        "model": model_name(unwrapped(model)),
         "base": base_fingerprint(model),
         "editor": {"name": editor.name, "hyperparameters": dataclasses.asdict(editor.hyperparameters)},
         "contexts": list(contexts),
@@ -81,12 +81,6 @@ def editor_of(facts: Mapping[str, Any]) -> Editor:
         raise HistoryError(f"history: its editor is none of this version: {error}") from None
 
 
-def model_name(model: Any) -> str:
-    """The base model's name or path, or else its class."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    return str(getattr(inner, "name_or_path", "") or type(inner).__name__)
-
-
 def moments_digest(moments: Mapping[str, Tensor]) -> dict[str, list[float]]:
     """A few sums of each second moment, by which another one is noticed."""
     found = {}
@@ -95,16 +89,6 @@ def moments_digest(moments: Mapping[str, Tensor]) -> dict[str, list[float]]:
         diagonal = moment.diagonal().double()
         found[name] = [float(diagonal.sum()), float(diagonal @ weights), float(moment[0].double().sum())]
     return found
-
-
-def require_base(facts: Mapping[str, Any], model: Any, history: str | Path) -> None:
-    """Raise HistoryError where the model is not the one that these facts of a history are about."""
-    made_for, found = facts["base"], base_fingerprint(model)
-    if made_for is not None and found is not None and not same_base(made_for, found):
-        raise HistoryError(
-            f"history: {history} belongs to {facts['model']} (weights {short_form(made_for)}), the model is "
-            f"{model_name(model)} (weights {short_form(found)})"
-        )
 
 
 def require_moments(facts: Mapping[str, Any], statistics: SecondMoments | None) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 from peft import get_peft_model
 
-from .facts import config_of, require_base
+from .base import require_bare, require_base
+from .facts import config_of
 from .history import History
 from .replay import additions, fitting, replay
 
@@ -20,9 +21,11 @@ def adapter_of(history: History, model: Any) -> Any:
 
     Raises:
         HistoryError: The history belongs to another model, or its factors are damaged.
+        AdapterError: The model carries an adapter already.
     """
     facts = history.meta
     require_base(facts, model, history.path or "in memory")
+    require_bare(model)
     edited = get_peft_model(model, config_of(facts)).eval()
     replay(edited, additions(history.edits(standing=True), fitting(edited, history.factors)), history.restraints())
     return edited

@@ -14,19 +14,20 @@ from transformers import PreTrainedTokenizerBase
 from ..editors import Editor, Prepared, SecondMoments, get_editor
 from ..errors import SessionStateError
 from ..folders import whole_folder
+from ..models.decoder import unwrapped
 from ..models.fingerprint import base_fingerprint
+from ..models.naming import model_name
 from ..monitoring import BatchReport, LayerCondition, SessionCallback
 from ..outputs import require_outputs
 from ..requests import EditRequest
 from ..tuner import PruneEditConfig
+from .base import require_base
 from .batch import Batch, Given, in_batches
 from .facts import (
     CONFIG_FIELDS,
     RESTRAINT_FIELDS,
     config_of,
     editor_of,
-    model_name,
-    require_base,
     require_moments,
     session_facts,
     stored_config,
@@ -221,7 +222,7 @@ class EditSession:
         """What the session works with, as flat values, for trackers and reports."""
         values = {f"editor.{k}": v for k, v in dataclasses.asdict(self.editor.hyperparameters).items()}
         config = {f"config.{name}": getattr(self.config, name) for name in CONFIG_FIELDS}
-        return {"editor": self.editor.name, "model": model_name(self.model), **values, **config}
+        return {"editor": self.editor.name, "model": model_name(unwrapped(self.model)), **values, **config}
 
     def edit(
         self, requests: EditRequest | Mapping[str, Any] | Iterable[EditRequest | Mapping[str, Any]], batch_size: int = 1

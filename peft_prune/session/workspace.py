@@ -21,6 +21,7 @@ from ..monitoring import LayerCondition, Monitor
 from ..requests import EditRequest
 from ..spectral import restraint_text
 from ..tuner import PRUNE_EDIT, PruneEditConfig
+from .base import require_bare
 from .history import History
 from .records import EditRecord, Factors, relation_key, subject_key
 from .replay import Addition, additions, fitting, joined_keys, replay
@@ -208,8 +209,10 @@ def adapted(model: Any, config: PruneEditConfig, editor: Editor) -> tuple[Any, s
     """``model`` with a PRUNE_EDIT adapter on the editor's layers, and its name; a plain model gets one from ``config``.
 
     Raises:
+        AdapterError: The model carries an adapter that no session has put there.
         ValueError: The active adapter is another method's, or does not adapt the editor's layers.
     """
+    require_bare(model)
     model = model if isinstance(model, PeftModel) else get_peft_model(model, config).eval()
     adapter = model.base_model.one_adapter(None)
     kind = model.peft_config[adapter].peft_type

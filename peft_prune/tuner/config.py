@@ -11,8 +11,10 @@ from typing import Any, Literal, Optional, Union
 from peft.config import PeftConfig
 
 from ..errors import AdapterError
+from ..models.naming import public_name
 from ..spectral import Restraint, get_restraint, parse_restraint, restraint_names
 from .accepted import ACCEPTED, shown
+from .card import hide_places
 from .header import ranks_in_file
 from .patterns import require_bounded
 from .registration import PRUNE_EDIT
@@ -156,6 +158,13 @@ class PruneEditConfig(PeftConfig):
         default=None,
         metadata={"help": "Written when the adapter is saved: fingerprint of the base weights it was made for."},
     )
+    beneath: Optional[list[str]] = field(
+        default=None,
+        metadata={
+            "help": "Written when the adapter is saved: adapters of other methods that the base carried, by method and "
+            "a hash of their values."
+        },
+    )
     restrained: bool = field(
         default=False,
         metadata={"help": "Written when the adapter is saved: whether the saved factors have been restrained."},
@@ -190,6 +199,7 @@ class PruneEditConfig(PeftConfig):
         # Facts about the adapter that this configuration belongs to; a plain attribute, so that a configuration that
         # is used for a second adapter does not carry those of the first.
         self._facts: dict[str, Any] = {}
+        self.places: set[str] = set()
         # Ranks of the layers in the file that this configuration was loaded with, where one stood beside it.
         self._ranks_in_file: dict[str, int] | None = None
 
@@ -268,10 +278,17 @@ class PruneEditConfig(PeftConfig):
         return self.restraint_function
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as a dictionary, with the facts that saving has recorded and without ``strict_base``."""
+        """The fields as saving writes them: with the recorded facts, the base's public name, and no ``strict_base``."""
         fields = {**super().to_dict(), **self._facts}
         del fields["strict_base"]
-        return fields
+        return fields | {"base_model_name_or_path": public_name(self.base_model_name_or_path)}
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """As PEFT's; a model card that was written along names the base as the configuration does, without a path."""
+        super().save_pretrained(save_directory, **kwargs)
+        name = public_name(self.base_model_name_or_path) or "base"
+        for folder in (Path(save_directory), Path(save_directory).resolve().parent):
+            hide_places(folder / "README.md", self.places, name)
 
     def record(self, **facts: Any) -> None:
         """Note facts about the adapter (``restrained``, ``edits`` ...) that its saved configuration must state."""

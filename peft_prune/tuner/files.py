@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterError
-from ..models.fingerprint import base_fingerprint, same_base, short_form
+from ..models.fingerprint import base_fingerprint, modules_in, same_base, short_form
+from ..models.naming import model_name
 from ..spectral import LowRankUpdate
+from .beneath import adapters_beneath
 from .config import PruneEditConfig
 from .header import name_in_base
 from .layer import AccumulatedUpdate, PruneEditLayer, checksum, trained_pending
@@ -171,24 +173,44 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return comparable and not one.is_meta and torch.equal(one, other)
 
 
-def check_base(model: nn.Module, config: PruneEditConfig) -> None:
-    """Compare the base weights with those that the adapter was made for, and remember them for saving.
+def check_base(model: nn.Module, config: PruneEditConfig, modules: Iterable[str] = ()) -> None:
+    """Compare the base with the one that the adapter was made for, and remember it for saving.
+
+    Args:
+        model: The base, with whatever adapters it carries.
+        config: The adapter's configuration.
+        modules: Names of the modules that it adapts, in the base.
 
     Raises:
-        AdapterError: They differ, and the configuration asks to be strict.
+        AdapterError: They differ, and the configuration asks to be strict; or the fingerprint in it is malformed.
     """
-    if any(isinstance(module, PruneEditLayer) and module.merged for module in model.modules()):
-        return
-    fingerprint = base_fingerprint(model)
     made_for = config.base_fingerprint
-    if made_for is not None and fingerprint is not None and not same_base(made_for, fingerprint):
-        made_for_name = config.base_model_name_or_path or "another base"
-        name = getattr(model, "name_or_path", "") or type(model).__name__
+    found = base_fingerprint(model, [*modules, *modules_in(made_for)])
+    beneath = adapters_beneath(model)
+    message = None
+    if made_for is not None and not same_base(made_for, found):
         message = (
-            f"The adapter was made for {made_for_name} (weights {short_form(made_for)}), but the base is {name} "
-            f"(weights {short_form(fingerprint)}). Its edits need not hold here."
+            f"The adapter was made for {config.base_model_name_or_path or 'another base'} (weights "
+            f"{short_form(made_for)}), but the base is {model_name(model)} (weights {short_form(found)}). Its edits "
+            "need not hold here; a checkpoint that they were merged into would have them twice."
         )
-        if config.strict_base:
-            raise AdapterError(message)
+    elif config.beneath is not None and config.beneath != beneath:
+        message = (
+            f"The adapter was made over a base with {_listed(config.beneath)}, but this base has {_listed(beneath)}. "
+            "Its edits need not hold here."
+        )
+    if message is not None and config.strict_base:
+        raise AdapterError(message)
+    if message is not None:
         warnings.warn(message)
-    config.record(base_fingerprint=fingerprint)
+    config.record(base_fingerprint=str(found), beneath=beneath)
+    config.places = {str(place) for place in _places(model) if place}
+
+
+def _listed(adapters: list[str]) -> str:
+    return f"adapters beneath it ({', '.join(adapters)})" if adapters else "no other adapter"
+
+
+def _places(model: nn.Module) -> Iterator[str | None]:
+    yield getattr(model, "name_or_path", None)
+    yield getattr(getattr(model, "config", None), "_name_or_path", None)

@@ -13,7 +13,7 @@ from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quant
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import UnsupportedModelError
+from ..errors import AdapterError, UnsupportedModelError
 from ..spectral import LowRankUpdate, parse_restraint, restraint_text
 from .config import PruneEditConfig
 from .files import (
@@ -205,7 +205,17 @@ class PruneEditModel(BaseTuner):
             peft_config.target_modules = default_targets(model, asked)  # type: ignore[assignment]
         _maybe_include_all_linear_layers(peft_config, model)
         require_layers(peft_config, model)
-        check_base(model, peft_config)
+        self._require_new_name(peft_config, model)
+        targets = [key for key, _ in model.named_modules() if self._check_target_module_exists(peft_config, key)]
+        check_base(model, peft_config, [name_in_base(key) for key in targets])
+
+    def _require_new_name(self, peft_config: PruneEditConfig, model: nn.Module) -> None:
+        name = next(name for name, own in self.peft_config.items() if own is peft_config)
+        if any(layer.rank(name) > 0 for _, layer in layers_of(model, name)):
+            raise AdapterError(
+                f"adapter {name!r}: the model carries a PRUNE_EDIT adapter of that name, whose factors would be lost; "
+                "transformers attaches one that lies beside the weights. Unload it, or give another adapter_name"
+            )
 
     @staticmethod
     def _check_target_module_exists(peft_config: PruneEditConfig, key: str) -> Any:

@@ -18,7 +18,7 @@ from peft_prune.editors.rows import Batch, grouped, request_rows
 from peft_prune.editors.target_likelihood import frozen
 from peft_prune.editors.tokens import tokenize_prompts
 from peft_prune.editors.values import ValueSettings, optimize_values
-from peft_prune.models.architecture import mlp_output_module
+from peft_prune.models.mlp import mlp_output_module
 from tests.talking import outspoken, spaced_tokenizer
 from tests.tiny import willing
 

@@ -94,7 +94,8 @@ def test_ranks_may_differ_between_layers(tmp_path) -> None:
     assert torch.equal(loaded(INPUTS).logits, model(INPUTS).logits)
 
 
-def test_auto_classes_and_transformers_own_loader_give_the_same_model(tmp_path) -> None:
+def test_auto_classes_and_transformers_own_loader_give_the_same_model(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the file names the base's folder, not its path
     base_path, adapter_path = tmp_path / "base", tmp_path / "adapter"
     tiny_llama().save_pretrained(base_path)
     from transformers import AutoModelForCausalLM
