@@ -84,7 +84,7 @@ def _special_ids(config: Any, name: str = "") -> Iterator[int]:
 
 def _logits_of(inner: nn.Module, ids: Tensor) -> Tensor:
     try:
-        logits = inner(input_ids=ids, use_cache=False).logits
+        logits = inner(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     except Exception as error:
         # whatever it asks for, an image or a language, is in the first line
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
