@@ -1,7 +1,7 @@
-"""Tiny random models of every configuration of the installed transformers that generates text.
+"""Tiny random models of every model type of the installed transformers that generates text.
 
-Sizes are known by the names of a configuration's fields; what does not fit so stands in `OWN`. All parts of a model have
-the same depth, a vision tower as many blocks as the text decoder.
+Sizes are known by the names of a configuration's fields; what does not fit so stands in `OWN`. All parts of a model
+have the same depth, a vision tower as many blocks as the text decoder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FAMILIES: dict[str, str] = {
 UNBUILT = {
     "gemma3n": "its vision tower needs the timm library (gemma3n_text is built)",
     "perception_lm": "its vision tower needs the timm library",
-    "gemma4_assistant": "its configuration takes every key and value from another model, which none of its layers makes",
+    "gemma4_assistant": "its configuration takes every key and value from another model",
     "gemma4_unified_assistant": "its configuration takes every key and value from another model",
 }
 
@@ -32,13 +32,13 @@ VOCABULARY = 64
 DEPTH = 3
 SIZES = {
     r".*vocab_size(_per_layer_input)?": VOCABULARY,
-    r"(num|n)_(hidden_)?layers?|(en|de)coder_layers|num_(en|de)coder_layers|depth|num_blocks": DEPTH,
+    r"((num|n)_(hidden_)?)?layers?|n_layer|(en|de)coder_layers|num_(en|de)coder_layers|depth|num_blocks": DEPTH,
     r".*(key_value|kv)_heads|n_head_kv|num_attention_groups": 2,
     r".*(num|attention|n)_heads?": 2,
     r".*head_dim|d_head|attention_head_size|d_kv|kv_channels|dim_head": 8,
     r".*(intermediate_size|intermediate_dim|ffn_(hidden_)?(dim|size)|d_ff|dim_ff|n_inner|d_inner|mlp_dim)": 32,
-    r".*(hidden_size|d_model|n_embd|embed_dim|hidden_dim|emb_dim|embed_proj_dim|embedding_size|model_dim|lru_width)": 16,
-    r".*(projection_dim|_dim|hidden_size_per_layer_input|time_dim)": 16,
+    r".*(hidden_size|d_model|n_embd|embed_dim|hidden_dim|emb_dim|embed_proj_dim|embedding_size|model_dim)": 16,
+    r".*(projection_dim|_dim|hidden_size_per_layer_input|lru_width)": 16,
     r"(num|n)_(local_|routed_)?experts|moe_num_experts": 4,
     r"num_experts_per_tok(en)?|top_k_experts|moe_(top_?)?k|num_selected_experts": 2,
     r".*shared_experts": 1,
@@ -84,7 +84,7 @@ NOTE = {
     "num_key_value_heads": 2,
 }
 CHOOSING = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
-IN_TEXT = ("glm46v", "glm4v", "glm_ocr", "glmga", "paddleocr_vl", "qwen2_5_omni_thinker", "qwen2_5_vl", "qwen2_vl")
+IN_TEXT = ("glm46v", "glm4v", "glm_ocr", "glmga", "paddleocr_vl", "qwen2_5_vl", "qwen2_vl")
 
 OWN: dict[str, dict[str, Any]] = {
     **{name: {"text_config": {"rope_parameters": {"mrope_section": [2, 1, 1]}}} for name in IN_TEXT},
@@ -162,6 +162,10 @@ OWN: dict[str, dict[str, Any]] = {
     "musicgen_melody": {"num_codebooks": 1},
     "nemotron": {"num_key_value_heads": 2},
     "olmo_hybrid": LINEAR,
+    "qwen2_5_omni_thinker": {
+        "text_config": {"rope_parameters": {"mrope_section": [2, 1, 1]}},
+        "vision_start_token_id": VOCABULARY - 1,
+    },
     "qwen2_5_omni": {"enable_audio_output": False},
     "qwen3_5": LINEAR,
     "qwen3_5_text": LINEAR,
@@ -170,7 +174,7 @@ OWN: dict[str, dict[str, Any]] = {
     "reformer": {"axial_pos_embds": False},
     "step3p7": {"text_config": {"sliding_window": 8}},
     "vibevoice_asr": {"acoustic_tokenizer_encoder_config": SPEECH, "semantic_tokenizer_encoder_config": SPEECH},
-    "voxtral_realtime": {"text_config": {"ada_rms_norm_t_cond_dim": 4}},
+    "voxtral_realtime": {"text_config": {"intermediate_size": 48}},
     "xmod": {"default_language": "en_XX"},
     "zamba": {**ZAMBA, "mamba_dt_rank": 2},
     "zamba2": {**ZAMBA, "hybrid_layer_ids": [1, 3], "mamba_headdim": 16, "chunk_size": 8},

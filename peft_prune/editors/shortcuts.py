@@ -13,7 +13,7 @@ from ..errors import UnsupportedModelError
 from ..models.decoder import decoder_blocks, unwrapped
 from ..models.inference import by_rows, input_device, undisturbed
 from ..models.mlp import mlp_output_module
-from ..models.probe import plain_ids
+from ..models.probe import is_precise, plain_ids
 from .blocks import states_of
 from .later_layers import LaterLayers
 from .rows import Batch, Row
@@ -36,30 +36,35 @@ def require_partial_passes(model: Any, layer: int) -> None:
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UnsupportedModelError(f"{named} cannot be run without the layers before it: {reason}") from error
-        if not apart < 0.05:
+        if not apart < 1:
             raise UnsupportedModelError(
                 f"{named} gives other logits without the layers before it, so no value can be searched there"
             )
 
 
 def _apart(model: Any, texts: Sequence[Sequence[int]], layer: int, site: str, module: Any) -> float:
-    """Distance between the logits of both passes at the last two tokens, as a share of what the vector changes."""
+    """Distance between the logits of both passes at the last two tokens, in units of what rounding may make of it.
+
+    The vector is twice as long as the block's output: rounding is then small against what it changes.
+    """
     rows = [
         Row(tuple(ids), len(ids) - 2, (len(ids) - 2, len(ids) - 1), (0, 0), request, False)
         for request, ids in enumerate(texts)
     ]
     batch = Batch.build(rows, input_device(model))
     keep = torch.ones(len(rows), dtype=torch.bool, device=batch.ids.device)
-    with LaterLayers(model, batch, layer, site, None) as later:
+    with LaterLayers(model, batch, layer, "block", None) as later:
         present = later.outputs.float()
-        delta = torch.randn(present.shape, generator=torch.Generator().manual_seed(0)).to(present.device)
-        delta *= present.norm(dim=1, keepdim=True) / delta.norm(dim=1, keepdim=True)
+    delta = torch.randn(present.shape, generator=torch.Generator().manual_seed(0)).to(present.device)
+    delta *= 2 * present.norm(dim=1, keepdim=True) / delta.norm(dim=1, keepdim=True)
+    with LaterLayers(model, batch, layer, site, None) as later:
         part = later.logits(keep, batch, delta)
+        share = 1e-3 if is_precise(later.outputs) else 0.25
     before, after = (
         torch.cat([_logits(model, ids, module, vector) for ids, vector in zip(texts, added, strict=True)])
         for added in (0 * delta, delta)
     )
-    return float((part - after).norm() / (after - before).norm())
+    return float((part - after).norm() / (share * (after - before).norm()))
 
 
 def _logits(model: Any, ids: Sequence[int], module: Any, delta: Tensor) -> Tensor:

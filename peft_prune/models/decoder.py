@@ -23,9 +23,9 @@ def decoder_of(model: Any) -> tuple[str, PreTrainedModel]:
         UnsupportedModelError: The model is no transformers model, or an encoder-decoder.
     """
     model = unwrapped(model)
-    if not isinstance(model, PreTrainedModel):
+    found = getattr(model, "_orig_mod", model)  # torch.compile wraps the model
+    if not isinstance(found, PreTrainedModel):
         raise UnsupportedModelError(f"model: {type(model).__name__} has no transformers configuration")
-    found = model
     while (inner := _one_step_in(found)) is not found:
         found = inner
     if model.config.is_encoder_decoder or found.config.is_encoder_decoder:

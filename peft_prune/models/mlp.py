@@ -41,12 +41,12 @@ def mlp_output_modules(model: Any, layers: Iterable[int] | None = None) -> dict[
         if not found:
             raise UnsupportedModelError(f"model: none of its layers can be edited; {listed(refused)}")
         return found
-    found = {}
+    found, holders = {}, _holders(blocks)
     for layer in layers:
         if not 0 <= layer < len(blocks):
             raise UnsupportedModelError(f"layer: {layer} does not exist, the model has layers 0 to {len(blocks) - 1}")
         try:
-            found[layer] = _mlp_output(blocks, layer, hidden)
+            found[layer] = _mlp_output(blocks, layer, hidden, holders)
         except _Refused as reason:
             raise UnsupportedModelError(f"layer: {layer} ({blocks[layer][0]}) cannot be edited: {reason}") from None
     return found
@@ -85,23 +85,34 @@ class _Refused(Exception):
 
 def _sorted_out(blocks: Sequence[tuple[str, nn.Module]], hidden: int) -> tuple[dict[int, str], dict[int, str]]:
     """Name of the output of each layer that has one, and the reasons of the others."""
-    found, refused = {}, {}
+    found, refused, holders = {}, {}, _holders(blocks)
     for layer in range(len(blocks)):
         try:
-            found[layer] = _mlp_output(blocks, layer, hidden)
+            found[layer] = _mlp_output(blocks, layer, hidden, holders)
         except _Refused as reason:
             refused[layer] = str(reason)
     return found, refused
 
 
-def _mlp_output(blocks: Sequence[tuple[str, nn.Module]], layer: int, hidden: int) -> str:
+def _mlp_output(
+    blocks: Sequence[tuple[str, nn.Module]], layer: int, hidden: int, holders: Mapping[int, Sequence[int]]
+) -> str:
     block_name, block = blocks[layer]
     name = _within(block, hidden)
-    own = {id(parameter) for parameter in block.get_submodule(name).parameters()}
-    for other, (_, elsewhere) in enumerate(blocks):
-        if other != layer and own & {id(parameter) for parameter in elsewhere.parameters()}:
-            raise _Refused(f"its MLP is layer {other}'s as well, an edit would change both")
+    for parameter in block.get_submodule(name).parameters():
+        others = [other for other in holders[id(parameter)] if other != layer]
+        if others:
+            raise _Refused(f"its MLP is layer {others[0]}'s as well, an edit would change both")
     return f"{block_name}.{name}"
+
+
+def _holders(blocks: Sequence[tuple[str, nn.Module]]) -> dict[int, list[int]]:
+    """The layers that hold a parameter, by its identity."""
+    found: dict[int, list[int]] = {}
+    for layer, (_, block) in enumerate(blocks):
+        for parameter in block.parameters():
+            found.setdefault(id(parameter), []).append(layer)
+    return found
 
 
 def _within(block: nn.Module, hidden: int) -> str:

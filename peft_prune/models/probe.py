@@ -43,7 +43,7 @@ def require_text_decoder(model: Any, layers: Sequence[int]) -> None:
         raise UnsupportedModelError(
             f"model: {named} does not put each token's state through its output embeddings once"
         )
-    if _differ(logits[0, :2], logits[1, :2], 8 * torch.finfo(logits.dtype).eps):
+    if _looks_ahead(*logits):
         raise UnsupportedModelError(
             f"model: {named} looks ahead, what stands behind a token changes its logits; causal decoders are accepted "
             "(some need is_decoder=true in their configuration)"
@@ -85,7 +85,7 @@ def _special_ids(config: Any, name: str = "") -> Iterator[int]:
 
 def _logits_of(inner: nn.Module, ids: Tensor) -> Tensor:
     try:
-        logits = inner(input_ids=ids, use_cache=False).logits
+        logits = inner(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     except Exception as error:
         # whatever it asks for, an image or a language, is in the first line
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -95,10 +95,15 @@ def _logits_of(inner: nn.Module, ids: Tensor) -> Tensor:
     return logits
 
 
-def _differ(one: Tensor, other: Tensor, tolerance: float) -> bool:
-    """Whether numbers differ by more than ``tolerance`` of the largest; what is no number in both does not."""
-    apart = (one.float() - other.float()).abs().nan_to_num()
-    return bool(apart.max() > tolerance * one.float().abs().nan_to_num().max())
+def _looks_ahead(one: Tensor, other: Tensor) -> bool:
+    """Whether two rows (tokens, vocabulary) that differ in their last token differ before it, beyond rounding."""
+    apart = (one.float() - other.float()).abs().nan_to_num().amax(-1)
+    return bool(apart[:-1].max() > (5e-4 if is_precise(one) else 0.05) * apart[-1])
+
+
+def is_precise(values: Tensor) -> bool:
+    """Whether they have more digits than half precision."""
+    return torch.finfo(values.dtype).eps < 1e-4
 
 
 class _Watch(ExitStack):
