@@ -71,7 +71,7 @@ def rows() -> Iterator[Row]:
                 f"{what} at {many:,} edits",
                 f"at {few:,} edits",
                 other / one,
-                1.5 * grown if what != "look for a contradiction" else 3.0,
+                2 * grown if what != "look for a contradiction" else 3.0,
                 True,
                 in_seconds(other),
                 in_seconds(one),
@@ -127,4 +127,4 @@ def _request(number: int, target: str = "target") -> EditRequest:
 
 def _drawn(generator: torch.Generator) -> Factors:
     up, down = (torch.randn(shape, generator=generator) for shape in ((WIDTH, 1), (1, 4 * WIDTH)))
-    return Factors({MODULE: LowRankUpdate(up, down)}, {MODULE: down})
+    return Factors({MODULE: LowRankUpdate(up, down)})
