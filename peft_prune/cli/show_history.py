@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..session import STATES, EditRecord, History
 from ..session.records import APPLIED
@@ -38,7 +39,7 @@ def history(
         edits = [{**asdict(r), "status": r.state, "took": r.status == APPLIED, "stands": r.stands} for r in records]
         print_json({"model": meta["model"], "editor": meta["editor"]["name"], "edits": edits, "events": events})
         return
-    table = Table(title=f"{meta['model']}: {standing} edits stand ({meta['editor']['name']})")
+    table = Table(title=_plain(f"{meta['model']}: {standing} edits stand ({meta['editor']['name']})"))
     for column in ("edit", "subject", "target", "before", "last seen", "probability", "status"):
         table.add_column(column, overflow="fold")
     for record in records:
@@ -47,18 +48,25 @@ def history(
         state = f"undone: {record.undone_reason}" if record.undone_at else f"{record.state}{when}"
         table.add_row(
             str(record.id),
-            request.subject if request else "",
-            request.target_new if request else "",
-            " ".join((record.answer_before or "").split()),
-            " ".join((answer or "").split()),
+            _plain(request.subject if request else ""),
+            _plain(request.target_new if request else ""),
+            _plain(record.answer_before or ""),
+            _plain(answer or ""),
             "" if probability is None else f"{probability:.2f}",
-            state if record.reason is None or record.undone_at else f"{state}: {record.reason}",
+            _plain(state if record.reason is None or record.undone_at else f"{state}: {record.reason}"),
         )
     Console().print(table)
     for event in events:
         if event["kind"] == "alert":
             alert = event["data"]
-            typer.echo(f"alert after batch {event['batch']}: {alert['source']}: {alert['message']} ({alert['action']})")
+            said = f"alert after batch {event['batch']}: {alert['source']}: {alert['message']} ({alert['action']})"
+            typer.echo(_plain(said).plain)
+
+
+def _plain(text: str) -> Text:
+    """Text as it is: no markup is read in it, and what would steer a terminal is spelt out."""
+    single = " ".join(text.split())
+    return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in single))
 
 
 def _last_seen(record: EditRecord) -> tuple[str | None, float | None, str]:

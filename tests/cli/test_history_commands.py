@@ -10,9 +10,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from peft_prune.monitoring import Alert
+from peft_prune.requests import EditRequest
 from peft_prune.session import EditSession, History
 from peft_prune.session.tuning import SETTINGS
 from tests.cli.test_commands import edit, folder, run  # noqa: F401
+from tests.reporting.builder import Builder
 from tests.session.scene import MODULE
 from tests.talking import spaced_tokenizer
 
@@ -256,3 +259,19 @@ def test_the_limits_of_norm_and_output_are_watched_and_written_down(capsys, fold
     plain = ("--model", folder / "model", "--requests", folder / "requests.json", "--out", tmp_path / "none")
     code, _, errors = run(capsys, "edit", *plain, "--max-output-change", 0.1)
     assert code == 2 and "max_output_change: 0.1 needs second moments" in errors and not (tmp_path / "none").exists()
+
+
+def test_what_people_typed_is_printed_as_it_is_and_steers_no_terminal(capsys, tmp_path) -> None:
+    alert = Alert("warn", "OwnGuard", "seen [red]\x1b[31m here")
+    builder = Builder(path=tmp_path / "edits.db")
+    builder.batch(
+        {"request": EditRequest("{} is in", "x [/b] y", "[bold]ten[/bold]"), "answer_after": " \x1b[2Jten\x07"},
+        alerts=[alert],
+    )
+    builder.history.record_undo([1], "asked [/i] for")
+    builder.history.close()
+    code, output, errors = run(capsys, "history", tmp_path / "edits.db")
+    assert code == 0, errors
+    for text in ("x [/b] y", "[bold]", "[/i]", r"[red]\x1b[31m"):
+        assert text in output, text
+    assert "\x1b" not in output and "\x07" not in output
