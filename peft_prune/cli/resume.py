@@ -76,8 +76,9 @@ def resume(
         base = load_model(model, dtype)
         callbacks = [*watch.guards(base, tokenizer, [*known, *records]), EditProgress(progress, len(records))]
         with EditSession.resume(history, base, tokenizer, statistics=stats, callbacks=callbacks) as session:
-            with going_on(session, history, first - 1 - skip):
-                session.edit(records, batch_size=batch_size)
+            if records:
+                with going_on(session, history, first - 1 - skip):
+                    session.edit(records, batch_size=batch_size)
             session.save(folder)  # also where none of the new edits took: the others stand
             outcomes, standing = session.results[first - 1 :], session.history.standing
     report_edits(outcomes, out, json_output, given, first, skip)

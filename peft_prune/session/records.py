@@ -37,7 +37,8 @@ class Factors:
         tensors: dict[str, Tensor] = {}
         for name, update in self.updates.items():
             tensors |= {f"{name}.B": update.B, f"{name}.A": update.A}
-        tensors |= {f"{name}.key": key for name, key in self.keys.items()}
+        # a key may be a view of a factor, and safetensors takes no two of one memory
+        tensors |= {f"{name}.key": key.clone() for name, key in self.keys.items()}
         return save_tensors({name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()})
 
     @classmethod

@@ -184,7 +184,7 @@ def named(path: str | Path | None) -> Iterator[None]:
     """Errors of SQLite in the block are of this file."""
     try:
         yield
-    except (sqlite3.Error, OverflowError) as error:
+    except (sqlite3.Error, OverflowError, UnicodeEncodeError) as error:
         raise HistoryError(f"history: {path or 'in memory'}: {error}") from error
 
 

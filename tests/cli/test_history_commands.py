@@ -10,9 +10,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from peft_prune.monitoring import Alert
+from peft_prune.requests import EditRequest
 from peft_prune.session import EditSession, History
 from peft_prune.session.tuning import SETTINGS
 from tests.cli.test_commands import edit, folder, run  # noqa: F401
+from tests.reporting.builder import Builder
 from tests.session.scene import MODULE
 from tests.talking import spaced_tokenizer
 
@@ -234,7 +237,9 @@ def test_what_saving_restrained_away_is_told(capsys, folder, tmp_path) -> None: 
         assert document[state] == [index for index, own in states.items() if own == state]
     assert document["lost"], "the scene must lose one"
     code, output, _ = run(capsys, "history", tmp_path / "edits.db", "--status", "lost")
-    assert code == 0 and output.count("lost (seen after batch 4)") >= 1
+    assert code == 0 and output.count("lost") >= len(document["lost"])
+    shown = [index + 1 for index in states if states[index] == "lost"]
+    assert all(f"│ {edit} " in output for edit in shown)
 
 
 def test_the_limits_of_norm_and_output_are_watched_and_written_down(capsys, folder, tmp_path) -> None:  # noqa: F811
@@ -254,3 +259,19 @@ def test_the_limits_of_norm_and_output_are_watched_and_written_down(capsys, fold
     plain = ("--model", folder / "model", "--requests", folder / "requests.json", "--out", tmp_path / "none")
     code, _, errors = run(capsys, "edit", *plain, "--max-output-change", 0.1)
     assert code == 2 and "max_output_change: 0.1 needs second moments" in errors and not (tmp_path / "none").exists()
+
+
+def test_what_people_typed_is_printed_as_it_is_and_steers_no_terminal(capsys, tmp_path) -> None:
+    alert = Alert("warn", "OwnGuard", "seen [red]\x1b[31m here")
+    builder = Builder(path=tmp_path / "edits.db")
+    builder.batch(
+        {"request": EditRequest("{} is in", "x [/b] y", "[bold]ten[/bold]"), "answer_after": " \x1b[2Jten\x07"},
+        alerts=[alert],
+    )
+    builder.history.record_undo([1], "asked [/i] for")
+    builder.history.close()
+    code, output, errors = run(capsys, "history", tmp_path / "edits.db")
+    assert code == 0, errors
+    for text in ("x [/b] y", "[bold]", "[/i]", r"[red]\x1b[31m"):
+        assert text in output, text
+    assert "\x1b" not in output and "\x07" not in output
