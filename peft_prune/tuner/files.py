@@ -50,12 +50,11 @@ def saved_factors(layers: NamedLayers, adapter_name: str, entries: dict[str, Ten
     return changed
 
 
-def restraint_mark(layers: NamedLayers, adapter_name: str) -> dict[str, Tensor]:
-    """An entry that says of the saved factors that they are restrained; none where they are not."""
-    named = list(layers)
-    if not _all_restrained([layer for _, layer in named], adapter_name):
+def restraint_mark(layers: NamedLayers, adapter_name: str, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An entry that says of the saved factors, which are ``entries``, that they are restrained; none if they are not."""
+    if not _all_restrained([layer for _, layer in layers], adapter_name):
         return {}
-    prefix = "base_model.model." if named[0][0].startswith("base_model.model.") else ""
+    prefix = "base_model.model." if any(key.startswith("base_model.model.") for key in entries) else ""
     return {prefix + MARK: torch.ones(1, dtype=torch.uint8)}
 
 
@@ -113,9 +112,9 @@ def load_factors(
         )
 
 
-def renamed(layers: NamedLayers, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The entries with the factors under this model's own names, also where the base was wrapped otherwise."""
-    own = {f"{name_in_base(n)}.{factor}.weight": f"{n}.{factor}.weight" for n, _ in layers for factor in FACTORS}
+def renamed(own_keys: Iterable[str], state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The entries with the factors under this model's own keys, also where the base was wrapped otherwise."""
+    own = {name_in_base(key): key for key in own_keys}
     return {own.get(name_in_base(key), key) if FACTOR_KEY.search(key) else key: v for key, v in state_dict.items()}
 
 

@@ -98,7 +98,7 @@ class PruneEditLayer(BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
         self._unmerged_base: BaseLayerSnapshot | None = None
-        self._merged_bits: int | None = None
+        self._merged_bits: tuple[torch.dtype, int] | None = None
         self._sigma_max_base: float | None = None
         self._condition: ConditionNumber | None = None
         self._told_of_singular_base = False
@@ -615,7 +615,8 @@ class PruneEditLinear(nn.Module, PruneEditLayer):
         if not self.merged or self._unmerged_base is None:
             warnings.warn("Already unmerged. Nothing to do.")
             return
-        if self._base_bits() == self._merged_bits:
+        bits = self._base_bits()
+        if bits == self._merged_bits or bits is None or self._merged_bits is None or bits[0] != self._merged_bits[0]:
             self._unmerged_base.restore(self.get_base_layer())
         else:
             weight = self.get_base_weight()
@@ -626,9 +627,9 @@ class PruneEditLinear(nn.Module, PruneEditLayer):
         self._unmerged_base, self._merged_bits = None, None
         self.merged_adapters.clear()
 
-    def _base_bits(self) -> int | None:
+    def _base_bits(self) -> tuple[torch.dtype, int] | None:
         weight = self.weight
-        return None if weight.is_meta else _sum_of_bits(weight.data)
+        return None if weight.is_meta else (weight.dtype, _sum_of_bits(weight.data))
 
     def forward(self, x: Tensor, *args: Any, adapter_names: Optional[list[str]] = None, **kwargs: Any) -> Tensor:
         if self.disable_adapters:

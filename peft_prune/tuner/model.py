@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers, onload_layer
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from ..errors import UnsupportedModelError
 from ..spectral import LowRankUpdate, parse_restraint, restraint_text
 from .config import PruneEditConfig
 from .files import (
+    FACTORS,
     check_base,
     load_factors,
     record_facts,
@@ -229,6 +231,8 @@ class PruneEditModel(BaseTuner):
                     with onload_layer(inner):
                         inner.merge(safe_merge=kwargs.get("safe_merge", False))
                     inner = inner.base_layer
+        if isinstance(self.model, PeftModel):
+            self.model = self.model.get_base_model()  # PEFT cannot unload through another PeftModel
         return super()._unload_and_optionally_merge(merge, *args, **kwargs)
 
     @contextmanager
@@ -296,7 +300,7 @@ class PruneEditModel(BaseTuner):
         entries = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         entries.update(saved_factors(layers_of(model, adapter_name), adapter_name, entries))
         record_facts(config, layers_of(model, adapter_name), adapter_name)
-        entries.update(restraint_mark(layers_of(model, adapter_name), adapter_name))
+        entries.update(restraint_mark(layers_of(model, adapter_name), adapter_name, entries))
         return entries
 
     @classmethod
@@ -310,7 +314,12 @@ class PruneEditModel(BaseTuner):
     ) -> dict[str, Tensor]:
         load_factors(layers_of(model, adapter_name), config, adapter_name, state_dict)
         state_dict = without_mark(state_dict)
-        state_dict = renamed(layers_of(model, adapter_name), state_dict)
+        own_keys = [
+            cls._remove_adapter_name_from_key(f"{name}.{factor}.{adapter_name}.weight", adapter_name)
+            for name, _ in layers_of(model, adapter_name)
+            for factor in FACTORS
+        ]
+        state_dict = renamed(own_keys, state_dict)
         entries = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         require_entries_fit(model, entries)
         return entries
