@@ -51,7 +51,7 @@ def saved_factors(layers: NamedLayers, adapter_name: str, entries: dict[str, Ten
 
 
 def restraint_mark(layers: NamedLayers, adapter_name: str, entries: dict[str, Tensor]) -> dict[str, Tensor]:
-    """An entry that says of the saved factors, which are ``entries``, that they are restrained; none if they are not."""
+    """An entry that says of the factors in ``entries`` that they are restrained; none where they are not."""
     if not _all_restrained([layer for _, layer in layers], adapter_name):
         return {}
     prefix = "base_model.model." if any(key.startswith("base_model.model.") for key in entries) else ""

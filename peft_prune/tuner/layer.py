@@ -27,8 +27,8 @@ from ..spectral import (
     Restraint,
     accumulated,
     is_dense_form,
-    restrain,
     restrain_dense,
+    restrain_with_change,
     sigma_max,
     truncate,
 )
@@ -53,7 +53,9 @@ class AccumulatedUpdate:
         watched: Training makes the restraint pending: it has acted before, or acts on training as well.
         trained: The factors hold training that no edit has made.
         gram: Gram matrix of the raw sum in dense form, which the next restraint needs.
-        change: Effective minus raw sum as factors, where both are in dense form.
+        change: Effective minus raw sum as factors; None where that is not known.
+        reference: The raw sum at an earlier moment, around which figures are taken.
+        since: What was added to the raw sum since then.
     """
 
     raw: LowRankUpdate | None = None
@@ -66,6 +68,8 @@ class AccumulatedUpdate:
     trained: bool = False
     gram: GrownGram | None = None
     change: LowRankUpdate | None = None
+    reference: LowRankUpdate | None = None
+    since: LowRankUpdate | None = None
 
 
 @dataclass(frozen=True)
@@ -198,6 +202,7 @@ class PruneEditLayer(BaseTunerLayer):
         if state.raw is not None:
             state.raw = accumulated(state.raw.to(device=acting.device, dtype=acting.dtype), update)
         state.gram = None if state.gram is None else state.gram.added(update)
+        state.since = None if state.since is None else state.since.append(update)
         state.edits += edits
         state.pending += edits
         if on_schedule:
@@ -323,7 +328,8 @@ class PruneEditLayer(BaseTunerLayer):
         if effective is not raw:
             compounds = self.prune_edit_config[adapter_name].restrain_on == "compounding"
             state.raw = None if compounds else raw
-            state.gram = None if compounds else gram
+            if compounds:
+                state.gram = state.change = state.reference = state.since = None
 
     def _restrained(
         self, adapter_name: str, raw: LowRankUpdate, gram: GrownGram | None
@@ -337,7 +343,7 @@ class PruneEditLayer(BaseTunerLayer):
                 gram = (gram or GrownGram.of(raw)).at(raw)
                 effective, change = restrain_dense(raw, restraint, m, gram)
             else:
-                effective = restrain(raw, restraint, m)
+                effective, change = restrain_with_change(raw, restraint, m)
         if config.max_rank is not None and effective.rank > config.max_rank:
             effective, change = truncate(effective, rank=config.max_rank)[0], None
         return effective, gram, change
@@ -369,8 +375,23 @@ class PruneEditLayer(BaseTunerLayer):
         """Figures of the effective update as it is now; those that were taken before are not computed again."""
         if adapter_name not in self.prune_edit_figures:
             self.prune_edit_figures[adapter_name] = LayerFigures(self.condition())
+        self._current_update(adapter_name)
         effective = self.effective_update(adapter_name)
-        return self.prune_edit_figures[adapter_name].of(effective, checksum(effective))
+        return self.prune_edit_figures[adapter_name].of(effective, checksum(effective), self._around(adapter_name))
+
+    def _around(self, adapter_name: str) -> tuple[LowRankUpdate, LowRankUpdate] | None:
+        """An earlier raw sum, and what the effective update has more than that; None where its rank is small."""
+        state, most = self.prune_edit_update[adapter_name], max(min(self.out_features, self.in_features) // 8, 16)
+        if self.rank(adapter_name) <= most or self._is_narrow(adapter_name):
+            return None
+        raw = self._acting(adapter_name) if state.raw is None else state.raw
+        none = LowRankUpdate.zeros(*raw.shape, dtype=raw.dtype, device=raw.device)
+        if state.raw is not None and state.change is None:
+            return None
+        if state.reference is None or state.since is None or state.since.rank > most:
+            state.reference, state.since = raw, none
+        change = none if state.raw is None or state.change is None else state.change
+        return state.reference, state.since.append(change.to(dtype=raw.dtype))
 
     def set_second_moment(self, moment: Tensor | None) -> None:
         """Give the second moment C = E[k kᵀ] of ordinary inputs, (in, in), for the output perturbation.
@@ -549,7 +570,7 @@ class PruneEditLayer(BaseTunerLayer):
             return state
         if current[0] == state.checksum[0]:
             # what was trained are the effective factors, so they are the raw ones from here on
-            state.raw = state.acting = state.gram = state.change = None
+            state.raw = state.acting = state.gram = state.change = state.reference = state.since = None
             state.raw_lost, state.trained = False, True
             state.pending = max(state.pending, 1) if state.watched else state.pending
         # factors of another dtype were cast, not trained

@@ -70,6 +70,7 @@ class PruneEditModel(BaseTuner):
 
     prefix: str = PREFIX
     peft_config: dict[str, PruneEditConfig]
+    model: nn.Module
     tuner_layer_cls = PruneEditLayer
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from peft_prune import PruneEditConfig
 from peft_prune.cli import main
 from peft_prune.errors import AdapterError
+from tests.talking import spaced_tokenizer
 from tests.tiny import tiny_gpt2, tiny_llama
 from tests.tuner.test_edits import INPUTS, strong
 
@@ -117,6 +118,7 @@ def with_two_added_tokens(folder: Path) -> tuple[Path, Path]:
     """Folders of a base and of an adapter made after two tokens were added to it."""
     base = tiny_llama()
     base.save_pretrained(folder / "base")
+    spaced_tokenizer().save_pretrained(folder / "base")
     base.resize_token_embeddings(52)
     base.name_or_path = str(folder / "base")
     model = get_peft_model(base, PruneEditConfig(target_modules=["down_proj"], base_model_name_or_path=str(folder)))
@@ -128,14 +130,16 @@ def with_two_added_tokens(folder: Path) -> tuple[Path, Path]:
 
 def test_an_adapter_of_a_base_with_added_tokens_is_refused_on_the_plain_one(tmp_path, capsys) -> None:
     base, adapter = with_two_added_tokens(tmp_path)
-    line = r"(embed_tokens|lm_head)\.weight: is \(52, 16\) in the adapter's file and \(50, 16\) in this base; .*52 tokens"
+    line = (
+        r"(embed_tokens|lm_head)\.weight: is \(52, 16\) in the adapter's file and \(50, 16\) in this base; .*52 tokens"
+    )
     with pytest.raises(AdapterError, match=line) as caught:
         PeftModel.from_pretrained(tiny_llama(), adapter)
     assert "\n" not in str(caught.value)
     resized = tiny_llama()
     resized.resize_token_embeddings(52)
     assert PeftModel.from_pretrained(resized, adapter)(INPUTS).logits.shape[-1] == 52
-    assert main(["merge", "--model", str(base), "--adapter", str(adapter), "--out", str(tmp_path / "out")]) == 2
+    assert main(["merge", str(adapter), "--model", str(base), "--out", str(tmp_path / "out")]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert "52 tokens" in lines[-1] and not (tmp_path / "out").exists()
 
