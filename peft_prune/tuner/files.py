@@ -15,8 +15,9 @@ from ..models.fingerprint import base_fingerprint, same_base, short_form
 from ..spectral import LowRankUpdate
 from .config import PruneEditConfig
 from .header import name_in_base
-from .layer import AccumulatedUpdate, PruneEditLayer, checksum, trained_pending
+from .layer import PruneEditLayer
 from .registration import PREFIX
+from .state import AccumulatedUpdate, checksum, trained_pending
 
 MARK = PREFIX + "restrained"
 """An entry beside the factors: they are restrained, whatever configuration they are loaded with."""

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Optional
 
 import torch
@@ -36,49 +36,7 @@ from .config import PruneEditConfig
 from .figures import LayerFigures
 from .quantization import is_packed_for_cpu, packed_weight
 from .snapshot import BaseLayerSnapshot
-
-
-@dataclass
-class AccumulatedUpdate:
-    """What a layer knows of one adapter beyond its effective factors.
-
-    Args:
-        raw: The accumulated update as the edits made it, float32; None while the effective factors are the raw ones.
-        acting: What the effective factors are rounded from where their dtype is narrower than float32, so that no
-            number of edits rounds them more than once; None otherwise.
-        raw_lost: The factors were loaded already restrained, so the raw ones are known to the history alone.
-        edits: Number of edits in the update.
-        pending: Number of edits (or, after training, 1) that the restraint has not seen yet.
-        checksum: Of the effective factors as they were last set, by which later training is noticed.
-        watched: Training makes the restraint pending: it has acted before, or acts on training as well.
-        trained: The factors hold training that no edit has made.
-        gram: Gram matrix of the raw sum in dense form, which the next restraint needs.
-        change: Effective minus raw sum as factors; None where that is not known.
-        reference: The raw sum at an earlier moment, around which figures are taken.
-        since: What was added to the raw sum since then.
-    """
-
-    raw: LowRankUpdate | None = None
-    acting: LowRankUpdate | None = None
-    raw_lost: bool = False
-    edits: int = 0
-    pending: int = 0
-    checksum: tuple[torch.dtype, int, int] | None = None
-    watched: bool = False
-    trained: bool = False
-    gram: GrownGram | None = None
-    change: LowRankUpdate | None = None
-    reference: LowRankUpdate | None = None
-    since: LowRankUpdate | None = None
-
-
-@dataclass(frozen=True)
-class LayerState:
-    """One adapter of one layer at one moment: effective factors, what is known beside them, and a checksum."""
-
-    effective: LowRankUpdate
-    update: AccumulatedUpdate
-    checksum: tuple[torch.dtype, int, int] | None
+from .state import AccumulatedUpdate, LayerState, checksum, sum_of_bits, trained_pending
 
 
 class PruneEditLayer(BaseTunerLayer):
@@ -650,7 +608,7 @@ class PruneEditLinear(nn.Module, PruneEditLayer):
 
     def _base_bits(self) -> tuple[torch.dtype, int] | None:
         weight = self.weight
-        return None if weight.is_meta else (weight.dtype, _sum_of_bits(weight.data))
+        return None if weight.is_meta else (weight.dtype, sum_of_bits(weight.data))
 
     def forward(self, x: Tensor, *args: Any, adapter_names: Optional[list[str]] = None, **kwargs: Any) -> Tensor:
         if self.disable_adapters:
@@ -721,28 +679,6 @@ def _input_of(module: nn.Linear, x: Tensor) -> Tensor:
 
 def _is_finite(update: LowRankUpdate) -> bool:
     return bool(torch.isfinite(update.A).all() and torch.isfinite(update.B).all())
-
-
-def checksum(update: LowRankUpdate) -> tuple[torch.dtype, int, int] | None:
-    """Dtype and sums of the bits of both factors, by which any change is noticed; None where they are not at hand."""
-    if update.B.is_meta or update.A.is_meta:
-        return None
-    return update.dtype, _sum_of_bits(update.B), _sum_of_bits(update.A)
-
-
-def _sum_of_bits(values: Tensor) -> int:
-    # sums of integers wrap around, so they are the same in any order and on any device; words of eight bytes are summed
-    # several times as fast as smaller ones, which would be widened first
-    values = values.contiguous().view(-1)
-    words = values.numel() * values.element_size() // 8 * 8 // values.element_size()
-    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
-    rest = int(values[words:].view(integer).sum(dtype=torch.int64))
-    return rest + (int(values[:words].view(torch.int64).sum()) if words else 0)
-
-
-def trained_pending(config: PruneEditConfig) -> int:
-    """What is pending for factors that hold no edit, only training: the other schedules count edits."""
-    return 1 if config.restrain_on == "merge" else 0
 
 
 def layers_of(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, PruneEditLayer]]:

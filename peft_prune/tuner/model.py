@@ -29,9 +29,10 @@ from .files import (
     without_mark,
 )
 from .header import name_in_base
-from .layer import LayerState, PruneEditLayer, PruneEditLinear, all_layers, layers_of
+from .layer import PruneEditLayer, PruneEditLinear, all_layers, layers_of
 from .mixed_batch import mixed_batch
 from .registration import PREFIX
+from .state import LayerState
 from .targets import default_targets, is_target, require_layers, tied_to
 
 
