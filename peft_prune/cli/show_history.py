@@ -50,8 +50,8 @@ def history(
             str(record.id),
             request.subject if request else "",
             request.target_new if request else "",
-            record.answer_before or "",
-            answer or "",
+            " ".join((record.answer_before or "").split()),
+            " ".join((answer or "").split()),
             "" if probability is None else f"{probability:.2f}",
             state if record.reason is None or record.undone_at else f"{state}: {record.reason}",
         )

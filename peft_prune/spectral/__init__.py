@@ -1,7 +1,7 @@
 """Floor 0: the mathematics of low-rank updates and their restraint; tensors in, tensors out, torch alone."""
 
 from .accumulation import GrownGram, accumulated, dense_form, is_dense_form
-from .condition import ConditionNumber, ConditionReport, ProjectedUpdate
+from .condition import ConditionNumber, ConditionReport, ProjectedUpdate, Reference
 from .lowrank import LowRankUpdate, Spectrum, energy_rank, reorthogonalize, truncate
 from .norms import CountedNorm, counted_sigma_max, sigma_max
 from .output import OutputPerturbation
@@ -17,6 +17,7 @@ from .restraint import (
     register_restraint,
     restrain,
     restrain_dense,
+    restrain_with_change,
     restraint_names,
     restraint_text,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "NoRestraint",
     "OutputPerturbation",
     "ProjectedUpdate",
+    "Reference",
     "Restraint",
     "RoundingErrors",
     "ScaleRestraint",
@@ -53,6 +55,7 @@ __all__ = [
     "reorthogonalize",
     "restrain",
     "restrain_dense",
+    "restrain_with_change",
     "restraint_names",
     "restraint_text",
     "rounding_variances",

@@ -50,6 +50,12 @@ def dense_form(update: LowRankUpdate) -> LowRankUpdate:
     return of_dense(dense)
 
 
+def dense_matrix(update: LowRankUpdate) -> Tensor:
+    """ΔW itself, (out, in), summed as `dense_form` does."""
+    dense = dense_form(update)
+    return dense.A if update.shape[0] <= update.shape[1] else dense.B
+
+
 def of_dense(matrix: Tensor) -> LowRankUpdate:
     """The dense form of a matrix ΔW, (out, in)."""
     side = min(matrix.shape)

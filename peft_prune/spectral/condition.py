@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .accumulation import dense_matrix
 from .checks import require_finite, require_matrix
 from .gram import gram, in_float64
 from .lanczos import largest_eigenvalue
@@ -46,7 +47,72 @@ class ProjectedUpdate:
     gram: Tensor
 
 
-class ConditionNumber:
+class Products:
+    """Products of updates with a matrix W and an orthonormal basis Q of its shorter side, for columns that are new.
+
+    Args:
+        weight: W, (out, in); not copied, and not to be changed afterwards.
+        basis: Q, (n, n) float64, n the shorter side.
+    """
+
+    def __init__(self, weight: Tensor, basis: Tensor) -> None:
+        self._shape = tuple(weight.shape)
+        self._transposed = weight.shape[0] > weight.shape[1]
+        self._wide = weight.detach().T if self._transposed else weight.detach()
+        self._basis = basis
+
+    @torch.no_grad()
+    def project(self, update: LowRankUpdate, previous: ProjectedUpdate | None = None) -> ProjectedUpdate:
+        """The products of an update with W₀, taken over from ``previous`` for leading columns that are the same.
+
+        After `LowRankUpdate.append` only the new columns cost a product with W₀, and after `restrain` none (where out
+        ≤ in it leaves A as it is, else B).
+
+        Args:
+            update: Update of shape (out, in).
+            previous: The result for an earlier update on the same W₀; not changed.
+
+        Raises:
+            ValueError: The update has another shape than W₀, or holds NaN or Inf.
+        """
+        if update.shape != self._shape:
+            raise ValueError(f"update: shape {update.shape} must be that of the weight, {self._shape}")
+        require_finite("B", update.B)
+        require_finite("A", update.A)
+        near, far = self._sides(update)
+        if previous is None:
+            previous = self._nothing(update)
+        old_near, old_far = self._sides(previous.update)
+        near_known, far_known = _same_leading(old_near, near), _same_leading(old_far, far)
+        products = self._basis.T @ self._weight_times(far[:, far_known:])
+        return ProjectedUpdate(
+            update,
+            torch.cat([previous.near[:, :near_known], self._basis.T @ near[:, near_known:].double()], dim=1),
+            torch.cat([previous.far[:, :far_known], products], dim=1),
+            _grown_gram(previous.gram[:far_known, :far_known], far),
+        )
+
+    def _sides(self, update: LowRankUpdate) -> tuple[Tensor, Tensor]:
+        return (update.A.T, update.B) if self._transposed else (update.B, update.A.T)
+
+    def _nothing(self, update: LowRankUpdate) -> ProjectedUpdate:
+        empty = self._basis.new_zeros(self._basis.shape[0], 0)
+        none = LowRankUpdate.zeros(*update.shape, dtype=update.dtype, device=update.device)
+        return ProjectedUpdate(none, empty, empty, empty[:0])
+
+    def _weight_times(self, columns: Tensor) -> Tensor:
+        product = self._basis.new_zeros(self._wide.shape[0], columns.shape[1])
+        if columns.shape[1] == 0:
+            return product
+        done = 0
+        # Products in float32 would lose sigma_min once κ passes 1e3: (W₀ + BA)(W₀ + BA)ᵀ cancels.
+        for strip in in_float64(self._wide.T):
+            product.addmm_(strip.T, columns[done : done + strip.shape[0]].double())
+            done += strip.shape[0]
+        return product
+
+
+class ConditionNumber(Products):
     """κ of W₀ and of W₀ + B A from one eigenfactorization W₀W₀ᵀ = Q diag(λ) Qᵀ of the smaller side, in float64.
 
     In the basis Q, (W₀ + BA)(W₀ + BA)ᵀ is a diagonal matrix plus a low-rank part. A Lanczos iteration finds its
@@ -73,10 +139,9 @@ class ConditionNumber:
         require_finite("weight", weight)
         if weight.numel() == 0:
             raise ValueError(f"weight: shape {tuple(weight.shape)} must hold at least one element")
-        self._shape = tuple(weight.shape)
-        self._transposed = weight.shape[0] > weight.shape[1]
-        self._wide = weight.detach().T if self._transposed else weight.detach()
-        values, self._basis = torch.linalg.eigh(gram(self._wide.T))
+        wide = weight.detach().T if weight.shape[0] > weight.shape[1] else weight.detach()
+        values, basis = torch.linalg.eigh(gram(wide.T))
+        super().__init__(weight, basis)
         self._values = values.clamp(min=0)
         none = LowRankUpdate.zeros(*weight.shape, dtype=weight.dtype, device=weight.device)
         first = torch.zeros_like(self._values)
@@ -121,37 +186,6 @@ class ConditionNumber:
         return report_of(math.sqrt(max(largest, 0.0)), self._stretch(bottom, projected.update))
 
     @torch.no_grad()
-    def project(self, update: LowRankUpdate, previous: ProjectedUpdate | None = None) -> ProjectedUpdate:
-        """The products of an update with W₀, taken over from ``previous`` for leading columns that are the same.
-
-        After `LowRankUpdate.append` only the new columns cost a product with W₀, and after `restrain` none (where out
-        ≤ in it leaves A as it is, else B).
-
-        Args:
-            update: Update of shape (out, in).
-            previous: The result for an earlier update on the same W₀; not changed.
-
-        Raises:
-            ValueError: The update has another shape than W₀, or holds NaN or Inf.
-        """
-        if update.shape != self._shape:
-            raise ValueError(f"update: shape {update.shape} must be that of the weight, {self._shape}")
-        require_finite("B", update.B)
-        require_finite("A", update.A)
-        near, far = self._sides(update)
-        if previous is None:
-            previous = self._nothing(update)
-        old_near, old_far = self._sides(previous.update)
-        near_known, far_known = _same_leading(old_near, near), _same_leading(old_far, far)
-        products = self._basis.T @ self._weight_times(far[:, far_known:])
-        return ProjectedUpdate(
-            update,
-            torch.cat([previous.near[:, :near_known], self._basis.T @ near[:, near_known:].double()], dim=1),
-            torch.cat([previous.far[:, :far_known], products], dim=1),
-            _grown_gram(previous.gram[:far_known, :far_known], far),
-        )
-
-    @torch.no_grad()
     def energies(self, update: LowRankUpdate | ProjectedUpdate) -> Tensor:
         """‖qᵢᵀ ΔW‖² for W₀'s singular vectors qᵢ on its shorter side, (n,) float64, of the smallest value first.
 
@@ -177,14 +211,6 @@ class ConditionNumber:
         result = largest_eigenvalue(lambda x: near @ (inner @ (near.T @ x)), near.shape[0], near.device, _TOLERANCE)
         return math.sqrt(max(result.value, 0.0))
 
-    def _sides(self, update: LowRankUpdate) -> tuple[Tensor, Tensor]:
-        return (update.A.T, update.B) if self._transposed else (update.B, update.A.T)
-
-    def _nothing(self, update: LowRankUpdate) -> ProjectedUpdate:
-        empty = self._basis.new_zeros(self._values.numel(), 0)
-        none = LowRankUpdate.zeros(*update.shape, dtype=update.dtype, device=update.device)
-        return ProjectedUpdate(none, empty, empty, empty[:0])
-
     def _stretch(self, vector: Tensor, update: LowRankUpdate) -> float:
         """‖(W₀ + BA)ᵀ v‖ for v given in the basis Q; at the vector of σmin it is free of the Gram matrix's error."""
         near, far = self._sides(update)
@@ -195,16 +221,58 @@ class ConditionNumber:
             squares += float((weight_strip @ vector + far_strip @ small).square().sum())
         return math.sqrt(squares)
 
-    def _weight_times(self, columns: Tensor) -> Tensor:
-        product = self._basis.new_zeros(self._wide.shape[0], columns.shape[1])
-        if columns.shape[1] == 0:
-            return product
-        done = 0
-        # Products in float32 would lose sigma_min once κ passes 1e3: (W₀ + BA)(W₀ + BA)ᵀ cancels.
-        for strip in in_float64(self._wide.T):
-            product.addmm_(strip.T, columns[done : done + strip.shape[0]].double())
-            done += strip.shape[0]
-        return product
+
+class Reference:
+    """Figures of W₀ + ΔW for updates ΔW = ΔW_ref + D with D of low rank, however large the rank of ΔW_ref.
+
+    W₀ + ΔW_ref is factored as W₀ is, and D pays for its columns alone, as an update of low rank on W₀ does. Set-up: two
+    Gram matrices and an eigenfactorization; three n x n matrices and two of the weight's shape are kept.
+
+    Args:
+        base: κ of W₀.
+        reference: ΔW_ref, of W₀'s shape.
+    """
+
+    @torch.no_grad()
+    def __init__(self, base: ConditionNumber, reference: LowRankUpdate) -> None:
+        self.dense = dense_matrix(reference)
+        wide = self.dense.T if base._transposed else self.dense
+        shifted = base._wide.to(wide.dtype) + wide
+        self._shifted = ConditionNumber(shifted.T if base._transposed else shifted)
+        self._products = Products(self.dense, base._basis)
+        self._gram = base._basis.T @ gram(wide.T) @ base._basis
+        self._condition: ProjectedUpdate | None = None
+        self._projected: ProjectedUpdate | None = None
+        self._vector: Tensor | None = None
+
+    def condition(self, change: LowRankUpdate) -> ConditionReport:
+        """As `ConditionNumber.of`, for ΔW_ref + ``change``."""
+        self._condition = self._shifted.project(change, self._condition)
+        return self._shifted.of(self._condition)
+
+    @torch.no_grad()
+    def energies(self, change: LowRankUpdate) -> Tensor:
+        """As `ConditionNumber.energies`, for ΔW_ref + ``change``."""
+        own = self._project(change)
+        return (self._gram.diagonal() + ((own.near @ own.gram + 2 * own.far) * own.near).sum(1)).clamp(min=0)
+
+    @torch.no_grad()
+    def spectral_norm(self, change: LowRankUpdate) -> float:
+        """As `ConditionNumber.spectral_norm`, for ΔW_ref + ``change``."""
+        own = self._project(change)
+
+        def apply(x: Tensor) -> Tensor:
+            small = own.near.T @ x
+            return self._gram @ x + own.far @ small + own.near @ (own.far.T @ x + own.gram @ small)
+
+        found = largest_eigenvalue(apply, self._gram.shape[0], self._gram.device, _TOLERANCE, self._vector)
+        self._vector = found.vector / torch.linalg.vector_norm(found.vector)
+        return math.sqrt(max(found.value, 0.0))
+
+    def _project(self, change: LowRankUpdate) -> ProjectedUpdate:
+        if self._projected is None or self._projected.update is not change:
+            self._projected = self._products.project(change, self._projected)
+        return self._projected
 
 
 class _DiagonalPlusLowRank:

@@ -45,11 +45,15 @@ class GramSpectrum:
 
     def mixing(self, s_new: Tensor, count: int) -> Tensor:
         """M', (r, r), such that B' M' A' is ΔW with its first ``count`` singular values replaced by ``s_new``."""
+        left, right = self.mixing_factors(s_new, count)
+        identity = torch.eye(self.scale.numel(), dtype=left.dtype, device=left.device)
+        return torch.addmm(identity, left, right.T, alpha=-1)
+
+    def mixing_factors(self, s_new: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """I - M' as factors, (r, count) and (r, count), the second to be transposed."""
         s = self.s[:count]
         z = self.root @ self.vectors[:, :count]
-        weights = (s - s_new[:count]) / s.pow(3)
-        identity = torch.eye(self.scale.numel(), dtype=z.dtype, device=z.device)
-        return torch.addmm(identity, (self.right @ z) * weights, z.T, alpha=-1)
+        return (self.right @ z) * ((s - s_new[:count]) / s.pow(3)), z
 
     def uniform(self, s_new: Tensor) -> Tensor:
         """M', (r, r), such that B' M' A' is ΔW scaled so that its largest singular value becomes ``s_new[0]``."""
@@ -119,8 +123,8 @@ def in_float64(columns: Tensor) -> Iterator[Tensor]:
 
 
 def multiply_right(columns: Tensor, matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """X @ matrix, (n, r), accumulated in float64 and rounded once to ``dtype``."""
-    result = torch.empty_like(columns, dtype=dtype)
+    """X @ matrix, (n, k), accumulated in float64 and rounded once to ``dtype``."""
+    result = columns.new_empty(columns.shape[0], matrix.shape[1], dtype=dtype)
     done = 0
     for strip in in_float64(columns):
         result[done : done + strip.shape[0]] = strip @ matrix

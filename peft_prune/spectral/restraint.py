@@ -228,22 +228,43 @@ def restrain(update: LowRankUpdate, restraint: Restraint, sigma_max_base: float)
     Raises:
         ValueError: A factor holds NaN or Inf, or ``sigma_max_base`` is not a finite number above 0.
     """
+    return restrain_with_change(update, restraint, sigma_max_base)[0]
+
+
+@torch.no_grad()
+def restrain_with_change(
+    update: LowRankUpdate, restraint: Restraint, sigma_max_base: float
+) -> tuple[LowRankUpdate, LowRankUpdate | None]:
+    """As `restrain`, with F(ΔW) − ΔW as factors of the rank of what changed; None where that is not known."""
     m = require_positive("sigma_max_base", sigma_max_base)
+    nothing = LowRankUpdate.zeros(*update.shape, dtype=result_dtype(update.dtype), device=update.device)
     if isinstance(restraint, NoRestraint) or 0 in (update.rank, *update.shape):
-        return update
+        return update, nothing
     if update.rank > min(update.shape) or is_dense_form(update):
         effective, change = restrain_dense(dense_form(update.to(result_dtype(update.dtype))), restraint, m)
-        return update if change is not None and change.rank == 0 else effective
+        return (update if change is not None and change.rank == 0 else effective), change
     spectrum = gram_spectrum(update)
     if torch.finfo(torch.float64).eps * (spectrum.norm_left * spectrum.norm_right / m) ** 3 > _GRAM_LIMIT:
-        return _restrain_by_qr(update, restraint, m)
-    if not bool((spectrum.s > m).any()):
-        return update
+        return _restrain_by_qr(update, restraint, m), None
+    count = int((spectrum.s > m).sum())
+    if count == 0:
+        return update, nothing
     s_new = restraint(spectrum.s, m)
-    mixing = spectrum.uniform(s_new) if restraint.uniform else spectrum.mixing(s_new, int((spectrum.s > m).sum()))
+    mixing = spectrum.uniform(s_new) if restraint.uniform else spectrum.mixing(s_new, count)
     if _rounding(update, spectrum, mixing) > _ROUNDING_LIMIT * float(s_new.max()):
-        return _restrain_by_qr(update, restraint, m)
-    return _mixed(update, spectrum.unscaled(mixing))
+        return _restrain_by_qr(update, restraint, m), None
+    change = None if restraint.uniform else _change(update, spectrum, s_new, count)
+    return _mixed(update, spectrum.unscaled(mixing)), change
+
+
+def _change(update: LowRankUpdate, spectrum: GramSpectrum, s_new: Tensor, count: int) -> LowRankUpdate:
+    """B' (M' - I) A' as factors of rank ``count``; see `GramSpectrum.mixing`."""
+    left, right = spectrum.mixing_factors(s_new, count)
+    dtype = result_dtype(update.dtype)
+    return LowRankUpdate(
+        multiply_right(update.B, -spectrum.scale[:, None] * left, dtype),
+        multiply_right(update.A.T, right / spectrum.scale[:, None], dtype).T,
+    )
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any
 
 
 def shown(value: Any) -> str:
+    """A value for a message, cut where it is long."""
     text = repr(value) if not isinstance(value, int) or abs(value) < 10**18 else "a number of 18 digits or more"
     return text if len(text) <= 80 else text[:77] + "..."
 

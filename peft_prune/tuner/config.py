@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
 from peft.config import PeftConfig
+from peft.utils.peft_types import TaskType
 
 from ..errors import AdapterError
 from ..models.naming import public_name
@@ -182,6 +183,8 @@ class PruneEditConfig(PeftConfig):
     )
 
     def __post_init__(self) -> None:
+        if self.task_type is not None and self.task_type not in list(TaskType):
+            raise ValueError(f"task_type: {shown(self.task_type)} is not one of {', '.join(TaskType)}")
         super().__post_init__()
         self.peft_type = PRUNE_EDIT
         for name, (accepts, wanted) in ACCEPTED.items():

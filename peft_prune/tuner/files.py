@@ -17,8 +17,9 @@ from ..spectral import LowRankUpdate
 from .beneath import adapters_beneath
 from .config import PruneEditConfig
 from .header import name_in_base
-from .layer import AccumulatedUpdate, PruneEditLayer, checksum, trained_pending
+from .layer import PruneEditLayer
 from .registration import PREFIX
+from .state import AccumulatedUpdate, checksum, trained_pending
 
 MARK = PREFIX + "restrained"
 """An entry beside the factors: they are restrained, whatever configuration they are loaded with."""
@@ -52,12 +53,11 @@ def saved_factors(layers: NamedLayers, adapter_name: str, entries: dict[str, Ten
     return changed
 
 
-def restraint_mark(layers: NamedLayers, adapter_name: str) -> dict[str, Tensor]:
-    """An entry that says of the saved factors that they are restrained; none where they are not."""
-    named = list(layers)
-    if not _all_restrained([layer for _, layer in named], adapter_name):
+def restraint_mark(layers: NamedLayers, adapter_name: str, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An entry that says of the factors in ``entries`` that they are restrained; none where they are not."""
+    if not _all_restrained([layer for _, layer in layers], adapter_name):
         return {}
-    prefix = "base_model.model." if named[0][0].startswith("base_model.model.") else ""
+    prefix = "base_model.model." if any(key.startswith("base_model.model.") for key in entries) else ""
     return {prefix + MARK: torch.ones(1, dtype=torch.uint8)}
 
 
@@ -118,9 +118,9 @@ def load_factors(
         )
 
 
-def renamed(layers: NamedLayers, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The entries with the factors under this model's own names, also where the base was wrapped otherwise."""
-    own = {f"{name_in_base(n)}.{factor}.weight": f"{n}.{factor}.weight" for n, _ in layers for factor in FACTORS}
+def renamed(own_keys: Iterable[str], state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The entries with the factors under this model's own keys, also where the base was wrapped otherwise."""
+    own = {name_in_base(key): key for key in own_keys}
     return {own.get(name_in_base(key), key) if FACTOR_KEY.search(key) else key: v for key, v in state_dict.items()}
 
 

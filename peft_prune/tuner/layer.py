@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Optional, cast
 
 import torch
@@ -27,8 +27,8 @@ from ..spectral import (
     Restraint,
     accumulated,
     is_dense_form,
-    restrain,
     restrain_dense,
+    restrain_with_change,
     sigma_max,
     truncate,
 )
@@ -36,45 +36,7 @@ from .config import PruneEditConfig
 from .figures import LayerFigures
 from .quantization import is_packed_for_cpu, packed_weight
 from .snapshot import BaseLayerSnapshot
-
-
-@dataclass
-class AccumulatedUpdate:
-    """What a layer knows of one adapter beyond its effective factors.
-
-    Args:
-        raw: The accumulated update as the edits made it, float32; None while the effective factors are the raw ones.
-        acting: What the effective factors are rounded from where their dtype is narrower than float32, so that no
-            number of edits rounds them more than once; None otherwise.
-        raw_lost: The factors were loaded already restrained, so the raw ones are known to the history alone.
-        edits: Number of edits in the update.
-        pending: Number of edits (or, after training, 1) that the restraint has not seen yet.
-        checksum: Of the effective factors as they were last set, by which later training is noticed.
-        watched: Training makes the restraint pending: it has acted before, or acts on training as well.
-        trained: The factors hold training that no edit has made.
-        gram: Gram matrix of the raw sum in dense form, which the next restraint needs.
-        change: Effective minus raw sum as factors, where both are in dense form.
-    """
-
-    raw: LowRankUpdate | None = None
-    acting: LowRankUpdate | None = None
-    raw_lost: bool = False
-    edits: int = 0
-    pending: int = 0
-    checksum: tuple[torch.dtype, int, int] | None = None
-    watched: bool = False
-    trained: bool = False
-    gram: GrownGram | None = None
-    change: LowRankUpdate | None = None
-
-
-@dataclass(frozen=True)
-class LayerState:
-    """One adapter of one layer at one moment: effective factors, what is known beside them, and a checksum."""
-
-    effective: LowRankUpdate
-    update: AccumulatedUpdate
-    checksum: tuple[torch.dtype, int, int] | None
+from .state import AccumulatedUpdate, LayerState, checksum, sum_of_bits, trained_pending
 
 
 class PruneEditLayer(BaseTunerLayer):
@@ -98,7 +60,7 @@ class PruneEditLayer(BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
         self._unmerged_base: BaseLayerSnapshot | None = None
-        self._merged_bits: int | None = None
+        self._merged_bits: tuple[torch.dtype, int] | None = None
         self._sigma_max_base: float | None = None
         self._condition: ConditionNumber | None = None
         self._told_of_singular_base = False
@@ -202,6 +164,7 @@ class PruneEditLayer(BaseTunerLayer):
         if state.raw is not None:
             state.raw = accumulated(state.raw.to(device=acting.device, dtype=acting.dtype), update)
         state.gram = None if state.gram is None else state.gram.added(update)
+        state.since = None if state.since is None else state.since.append(update)
         state.edits += edits
         state.pending += edits
         if on_schedule:
@@ -326,7 +289,8 @@ class PruneEditLayer(BaseTunerLayer):
         if effective is not raw:
             compounds = self.prune_edit_config[adapter_name].restrain_on == "compounding"
             state.raw = None if compounds else raw
-            state.gram = None if compounds else gram
+            if compounds:
+                state.gram = state.change = state.reference = state.since = None
 
     def _restrained(
         self, adapter_name: str, raw: LowRankUpdate, gram: GrownGram | None
@@ -340,7 +304,7 @@ class PruneEditLayer(BaseTunerLayer):
                 gram = (gram or GrownGram.of(raw)).at(raw)
                 effective, change = restrain_dense(raw, restraint, m, gram)
             else:
-                effective = restrain(raw, restraint, m)
+                effective, change = restrain_with_change(raw, restraint, m)
         if config.max_rank is not None and effective.rank > config.max_rank:
             effective, change = truncate(effective, rank=config.max_rank)[0], None
         return effective, gram, change
@@ -373,7 +337,22 @@ class PruneEditLayer(BaseTunerLayer):
         if adapter_name not in self.prune_edit_figures:
             self.prune_edit_figures[adapter_name] = LayerFigures(self.condition())
         effective = self.effective_update(adapter_name)
-        return self.prune_edit_figures[adapter_name].of(effective, checksum(effective))
+        key = self._current_update(adapter_name).checksum or checksum(effective)
+        return self.prune_edit_figures[adapter_name].of(effective, key, self._around(adapter_name))
+
+    def _around(self, adapter_name: str) -> tuple[LowRankUpdate, LowRankUpdate] | None:
+        """An earlier raw sum, and what the effective update has more than that; None where its rank is small."""
+        state, most = self.prune_edit_update[adapter_name], max(min(self.out_features, self.in_features) // 8, 16)
+        if self.rank(adapter_name) <= most or self._is_narrow(adapter_name):
+            return None
+        raw = self._acting(adapter_name) if state.raw is None else state.raw
+        none = LowRankUpdate.zeros(*raw.shape, dtype=raw.dtype, device=raw.device)
+        if state.raw is not None and state.change is None:
+            return None
+        if state.reference is None or state.since is None or state.since.rank > most:
+            state.reference, state.since = raw, none
+        change = none if state.raw is None or state.change is None else state.change
+        return state.reference, state.since.append(change.to(dtype=raw.dtype))
 
     def set_second_moment(self, moment: Tensor | None) -> None:
         """Give the second moment C = E[k kᵀ] of ordinary inputs, (in, in), for the output perturbation.
@@ -552,7 +531,7 @@ class PruneEditLayer(BaseTunerLayer):
             return state
         if current[0] == state.checksum[0]:
             # what was trained are the effective factors, so they are the raw ones from here on
-            state.raw = state.acting = state.gram = state.change = None
+            state.raw = state.acting = state.gram = state.change = state.reference = state.since = None
             state.raw_lost, state.trained = False, True
             state.pending = max(state.pending, 1) if state.watched else state.pending
         # factors of another dtype were cast, not trained
@@ -618,7 +597,8 @@ class PruneEditLinear(nn.Module, PruneEditLayer):
         if not self.merged or self._unmerged_base is None:
             warnings.warn("Already unmerged. Nothing to do.")
             return
-        if self._base_bits() == self._merged_bits:
+        bits = self._base_bits()
+        if bits == self._merged_bits or bits is None or self._merged_bits is None or bits[0] != self._merged_bits[0]:
             self._unmerged_base.restore(self.get_base_layer())
         else:
             weight = self.get_base_weight()
@@ -629,9 +609,9 @@ class PruneEditLinear(nn.Module, PruneEditLayer):
         self._unmerged_base, self._merged_bits = None, None
         self.merged_adapters.clear()
 
-    def _base_bits(self) -> int | None:
+    def _base_bits(self) -> tuple[torch.dtype, int] | None:
         weight = self.weight
-        return None if weight.is_meta else _sum_of_bits(weight.data)
+        return None if weight.is_meta else (weight.dtype, sum_of_bits(weight.data))
 
     def forward(self, x: Tensor, *args: Any, adapter_names: Optional[list[str]] = None, **kwargs: Any) -> Tensor:
         if self.disable_adapters:
@@ -702,24 +682,6 @@ def _input_of(module: nn.Linear, x: Tensor) -> Tensor:
 
 def _is_finite(update: LowRankUpdate) -> bool:
     return bool(torch.isfinite(update.A).all() and torch.isfinite(update.B).all())
-
-
-def checksum(update: LowRankUpdate) -> tuple[torch.dtype, int, int] | None:
-    """Dtype and sums of the bits of both factors, by which any change is noticed; None where they are not at hand."""
-    if update.B.is_meta or update.A.is_meta:
-        return None
-    return update.dtype, _sum_of_bits(update.B), _sum_of_bits(update.A)
-
-
-def _sum_of_bits(values: Tensor) -> int:
-    # sums of integers wrap around, so they are the same in any order and on any device
-    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
-    return int(values.contiguous().view(integer).sum(dtype=torch.int64))
-
-
-def trained_pending(config: PruneEditConfig) -> int:
-    """What is pending for factors that hold no edit, only training: the other schedules count edits."""
-    return 1 if config.restrain_on == "merge" else 0
 
 
 def layers_of(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, PruneEditLayer]]:

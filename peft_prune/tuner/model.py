@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers, onload_layer
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from ..errors import AdapterError, UnsupportedModelError
 from ..spectral import LowRankUpdate, parse_restraint, restraint_text
 from .config import PruneEditConfig
 from .files import (
+    FACTORS,
     check_base,
     load_factors,
     record_facts,
@@ -27,9 +29,10 @@ from .files import (
     without_mark,
 )
 from .header import name_in_base
-from .layer import LayerState, PruneEditLayer, PruneEditLinear, all_layers, layers_of
+from .layer import PruneEditLayer, PruneEditLinear, all_layers, layers_of
 from .mixed_batch import mixed_batch
 from .registration import PREFIX
+from .state import LayerState
 from .targets import default_targets, is_target, require_layers, tied_to
 
 
@@ -67,6 +70,7 @@ class PruneEditModel(BaseTuner):
     """
 
     prefix: str = PREFIX
+    model: nn.Module
     tuner_layer_cls = PruneEditLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - declared so by PEFT
     peft_config: dict[str, PruneEditConfig]  # type: ignore[assignment] # each tuner has its own configuration
@@ -241,6 +245,8 @@ class PruneEditModel(BaseTuner):
                     with onload_layer(inner):
                         inner.merge(safe_merge=kwargs.get("safe_merge", False))
                     inner = inner.base_layer
+        if isinstance(self.model, PeftModel):
+            self.model = self.model.get_base_model()  # PEFT cannot unload through another PeftModel
         return super()._unload_and_optionally_merge(merge, *args, **kwargs)
 
     @contextmanager
@@ -308,7 +314,7 @@ class PruneEditModel(BaseTuner):
         entries = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         entries.update(saved_factors(layers_of(model, adapter_name), adapter_name, entries))
         record_facts(config, layers_of(model, adapter_name), adapter_name)
-        entries.update(restraint_mark(layers_of(model, adapter_name), adapter_name))
+        entries.update(restraint_mark(layers_of(model, adapter_name), adapter_name, entries))
         return entries
 
     @classmethod
@@ -322,7 +328,12 @@ class PruneEditModel(BaseTuner):
     ) -> dict[str, Tensor]:
         load_factors(layers_of(model, adapter_name), config, adapter_name, state_dict)
         state_dict = without_mark(state_dict)
-        state_dict = renamed(layers_of(model, adapter_name), state_dict)
+        own_keys = [
+            cls._remove_adapter_name_from_key(f"{name}.{factor}.{adapter_name}.weight", adapter_name)
+            for name, _ in layers_of(model, adapter_name)
+            for factor in FACTORS
+        ]
+        state_dict = renamed(own_keys, state_dict)
         entries = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         require_entries_fit(model, entries)
         return entries
