@@ -334,7 +334,7 @@ class EditSession:
             ValueError: ``path`` exists and is not an empty folder, and ``overwrite`` is not set; or it is, holds or
                 lies in the base model, or holds the history.
         """
-        inputs = {"history": self.history.path, "base model": model_name(self.model)}
+        inputs = {"history": self.history.path, "base model": getattr(unwrapped(self.model), "name_or_path", None)}
         require_outputs(folders={"path": Path(path)}, inputs=inputs, overwrite=overwrite)
         if self.model.restraint_is_pending():
             self.restrain()
