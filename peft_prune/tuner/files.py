@@ -58,7 +58,7 @@ def restraint_mark(layers: NamedLayers, adapter_name: str, entries: dict[str, Te
     if not _all_restrained([layer for _, layer in layers], adapter_name):
         return {}
     prefix = "base_model.model." if any(key.startswith("base_model.model.") for key in entries) else ""
-    return {prefix + MARK: torch.ones(1, dtype=torch.uint8)}
+    return {prefix + MARK: torch.ones(1)}
 
 
 def without_mark(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
