@@ -16,7 +16,7 @@ from ..evaluation.bootstrap import GAP, SHARE, Draws, average, perplexity, share
 from ..evaluation.scores import SCORED, score_draws
 from ..folders import whole_file
 from .plan import Plan, Unit
-from .store import Measured, Outcomes, Store
+from .store import Measured, Outcomes, Store, stored_facts
 
 EDITING = (*(kind + form for form in ("", "_greedy") for kind in SCORED), "portability_greedy")
 LAYER_FIGURES = (
@@ -128,8 +128,7 @@ class Results:
         if not path.is_file() or path.stat().st_size == 0:
             raise ValueError(f"against: {folder} holds no experiment")
         try:
-            with Store(path, {}) as store:
-                facts = store.facts()
+            facts = stored_facts(path)
             return cls(Plan.from_facts(facts), folder, facts)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)

@@ -45,16 +45,29 @@ class Measured:
     layers: dict[str, dict[str, float]]
 
 
-def read_json(text: str, where: str) -> Any:
-    """What a cell of the file holds.
+def stored_facts(path: Path) -> dict[str, Any]:
+    """What decides the figures of an experiment, from its file, which is only read.
 
     Raises:
-        ValueError: It is no JSON.
+        ValueError: The file holds no measurements of an experiment.
     """
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
     try:
-        return json.loads(text)
-    except (ValueError, TypeError, RecursionError):
-        raise ValueError(f"{where} is damaged, it holds no JSON") from None
+        return _facts(connection)
+    except sqlite3.Error as error:
+        raise ValueError(f"{path.name}: {error}") from None
+    finally:
+        connection.close()
+
+
+def _facts(connection: sqlite3.Connection) -> dict[str, Any]:
+    found = {}
+    for key, value in connection.execute("SELECT key, value FROM meta"):
+        try:
+            found[key] = json.loads(value)
+        except (ValueError, TypeError, RecursionError):
+            raise ValueError(f"meta.{key} is damaged, it holds no JSON") from None
+    return found
 
 
 def same_fact(name: str, one: Any, other: Any) -> bool:
@@ -116,8 +129,7 @@ class Store:
 
     def facts(self) -> dict[str, Any]:
         """What decides the figures, as it was given when the file was begun."""
-        rows = self._connection.execute("SELECT key, value FROM meta")
-        return {key: read_json(value, f"meta.{key}") for key, value in rows}
+        return _facts(self._connection)
 
     def close(self) -> None:
         """Give the file free."""

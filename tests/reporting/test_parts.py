@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -202,7 +203,14 @@ def test_a_report_is_written_whole_or_not_at_all(history_file: Path, tmp_path: P
     path = tmp_path / "deep" / "report.html"
     write_report(report, path)
     first = path.read_text()
-    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+    original = os.replace
+
+    def failing(source: Path, target: Path) -> None:
+        if Path(target) == path:
+            raise OSError("no space left")
+        original(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
     with pytest.raises(OSError, match="no space left"):
         write_report(report, path)
     assert path.read_text() == first and [one.name for one in path.parent.iterdir()] == ["report.html"]
