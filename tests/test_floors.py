@@ -29,9 +29,6 @@ FLOORS = {
 FORBIDDEN = {"spectral": {"peft", "transformers", "accelerate"}, "models": {"peft"}, "requests": {"peft"}}
 """Libraries that the lowest floor must not know."""
 
-ALLOWED_CIRCLES = {frozenset({"session.batch", "session.session"})}
-"""Files that still import each other."""
-
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 
@@ -113,7 +110,7 @@ def test_imports_go_down_only(path: Path) -> None:
 
 
 def test_no_two_files_import_each_other_by_any_way() -> None:
-    assert circles({name: imported_modules(path) for name, path in MODULES.items()}) - ALLOWED_CIRCLES == set()
+    assert circles({name: imported_modules(path) for name, path in MODULES.items()}) == set()
 
 
 def test_no_two_folders_import_each_other_by_any_way() -> None:

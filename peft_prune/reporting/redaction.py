@@ -20,8 +20,8 @@ _REST = "( even after the restraint)?"
 _OWN_ALERTS = {
     "ConditionGuard": re.compile(
         rf"[\w.]+: (the condition number is {_NUMBER} times the base's{_REST}, {_NUMBER} is allowed|"
-        "the base is singular, so that the growth of its condition number says nothing; NormGuard and OutputGuard watch "
-        "it)"
+        "the base is singular, so that the growth of its condition number says nothing; NormGuard and OutputGuard "
+        "watch it)"
     ),
     "NormGuard": re.compile(rf"[\w.]+: ‖ΔW‖₂ is {_NUMBER} times σmax\(W₀\){_REST}, {_NUMBER} is allowed"),
     "OutputGuard": re.compile(
