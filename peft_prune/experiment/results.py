@@ -131,7 +131,7 @@ class Results:
             facts = stored_facts(path)
             return cls(Plan.from_facts(facts), folder, facts)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            reason = str(error) if isinstance(error, ValueError) else "what it says of itself is damaged"
             raise ValueError(f"against: {folder} holds no experiment that can be read: {reason}") from None
 
     def _point(self, unit: Unit, one: Measured) -> Point:

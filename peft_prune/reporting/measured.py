@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..evaluation.kinds import label
+from ..evaluation.kinds import kind_of, label
 from ..evaluation.table import figure_value, flat_figures, signed, with_interval
 from .document import Cell, Row, Table
 from .words import number
@@ -57,7 +57,7 @@ def evaluation_table(found: Mapping[str, Any], ability: Callable[[str], str] = s
         gap = gaps.get(name)
         rows.append(
             [
-                (ability(name) if name in abilities else label(name))
+                (f"{ability(name)} {kind_of(name).arrow}" if name in abilities else label(name))
                 .replace(" greedy", ", free answers")
                 .replace("/", ": "),
                 Cell(_count(own)),

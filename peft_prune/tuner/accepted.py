@@ -69,6 +69,7 @@ ACCEPTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "modules_to_save": (_maybe(_are_words), "a list of strings"),
     "strict_base": (_is_flag, "true or false"),
     "base_fingerprint": (_maybe(_is_word), "a string"),
+    "beneath": (_maybe(lambda value: isinstance(value, list) and all(map(_is_word, value))), "a list of strings"),
     "restrained": (_is_flag, "true or false"),
     "edits": (_is_number, "an integer of at least 0"),
     "ranks": (

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..errors import AdapterError
@@ -51,6 +52,16 @@ def saved_factors(layers: NamedLayers, adapter_name: str, entries: dict[str, Ten
             update = layer.effective_update(adapter_name)
             changed.update(zip(keys, (update.B, update.A), strict=True))
     return changed
+
+
+def without_other_methods(model: nn.Module, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The entries without those of other methods' layers, which PEFT collects as well where they lie beneath."""
+    others = tuple(
+        f"{name}."
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, PruneEditLayer)
+    )
+    return {key: value for key, value in entries.items() if PREFIX in key or not key.startswith(others)}
 
 
 def restraint_mark(layers: NamedLayers, adapter_name: str, entries: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ from .files import (
     restraint_mark,
     saved_factors,
     without_mark,
+    without_other_methods,
 )
 from .header import name_in_base
 from .layer import PruneEditLayer, PruneEditLinear, all_layers, layers_of
@@ -215,9 +216,9 @@ class PruneEditModel(BaseTuner):
 
     def _require_new_name(self, peft_config: PruneEditConfig, model: nn.Module) -> None:
         name = next(name for name, own in self.peft_config.items() if own is peft_config)
-        if any(layer.rank(name) > 0 for _, layer in layers_of(model, name)):
+        if any(layer.prune_edit_update[name].edits > 0 for _, layer in layers_of(model, name)):
             raise AdapterError(
-                f"adapter {name!r}: the model carries a PRUNE_EDIT adapter of that name, whose factors would be lost; "
+                f"adapter {name!r}: the model carries a PRUNE_EDIT adapter of that name, whose edits would be lost; "
                 "transformers attaches one that lies beside the weights. Unload it, or give another adapter_name"
             )
 
@@ -312,6 +313,7 @@ class PruneEditModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         entries = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        entries = without_other_methods(model, entries)
         entries.update(saved_factors(layers_of(model, adapter_name), adapter_name, entries))
         record_facts(config, layers_of(model, adapter_name), adapter_name)
         entries.update(restraint_mark(layers_of(model, adapter_name), adapter_name, entries))

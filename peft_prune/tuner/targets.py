@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
+from ..models.decoder import decoder_blocks
 from ..models.mlp import listed, mlp_output_modules, refused_layers
 from .config import PruneEditConfig
 from .header import name_in_base
@@ -22,6 +23,8 @@ def default_targets(model: nn.Module, layers: Sequence[int] | None) -> set[str]:
 
     By their ending where that tells them apart, in full otherwise.
     """
+    if layers is not None and not set(layers) <= set(range(len(decoder_blocks(model)))):
+        layers = None  # which of them is not there is said where all targets are known
     try:
         asked = set(mlp_output_modules(model, layers).values())
         names = set(mlp_output_modules(model).values())

@@ -217,7 +217,7 @@ def test_a_model_that_does_not_exist_and_a_damaged_adapter_are_named(capsys, fol
     weights = adapter / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     code, _, errors = run(capsys, "merge", adapter, "--model", folder / "model", "--out", tmp_path / "out")
-    assert code == 2 and str(adapter) in errors and "cannot be loaded" in errors and errors.count("\n") == 1
+    assert code == 2 and str(adapter) in errors and "cannot be read" in errors and errors.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from peft_prune import EditRequest
 from peft_prune.editors import EDITORS, Prepared, get_editor
@@ -18,11 +25,13 @@ from tests.talking import spaced_tokenizer
 from tests.tiny import tiny_gpt2, willing
 
 
-def of_shape(name: str) -> SimpleNamespace:
+def of_shape(name: str) -> PreTrainedModel:
+    """A model without weights whose configuration has that shape."""
     model_type, hidden, layers, vocabulary = MODELS[name]
-    config = SimpleNamespace(model_type=model_type, hidden_size=hidden, num_hidden_layers=layers, vocab_size=vocabulary)
-    config.get_text_config = lambda: config
-    return SimpleNamespace(config=config)
+    sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "vocab_size": vocabulary}
+    config = AutoConfig.for_model(model_type, **sizes, num_attention_heads=1, num_key_value_heads=1)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
 
 
 ROME, MEMIT = (

@@ -77,7 +77,7 @@ def test_channels_that_stand_apart_count_for_a_hundred_medians(loud: int) -> Non
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
 def test_a_moment_of_nothing_is_refused_and_not_waited_for(value: float) -> None:
-    with pytest.raises(ValueError, match="second moment is 0 or not finite"):
+    with pytest.raises(ValueError, match=r"second moment is 0|holds NaN or Inf"):
         regularized_cholesky(torch.full((4, 4), value))
     broken = torch.eye(4)
     broken[0, 1] = float("nan")

@@ -67,5 +67,5 @@ def test_a_factorization_ends_for_every_matrix() -> None:
         regularized_cholesky(a_moment(tokens=20))
     indefinite = a_moment() - 3 * torch.eye(64)
     for matrix in (torch.zeros(4, 4), torch.full((4, 4), float("nan")), indefinite, -a_moment()):
-        with pytest.raises(ValueError, match="finite, positive semidefinite and not zero"):
+        with pytest.raises(ValueError, match=r"is 0|holds NaN|positive semidefinite"):
             regularized_cholesky(matrix)

@@ -32,7 +32,7 @@ def records(scene: Scene, draw: random.Random) -> Iterator[Case]:
             yield _requests(scene, draw, f"{'.'.join(place)} = {value!r}", spoilt)
         yield _requests(scene, draw, f"{'.'.join(place)} missing", with_value_at(whole, (1, *place), GONE))
     for name in ("paraphrase_prompts", "neighborhood_prompts"):
-        for value in ("text", 7, {"a": 1}, [7], [None], [""], [["text"]]):
+        for value in (7, {"a": 1}, [7], [True], [""], [["text", 7]]):
             yield _requests(scene, draw, f"{name} = {value!r}", with_value_at(whole, (0, name), value))
     for value in ("no place for it", "{} and {}", "{0}", "{subject}"):
         yield _requests(
@@ -46,7 +46,7 @@ def records(scene: Scene, draw: random.Random) -> Iterator[Case]:
         yield _text_case(scene, draw, "requests", name, "bad.json", text)
         yield _text_case(scene, draw, "requests", f"{name} in a line", "bad.jsonl", b"\n" + text)
     tables = {
-        "unknown column": b"prompt,subject,target\nnote {},ant,ten\n",
+        "unknown column": b"prompt,subject,object\nnote {},ant,ten\n",
         "column twice": b"prompt,prompt,subject,target_new\nnote {},a {},ant,ten\n",
         "cell too many": b"prompt,subject,target_new\nnote {},ant,ten,sea\n",
         "cell too few": b"prompt,subject,target_new\nnote {},ant\n",
