@@ -18,8 +18,12 @@ from ..tuner.beneath import adapters_beneath, other_adapters
 def require_base(facts: Mapping[str, Any], model: Any, history: str | Path) -> None:
     """Raise HistoryError where the model is not the one that these facts of a history are about."""
     made_for = facts["base"]
-    found = base_fingerprint(model, modules_in(made_for))
-    if made_for is not None and not same_base(made_for, found):
+    try:
+        found = base_fingerprint(model, modules_in(made_for))
+        is_same = made_for is None or same_base(made_for, found)
+    except AdapterError as error:
+        raise HistoryError(f"history: {history}: {error}") from None
+    if not is_same:
         raise HistoryError(
             f"history: {history} belongs to {facts['model']} (weights {short_form(made_for)}), the model is "
             f"{model_name(unwrapped(model))} (weights {short_form(found)})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,20 +56,23 @@ def stored_config(config: PruneEditConfig) -> dict[str, Any]:
     return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
 
 
-def config_of(facts: Mapping[str, Any]) -> PruneEditConfig:
+def config_of(facts: Mapping[str, Any], history: str | Path) -> PruneEditConfig:
     """The adapter's configuration that a history stores.
 
     Raises:
         HistoryError: It is none.
     """
     stored = {name: value for name, value in facts["config"].items() if value is not None}
+    unknown = sorted(set(stored) - set(CONFIG_FIELDS))
+    if unknown:
+        raise HistoryError(f"history: {history}: its config has a field {unknown[0]!r}, which no adapter has")
     try:
         return PruneEditConfig(task_type="CAUSAL_LM", **stored)
     except (TypeError, ValueError) as error:
-        raise HistoryError(f"history: its config is none of an adapter: {error}") from None
+        raise HistoryError(f"history: {history}: its config is none of an adapter: {error}") from None
 
 
-def editor_of(facts: Mapping[str, Any]) -> Editor:
+def editor_of(facts: Mapping[str, Any], history: str | Path) -> Editor:
     """The editor that a history was made with.
 
     Raises:
@@ -78,7 +82,7 @@ def editor_of(facts: Mapping[str, Any]) -> Editor:
     try:
         return get_editor(facts["editor"]["name"], **values)
     except (TypeError, ValueError) as error:
-        raise HistoryError(f"history: its editor is none of this version: {error}") from None
+        raise HistoryError(f"history: {history}: its editor is none of this version: {error}") from None
 
 
 def moments_digest(moments: Mapping[str, Tensor]) -> dict[str, list[float]]:

@@ -21,7 +21,20 @@ from safetensors import SafetensorError
 
 from ..errors import HistoryError, HistoryLockedError
 from ..requests import EditRequest
-from .records import BatchRecord, EditRecord, Factors, Look, RestraintRecord, relation_key, subject_key
+from ..spectral import parse_restraint
+from .records import (
+    APPLIED,
+    FAILED,
+    REJECTED,
+    SKIPPED,
+    BatchRecord,
+    EditRecord,
+    Factors,
+    Look,
+    RestraintRecord,
+    relation_key,
+    subject_key,
+)
 from .schema import (
     ADDED,
     SCHEMA,
@@ -325,6 +338,11 @@ class History:
     def restraints(self) -> list[RestraintRecord]:
         """Every time the restraint acted, in order."""
         rows = self._rows("restraints", "ORDER BY id")
+        for row in rows:
+            try:
+                parse_restraint(row["restraint"])
+            except ValueError as error:
+                raise HistoryError(f"history: {self._name}: restraint {row['id']}: {error}") from None
         return [RestraintRecord(row["batch"], row["module"], row["restraint"]) for row in rows]
 
     def runs(self) -> list[dict[str, Any]]:
@@ -435,17 +453,24 @@ class History:
         if self._has("looks"):
             chosen = f"WHERE edit IN (SELECT id FROM edits {rule})"
             looks = {row["edit"]: row for row in self._rows("looks", chosen, values)}
-        return [self._record(row, looks.get(row["id"])) for row in rows]
+        last = self.last_edit
+        return [self._record(row, looks.get(row["id"]), last) for row in rows]
 
     def _has(self, table: str) -> bool:
         with named(self._name):
             query = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
             return bool(self._execute(query, (table,)).fetchone()[0])
 
-    def _record(self, row: Mapping[str, Any], look: Mapping[str, Any] | None) -> EditRecord:
+    def _record(self, row: Mapping[str, Any], look: Mapping[str, Any] | None, last: int) -> EditRecord:
         where = f"history: {self._name}: edit {row['id']}: its request"
         document = read_json(row["request"], where)
-        is_request = isinstance(document, dict) and "invalid" not in document
+        if not isinstance(document, dict):
+            raise HistoryError(f"{where} is {document!r:.60}, an object is accepted")
+        is_request = "invalid" not in document
+        if row["status"] not in (APPLIED, FAILED, REJECTED, SKIPPED):
+            raise HistoryError(f"history: {self._name}: edit {row['id']}: its status is {row['status']!r:.60}")
+        if row["leader"] is not None and not 1 <= row["leader"] <= last:
+            raise HistoryError(f"history: {self._name}: edit {row['id']}: its leader, {row['leader']}, is no edit")
         if not math.isfinite(row["strength"]):
             raise HistoryError(f"history: {self._name}: edit {row['id']}: its strength is {row['strength']}")
         try:

@@ -26,6 +26,6 @@ def adapter_of(history: History, model: Any) -> Any:
     facts = history.meta
     require_base(facts, model, history.path or "in memory")
     require_bare(model)
-    edited = get_peft_model(model, config_of(facts)).eval()
+    edited = get_peft_model(model, config_of(facts, history.path or "in memory")).eval()
     replay(edited, additions(history.edits(standing=True), fitting(edited, history.factors)), history.restraints())
     return edited

@@ -211,6 +211,8 @@ def read_meta(texts: Mapping[str, str], path: str | Path) -> dict[str, Any]:
         HistoryError: One is damaged or of another kind than it must be.
     """
     found = {key: read_json(text, f"history: {path}: meta, {key}") for key, text in texts.items()}
+    if not isinstance(found.get("base"), (str, type(None))):
+        raise HistoryError(f"history: {path}: meta, base is {_shown(found['base'])}, text or null is accepted")
     for key, value in found.items():
         _require_form(value, _META.get(key, object), f"history: {path}: meta, {key}")
     return found

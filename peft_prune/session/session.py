@@ -150,10 +150,10 @@ class EditSession:
             facts = log.meta
             require_base(facts, model, history)
             if editor is None:
-                editor = editor_of(facts)
+                editor = editor_of(facts, history)
             elif isinstance(editor, str):
                 editor = get_editor(editor, model=model)
-            config = config_of(facts)
+            config = config_of(facts, history)
             found = _moments(statistics, model)
             require_moments(facts, found)
             model, adapter = adapted(model, config, editor)

@@ -54,7 +54,7 @@ def adapter_configs(scene: Scene, draw: random.Random) -> Iterator[Case]:
         "restrain_on": (7, "never", [], {}, ""),
         "restrain_every": ("a", 0, -1, 1.5, [], {}),
         "max_rank": ("a", 0, -1, [], {}),
-        "target_modules": (7, [], {}, [7], ["nowhere"], "(((", [None]),
+        "target_modules": (7, True, {}, [7], 1.5, "(((", [None]),
         "layers_to_transform": ("a", [99], {}, ["a"], -3),
         "edits": ("a", -1, [], {}, 1.5),
         "ranks": ("a", 7, [1], {"a": "b"}, {"a": -1}),

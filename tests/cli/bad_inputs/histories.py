@@ -93,4 +93,8 @@ def histories(scene: Scene, draw: random.Random) -> Iterator[Case]:
         yield case(f"event = {value}", sql(insert), readers[2:3])
     for value in ("'yesterday'", "7", "''"):
         yield case(f"time = {value}", sql(f"UPDATE batches SET finished_at = {value}"), readers[2:3])
-    yield case("restraint", sql("UPDATE restraints SET restraint = 'sqrt:2', module = 'nowhere'"), readers[3:5])
+    yield case(
+        "restraint",
+        sql("INSERT INTO restraints VALUES (99, 1, '2026-01-01T00:00:00', 'nowhere', 'sqrt:2')"),
+        readers[3:5],
+    )
