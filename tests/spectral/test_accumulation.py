@@ -19,6 +19,7 @@ from peft_prune.spectral import (
     get_restraint,
     is_dense_form,
     restrain,
+    restrain_by_gram,
     restrain_with_change,
 )
 from peft_prune.spectral.lanczos import eigenpairs_above
@@ -82,6 +83,41 @@ def test_the_restraint_of_a_dense_sum_equals_the_dense_one(shape, name: str, lev
         assert change is not None
         difference = effective.to(torch.float64).dense() - total.to(torch.float64).dense()
         assert torch.allclose(change.to(torch.float64).dense(), difference, atol=1e-6 * float(expected.norm()))
+
+
+@every_shape
+@pytest.mark.parametrize("name", ["log", "linear", "clip", "scale"])
+@pytest.mark.parametrize("level", [0.9, 0.3, 0.02, 2.0])
+def test_the_restraint_by_the_gram_matrix_of_the_shorter_side_keeps_the_factors_rank(shape, name: str, level) -> None:
+    updates = random_updates(shape, 18)
+    # columns of very different size, and one that adds nothing
+    updates[3] = LowRankUpdate(updates[3].B * 2.0**20, updates[3].A / 2.0**20)
+    updates[5] = LowRankUpdate(updates[5].B * 1e6, torch.zeros_like(updates[5].A))
+    grown = GrownGram.of(in_turn(updates[:12]))
+    for update in updates[12:]:
+        grown = grown.added(update)
+    total, expected = in_turn(updates), summed(updates)
+    m = level * float(torch.linalg.matrix_norm(expected, 2))
+    effective, change = restrain_by_gram(total, get_restraint(name), m, grown)
+    wanted = dense_restraint(expected, name, m)
+    assert float((effective.to(torch.float64).dense() - wanted).norm() / wanted.norm()) < 2e-6
+    assert effective.rank == 18 and (effective is total) == (level > 1)
+    if name != "scale" or level > 1:
+        assert change is not None
+        difference = wanted - expected
+        assert torch.allclose(change.to(torch.float64).dense(), difference, atol=1e-6 * float(expected.norm()))
+
+
+@every_shape
+def test_columns_that_cancel_are_restrained_by_an_svd(shape) -> None:
+    updates = random_updates(shape, 8)
+    large = [update.scaled(3e4) for update in random_updates(shape, 4, seed=1)]
+    total = in_turn([*large, *updates, *(update.scaled(-1.0) for update in large)])
+    expected = summed(updates)
+    m = 0.5 * float(torch.linalg.matrix_norm(expected, 2))
+    effective, _ = restrain_by_gram(total, get_restraint("linear"), m)
+    wanted = dense_restraint(expected, "linear", m)
+    assert float((effective.to(torch.float64).dense() - wanted).norm() / wanted.norm()) < 2e-6
 
 
 @every_shape
