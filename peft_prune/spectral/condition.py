@@ -17,6 +17,10 @@ from .lowrank import LowRankUpdate
 
 _TOLERANCE = 1e-4
 _LARGEST_CONDITION = 1e7
+_EXACT_GRAM = 1e8
+"""Spread of a Gram matrix's eigenvalues up to which float64 gives the smallest to 1e-7."""
+_MOST_MOVED = 4096
+"""Columns by which a reference is moved before it is computed anew, long before its rounding shows."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,9 @@ class ConditionNumber(Products):
         if weight.numel() == 0:
             raise ValueError(f"weight: shape {tuple(weight.shape)} must hold at least one element")
         wide = weight.detach().T if weight.shape[0] > weight.shape[1] else weight.detach()
-        values, basis = torch.linalg.eigh(gram(wide.T))
+        self._hold(weight, *torch.linalg.eigh(gram(wide.T)))
+
+    def _hold(self, weight: Tensor, values: Tensor, basis: Tensor) -> None:
         super().__init__(weight, basis)
         self._values = values.clamp(min=0)
         none = LowRankUpdate.zeros(*weight.shape, dtype=weight.dtype, device=weight.device)
@@ -164,11 +170,24 @@ class ConditionNumber(Products):
         return self._base.condition_number
 
     @torch.no_grad()
-    def of(self, update: LowRankUpdate | ProjectedUpdate) -> ConditionReport:
+    def moved(self, weight: Tensor, change: ProjectedUpdate) -> ConditionNumber:
+        """κ of W₀ + B A = ``weight`` from the factors of W₀ and the products of the update: n³ operations, none of N.
+
+        The Gram matrix is not computed anew, so its error grows by one rounding with every move.
+        """
+        values, vectors = torch.linalg.eigh(_DiagonalPlusLowRank(self._values, change).dense())
+        found = ConditionNumber.__new__(ConditionNumber)
+        found._hold(weight, values, self._basis @ vectors)
+        return found
+
+    @torch.no_grad()
+    def of(self, update: LowRankUpdate | ProjectedUpdate, *, rounded: bool = False) -> ConditionReport:
         """Extreme singular values and κ of W₀ + B A.
 
         Args:
             update: Update of shape (out, in), or what `project` made of it.
+            rounded: W₀ is itself a rounded sum: σmin comes from the Gram matrix where that is the more exact of the two
+                by far, and the last product with W₀ is saved.
 
         Raises:
             ValueError: The update has another shape than W₀, or holds NaN or Inf.
@@ -183,6 +202,9 @@ class ConditionNumber(Products):
         else:
             largest = changed.largest()
             bottom = changed.bottom(largest)
+        smallest = float(bottom @ changed.times(bottom))
+        if rounded and smallest * _EXACT_GRAM > max(largest, float(self._values[-1])):
+            return report_of(math.sqrt(largest), math.sqrt(smallest))
         return report_of(math.sqrt(max(largest, 0.0)), self._stretch(bottom, projected.update))
 
     @torch.no_grad()
@@ -235,20 +257,40 @@ class Reference:
 
     @torch.no_grad()
     def __init__(self, base: ConditionNumber, reference: LowRankUpdate) -> None:
-        self.dense = dense_matrix(reference)
-        wide = self.dense.T if base._transposed else self.dense
-        shifted = base._wide.to(wide.dtype) + wide
-        self._shifted = ConditionNumber(shifted.T if base._transposed else shifted)
-        self._products = Products(self.dense, base._basis)
-        self._gram = base._basis.T @ gram(wide.T) @ base._basis
+        dense = dense_matrix(reference)
+        wide = dense.T if base._transposed else dense
+        self._hold(
+            base, dense, ConditionNumber(_sum(base, dense)), base._basis.T @ gram(wide.T) @ base._basis, moved_by=0
+        )
+
+    def _hold(
+        self, base: ConditionNumber, dense: Tensor, shifted: ConditionNumber, gram_in_basis: Tensor, moved_by: int
+    ) -> None:
+        self.dense = dense
+        self._base, self._shifted, self._gram, self._moved_by = base, shifted, gram_in_basis, moved_by
+        self._products = Products(dense, base._basis)
         self._condition: ProjectedUpdate | None = None
         self._projected: ProjectedUpdate | None = None
         self._vector: Tensor | None = None
 
+    @torch.no_grad()
+    def moved(self, change: LowRankUpdate) -> Reference | None:
+        """The same around ΔW_ref + ``change``, without a product of two large matrices; None where that is too far."""
+        moved_by = self._moved_by + change.rank
+        if moved_by > _MOST_MOVED or 2 * change.rank > self._gram.shape[0]:
+            return None
+        own = self._project(change)
+        beside = own.near @ (own.far + own.near @ own.gram / 2).T
+        dense = torch.addmm(self.dense, change.B, change.A)
+        shifted = self._shifted.moved(_sum(self._base, dense), self._shifted.project(change, self._condition))
+        found = Reference.__new__(Reference)
+        found._hold(self._base, dense, shifted, self._gram + beside + beside.T, moved_by)
+        return found
+
     def condition(self, change: LowRankUpdate) -> ConditionReport:
         """As `ConditionNumber.of`, for ΔW_ref + ``change``."""
         self._condition = self._shifted.project(change, self._condition)
-        return self._shifted.of(self._condition)
+        return self._shifted.of(self._condition, rounded=True)
 
     @torch.no_grad()
     def energies(self, change: LowRankUpdate) -> Tensor:
@@ -273,6 +315,12 @@ class Reference:
         if self._projected is None or self._projected.update is not change:
             self._projected = self._products.project(change, self._projected)
         return self._projected
+
+
+def _sum(base: ConditionNumber, dense: Tensor) -> Tensor:
+    """W₀ + ΔW, (out, in)."""
+    weight = base._wide.T if base._transposed else base._wide
+    return weight.to(dense.dtype) + dense
 
 
 class _DiagonalPlusLowRank:

@@ -132,12 +132,12 @@ def multiply_right(columns: Tensor, matrix: Tensor, dtype: torch.dtype) -> Tenso
     return result
 
 
-def spectral_norm_estimate(apply: Callable[[Tensor], Tensor], like: Tensor) -> float:
+def spectral_norm_estimate(apply: Callable[[Tensor], Tensor], like: Tensor, steps: int = _POWER_STEPS) -> float:
     """A lower estimate, by a few power steps, of the largest eigenvalue of a positive semidefinite operator."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(like.shape[0], generator=generator, dtype=torch.float64).to(like.device)
     value = 0.0
-    for _ in range(_POWER_STEPS):
+    for _ in range(steps):
         x = apply(x / torch.linalg.vector_norm(x))
         value = float(torch.linalg.vector_norm(x))
         if value == 0.0:

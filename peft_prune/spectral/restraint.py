@@ -329,7 +329,8 @@ def _sizes(update: LowRankUpdate, scale: Tensor | None = None) -> tuple[Tensor, 
         def apply(x: Tensor) -> Tensor:
             return factors * (columns.T @ (columns @ (factors * x).to(columns.dtype))).double()
 
-        return math.sqrt(spectral_norm_estimate(apply, factors))
+        # a step costs a product with the whole factor, and what is told by it is a matter of orders of magnitude
+        return math.sqrt(spectral_norm_estimate(apply, factors, steps=5))
 
     return scale, norm(near, scale) * norm(far, torch.where(scale > 0, 1 / scale, 0.0))
 

@@ -36,7 +36,7 @@ from .config import PruneEditConfig
 from .figures import LayerFigures
 from .quantization import is_packed_for_cpu, packed_weight
 from .snapshot import BaseLayerSnapshot
-from .state import AccumulatedUpdate, LayerState, checksum, sum_of_bits, trained_pending
+from .state import AccumulatedUpdate, Around, LayerState, checksum, sum_of_bits, trained_pending
 
 
 class PruneEditLayer(BaseTunerLayer):
@@ -338,7 +338,7 @@ class PruneEditLayer(BaseTunerLayer):
         key = self._current_update(adapter_name).checksum or checksum(effective)
         return self.prune_edit_figures[adapter_name].of(effective, key, self._around(adapter_name))
 
-    def _around(self, adapter_name: str) -> tuple[LowRankUpdate, LowRankUpdate] | None:
+    def _around(self, adapter_name: str) -> tuple[Around, LowRankUpdate] | None:
         """An earlier raw sum, and what the effective update has more than that; None where its rank is small."""
         state = self.prune_edit_update[adapter_name]
         if self.rank(adapter_name) <= self._small_rank or self._is_narrow(adapter_name):
@@ -346,8 +346,8 @@ class PruneEditLayer(BaseTunerLayer):
         if state.raw is not None and state.change is None:
             return None
         if state.reference is None or state.since is None or state.since.rank > self._small_rank:
-            raw = self._raw(adapter_name)
-            state.reference = raw
+            raw, old = self._raw(adapter_name), state.reference
+            state.reference = Around(raw) if old is None else Around(raw, old.mark, state.since)
             state.since = LowRankUpdate.zeros(*raw.shape, dtype=raw.dtype, device=raw.device)
         if state.raw is None or state.change is None:
             return state.reference, state.since

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..spectral import GrownGram, LowRankUpdate, accumulated
 from .config import PruneEditConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Around:
+    """A raw sum around which figures are taken.
+
+    Args:
+        sum: The raw sum at that moment.
+        before: Tells the one it took the place of, where there was one.
+        moved: What the sum has more than that one's.
+        mark: Tells it from others, without holding its sum.
+    """
+
+    sum: LowRankUpdate
+    before: object = None
+    moved: LowRankUpdate | None = None
+    mark: object = field(default_factory=object)
 
 
 @dataclass
@@ -29,7 +46,7 @@ class AccumulatedUpdate:
         trained: The factors hold training that no edit has made.
         gram: Gram matrix of the raw sum on the shorter side, which the next restraint of a large rank needs.
         change: Effective minus raw sum as factors; None where that is not known.
-        reference: The raw sum at an earlier moment, around which figures are taken.
+        reference: The raw sum at an earlier moment.
         since: What was added to the raw sum since then.
     """
 
@@ -44,7 +61,7 @@ class AccumulatedUpdate:
     trained: bool = False
     gram: GrownGram | None = None
     change: LowRankUpdate | None = None
-    reference: LowRankUpdate | None = None
+    reference: Around | None = None
     since: LowRankUpdate | None = None
 
     def raw_sum(self) -> LowRankUpdate | None:
