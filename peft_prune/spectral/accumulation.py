@@ -181,7 +181,7 @@ def _with_added(columns: Tensor, vectors: Tensor, left: Tensor) -> tuple[Tensor,
         strip = columns[start : start + _STRIP].T.double()
         small = vectors.T @ strip
         inner[:, start : start + _STRIP] = small
-        result[start : start + _STRIP] = strip.addmm_(left, small).T
+        result[start : start + _STRIP] = torch.addmm(strip, left, small).T
     return result, inner.T
 
 

@@ -17,8 +17,6 @@ from .lowrank import LowRankUpdate
 
 _TOLERANCE = 1e-4
 _LARGEST_CONDITION = 1e7
-_EXACT_GRAM = 1e8
-"""Spread of a Gram matrix's eigenvalues up to which float64 gives the smallest to 1e-7."""
 _MOST_MOVED = 4096
 """Columns by which a reference is moved before it is computed anew, long before its rounding shows."""
 
@@ -173,7 +171,8 @@ class ConditionNumber(Products):
     def moved(self, weight: Tensor, change: ProjectedUpdate) -> ConditionNumber:
         """κ of W₀ + B A = ``weight`` from the factors of W₀ and the products of the update: n³ operations, none of N.
 
-        The Gram matrix is not computed anew, so its error grows by one rounding with every move.
+        The Gram matrix is not computed anew, so its error grows by one rounding with every move. It must go on to be
+        that of ``weight``: hence weights in float64.
         """
         values, vectors = torch.linalg.eigh(_DiagonalPlusLowRank(self._values, change).dense())
         found = ConditionNumber.__new__(ConditionNumber)
@@ -181,13 +180,11 @@ class ConditionNumber(Products):
         return found
 
     @torch.no_grad()
-    def of(self, update: LowRankUpdate | ProjectedUpdate, *, rounded: bool = False) -> ConditionReport:
+    def of(self, update: LowRankUpdate | ProjectedUpdate) -> ConditionReport:
         """Extreme singular values and κ of W₀ + B A.
 
         Args:
             update: Update of shape (out, in), or what `project` made of it.
-            rounded: W₀ is itself a rounded sum: σmin comes from the Gram matrix where that is the more exact of the two
-                by far, and the last product with W₀ is saved.
 
         Raises:
             ValueError: The update has another shape than W₀, or holds NaN or Inf.
@@ -202,9 +199,6 @@ class ConditionNumber(Products):
         else:
             largest = changed.largest()
             bottom = changed.bottom(largest)
-        smallest = float(bottom @ changed.times(bottom))
-        if rounded and smallest * _EXACT_GRAM > max(largest, float(self._values[-1])):
-            return report_of(math.sqrt(largest), math.sqrt(smallest))
         return report_of(math.sqrt(max(largest, 0.0)), self._stretch(bottom, projected.update))
 
     @torch.no_grad()
@@ -248,7 +242,8 @@ class Reference:
     """Figures of W₀ + ΔW for updates ΔW = ΔW_ref + D with D of low rank, however large the rank of ΔW_ref.
 
     W₀ + ΔW_ref is factored as W₀ is, and D pays for its columns alone, as an update of low rank on W₀ does. Set-up: two
-    Gram matrices and an eigenfactorization; three n x n matrices and two of the weight's shape are kept.
+    Gram matrices and an eigenfactorization; three n x n matrices and two of the weight's shape are kept, W₀ + ΔW_ref
+    in float64.
 
     Args:
         base: κ of W₀.
@@ -259,8 +254,10 @@ class Reference:
     def __init__(self, base: ConditionNumber, reference: LowRankUpdate) -> None:
         dense = dense_matrix(reference)
         wide = dense.T if base._transposed else dense
+        weight = base._wide.T if base._transposed else base._wide
+        shifted = weight.double().add_(dense) if weight.dtype != torch.float64 else weight + dense
         self._hold(
-            base, dense, ConditionNumber(_sum(base, dense)), base._basis.T @ gram(wide.T) @ base._basis, moved_by=0
+            base, dense, ConditionNumber(shifted), base._basis.T @ gram(wide.T) @ base._basis, moved_by=0
         )
 
     def _hold(
@@ -282,7 +279,9 @@ class Reference:
         own = self._project(change)
         beside = own.near @ (own.far + own.near @ own.gram / 2).T
         dense = torch.addmm(self.dense, change.B, change.A)
-        shifted = self._shifted.moved(_sum(self._base, dense), self._shifted.project(change, self._condition))
+        old = self._shifted._wide.T if self._base._transposed else self._shifted._wide
+        weight = torch.addmm(old, change.B.double(), change.A.double())
+        shifted = self._shifted.moved(weight, self._shifted.project(change, self._condition))
         found = Reference.__new__(Reference)
         found._hold(self._base, dense, shifted, self._gram + beside + beside.T, moved_by)
         return found
@@ -290,7 +289,7 @@ class Reference:
     def condition(self, change: LowRankUpdate) -> ConditionReport:
         """As `ConditionNumber.of`, for ΔW_ref + ``change``."""
         self._condition = self._shifted.project(change, self._condition)
-        return self._shifted.of(self._condition, rounded=True)
+        return self._shifted.of(self._condition)
 
     @torch.no_grad()
     def energies(self, change: LowRankUpdate) -> Tensor:
@@ -315,12 +314,6 @@ class Reference:
         if self._projected is None or self._projected.update is not change:
             self._projected = self._products.project(change, self._projected)
         return self._projected
-
-
-def _sum(base: ConditionNumber, dense: Tensor) -> Tensor:
-    """W₀ + ΔW, (out, in)."""
-    weight = base._wide.T if base._transposed else base._wide
-    return weight.to(dense.dtype) + dense
 
 
 class _DiagonalPlusLowRank:

@@ -115,7 +115,10 @@ def add_lower_gram(total: Tensor, strip: Tensor) -> None:
 
 
 def in_float64(columns: Tensor) -> Iterator[Tensor]:
-    """The strips of X, (n, r), in float64, one after the other in the same buffer."""
+    """The strips of X, (n, r), in float64, one after the other in the same buffer; of X itself where it is float64."""
+    if columns.dtype == torch.float64:
+        yield from columns.split(_STRIP)
+        return
     buffer = torch.empty_like(columns[:_STRIP], dtype=torch.float64)
     for start in range(0, columns.shape[0], _STRIP):
         strip = columns[start : start + _STRIP]

@@ -165,7 +165,8 @@ def test_no_eigenvalue_above_the_limit_is_missed_though_some_are_equal(values, s
 
 @every_shape
 @pytest.mark.parametrize("weight_rank", [None, 20])
-def test_figures_around_an_earlier_sum_equal_dense_ones(shape, weight_rank) -> None:
+@pytest.mark.parametrize("moves", [0, 3])
+def test_figures_around_an_earlier_sum_equal_dense_ones(shape, weight_rank, moves: int) -> None:
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(shape, generator=generator)
     if weight_rank is not None:
@@ -176,8 +177,12 @@ def test_figures_around_an_earlier_sum_equal_dense_ones(shape, weight_rank) -> N
     moment = inputs.T @ inputs / 500
     updates = [update.scaled(0.05) for update in random_updates(shape, 70)]
     base, output = ConditionNumber(weight), OutputPerturbation(weight, moment)
-    total = in_turn(updates[:60])
-    reference = Reference(base, total)
+    first = 60 - 10 * moves
+    reference = Reference(base, in_turn(updates[:first]))
+    for start in range(first, 60, 10):
+        reference.condition(updates[start])  # the figures of an edit on the way, whose products are of use
+        reference = reference.moved(in_turn(updates[start : start + 10]))
+        assert reference is not None
     since = LowRankUpdate.zeros(*shape)
     for index, update in enumerate(updates[60:], start=61):
         since = since.append(update)
@@ -199,3 +204,16 @@ def test_figures_around_an_earlier_sum_equal_dense_ones(shape, weight_rank) -> N
             torch.trace(weight.double() @ moment @ weight.double().T)
         )
         assert math.isclose(output.of(change, reference.dense), ratio, rel_tol=1e-4)
+
+
+def test_a_reference_is_moved_neither_far_nor_for_ever() -> None:
+    updates = random_updates((24, 60), 14)
+    reference = Reference(ConditionNumber(torch.randn(24, 60)), updates[0])
+    assert reference.moved(in_turn(updates[1:13])) is not None
+    assert reference.moved(in_turn(updates)) is None
+    moves = 0
+    while (further := reference.moved(updates[1])) is not None:
+        reference, moves = further, moves + 1
+        if moves == 20:
+            reference._moved_by = 4090
+    assert moves == 26
