@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
-from measure import Row, in_seconds
+from measure import Row, in_seconds, processor_seconds
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
@@ -46,16 +44,17 @@ def rows() -> Iterator[Row]:
     for mark in MARKS:
         anew = []
         while done < mark - WINDOW:
-            count = min(BLOCK, mark - WINDOW - done)
+            left = mark - WINDOW - done
+            count = min(5 * BLOCK, left - 2 * BLOCK) if left > 2 * BLOCK else min(BLOCK, left)
             _add(model, _edits(model, count, generator), count)
-            spent = _processor_seconds(monitor.figures)
-            anew += [spent] if count == BLOCK else []
+            spent = processor_seconds(monitor.figures) if left <= 3 * BLOCK else 0.0
+            anew += [spent] if left <= 2 * BLOCK and count == BLOCK else []
             done += count
         adding, looking = [], []
         for _ in range(WINDOW):
             update = _edits(model, 1, generator)
-            adding.append(_processor_seconds(lambda update=update: _add(model, update, 1)))
-            looking.append(_processor_seconds(monitor.figures))
+            adding.append(processor_seconds(lambda update=update: _add(model, update, 1)))
+            looking.append(processor_seconds(monitor.figures))
         done = mark
         # a restraint falls on every tenth edit
         restrained = statistics.mean(sorted(adding)[-WINDOW // 10 :])
@@ -75,13 +74,6 @@ def rows() -> Iterator[Row]:
             f"adding {1e3 * added:.1f} ms, restraint every 10 edits {1e3 * restraint:.1f} ms, all figures after each "
             f"{1e3 * looked:.1f} ms, around a new sum every {BLOCK} edits {1e3 * renewed:.1f} ms",
         )
-
-
-def _processor_seconds(call: Callable[[], Any]) -> float:
-    """Of this process, so that other work on the machine does not count."""
-    start = time.process_time()
-    call()
-    return time.process_time() - start
 
 
 def _edits(model: PeftModel, count: int, generator: torch.Generator) -> LowRankUpdate:

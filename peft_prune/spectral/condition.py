@@ -256,9 +256,7 @@ class Reference:
         wide = dense.T if base._transposed else dense
         weight = base._wide.T if base._transposed else base._wide
         shifted = weight.double().add_(dense) if weight.dtype != torch.float64 else weight + dense
-        self._hold(
-            base, dense, ConditionNumber(shifted), base._basis.T @ gram(wide.T) @ base._basis, moved_by=0
-        )
+        self._hold(base, dense, ConditionNumber(shifted), base._basis.T @ gram(wide.T) @ base._basis, moved_by=0)
 
     def _hold(
         self, base: ConditionNumber, dense: Tensor, shifted: ConditionNumber, gram_in_basis: Tensor, moved_by: int
