@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from measure import Row, in_seconds, seconds
+from measure import Row, in_seconds, processor_seconds
 from peft import get_peft_model
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
@@ -58,29 +58,30 @@ class _NoEditor(Editor):
 
 
 def rows() -> Iterator[Row]:
-    """Seconds at 1,000 and at 5,000 edits against those at a tenth and a fifth of them."""
+    """Processor seconds at 1,000 and at 5,000 edits against those at a tenth and a fifth of them."""
     _, tokenizer = load_builtin_model()
     base = GPT2LMHeadModel(GPT2Config(n_embd=WIDTH, n_layer=1, n_head=12, vocab_size=tokenizer.vocab_size)).eval()
-    with tempfile.TemporaryDirectory() as folder:
-        found = {count: _measured(base, tokenizer, Path(folder) / f"{count}.db", count) for count in COUNTS}
-    for what in ("resume", "undo one edit", "look for a contradiction"):
-        for few, many in pairwise(COUNTS):
-            one, other = found[few][what], found[many][what]
-            grown = many / few
-            yield Row(
-                f"{what} at {many:,} edits",
-                f"at {few:,} edits",
-                other / one,
-                2 * grown if what != "look for a contradiction" else 3.0,
-                True,
-                in_seconds(other),
-                in_seconds(one),
-                f"one layer of {WIDTH} x {4 * WIDTH}; linear would be {grown:g} x",
-            )
+    for kind, with_keys in (("", False), (", with keys", True)):
+        with tempfile.TemporaryDirectory() as folder:
+            found = {n: _measured(base, tokenizer, Path(folder) / f"{n}.db", n, with_keys) for n in COUNTS}
+        for what in ("resume", "undo one edit", "look for a contradiction"):
+            for few, many in pairwise(COUNTS):
+                one, other = found[few][what], found[many][what]
+                grown = many / few
+                yield Row(
+                    f"{what} at {many:,} edits{kind}",
+                    f"at {few:,} edits",
+                    other / one,
+                    2 * grown if what != "look for a contradiction" else 3.0,
+                    True,
+                    in_seconds(other),
+                    in_seconds(one),
+                    f"processor seconds, one layer of {WIDTH} x {4 * WIDTH}; linear would be {grown:g} x",
+                )
 
 
-def _measured(base: Any, tokenizer: Any, path: Path, count: int) -> dict[str, float]:
-    _write(base, tokenizer, path, count)
+def _measured(base: Any, tokenizer: Any, path: Path, count: int, with_keys: bool) -> dict[str, float]:
+    _write(base, tokenizer, path, count, with_keys)
     sessions: list[EditSession] = []
 
     def resume() -> None:
@@ -89,10 +90,10 @@ def _measured(base: Any, tokenizer: Any, path: Path, count: int) -> dict[str, fl
         if len(sessions) < 3:
             _closed(sessions[-1])
 
-    found = {"resume": median(seconds(resume) for _ in range(3))}
+    found = {"resume": median(processor_seconds(resume) for _ in range(3))}
     run = sessions[-1]
     undone = iter(range(2, 5))
-    found["undo one edit"] = median(seconds(lambda: run.undo(next(undone))) for _ in range(3))
+    found["undo one edit"] = median(processor_seconds(lambda: run.undo(next(undone))) for _ in range(3))
     asked = _request(count // 2, "another")
     found["look for a contradiction"] = _of_one(lambda: run.conflicts(asked), 200)
     _closed(run)
@@ -100,7 +101,7 @@ def _measured(base: Any, tokenizer: Any, path: Path, count: int) -> dict[str, fl
 
 
 def _of_one(call: Callable[[], Any], times: int) -> float:
-    return seconds(lambda: [call() for _ in range(times)]) / times
+    return processor_seconds(lambda: [call() for _ in range(times)]) / times
 
 
 def _closed(run: EditSession) -> None:
@@ -108,7 +109,7 @@ def _closed(run: EditSession) -> None:
     run.model.unload()
 
 
-def _write(base: Any, tokenizer: Any, path: Path, count: int) -> None:
+def _write(base: Any, tokenizer: Any, path: Path, count: int, with_keys: bool) -> None:
     """A history of so many edits in batches of ten, as a session would have written it."""
     config = PruneEditConfig(task_type="CAUSAL_LM", layers_to_transform=[0], restraint="none")
     _closed(EditSession(get_peft_model(base, config).eval(), tokenizer, _NoEditor(), history=path, monitor=False))
@@ -117,7 +118,7 @@ def _write(base: Any, tokenizer: Any, path: Path, count: int) -> None:
         for batch, first in enumerate(range(1, count + 1, 10), start=1):
             numbers = range(first, first + 10)
             records = [EditRecord(n, batch, _request(n), "applied", appended=batch, leader=n) for n in numbers]
-            factors = {n: _drawn(generator) for n in numbers}
+            factors = {n: _drawn(generator, with_keys) for n in numbers}
             log.record(BatchRecord(batch, 0.0, records, factors=factors))
 
 
@@ -125,6 +126,6 @@ def _request(number: int, target: str = "target") -> EditRequest:
     return EditRequest("{} is in", f"subject {number}", target)
 
 
-def _drawn(generator: torch.Generator) -> Factors:
-    up, down = (torch.randn(shape, generator=generator) for shape in ((WIDTH, 1), (1, 4 * WIDTH)))
-    return Factors({MODULE: LowRankUpdate(up, down)})
+def _drawn(generator: torch.Generator, with_keys: bool) -> Factors:
+    up, down, key = (torch.randn(shape, generator=generator) for shape in ((WIDTH, 1), (1, 4 * WIDTH), (1, 4 * WIDTH)))
+    return Factors({MODULE: LowRankUpdate(up, down)}, {MODULE: key} if with_keys else {})

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Iterator
 
 import torch
-from measure import Row, in_seconds
+from measure import Row, in_seconds, processor_seconds
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
@@ -16,9 +15,12 @@ from peft_prune.monitoring import Monitor
 from peft_prune.spectral import LowRankUpdate
 
 OUT, IN = 1600, 6400
-MARKS = (100, 1_000, 5_000, 10_000)
+MARKS = (100, 1_000, 1_600, 5_000, 10_000)
 WINDOW = 20
 """Edits before each mark whose times are taken, two restraints among them."""
+
+BLOCK = OUT // 8 + 1
+"""Edits after which the figures of a large sum are taken around a new one."""
 
 
 class _OneLayer(nn.Module):
@@ -40,21 +42,26 @@ def rows() -> Iterator[Row]:
     monitor.figures()
     done, first = 0, 0.0
     for mark in MARKS:
+        anew = []
         while done < mark - WINDOW:
-            count = min(500, mark - WINDOW - done)
+            left = mark - WINDOW - done
+            count = min(5 * BLOCK, left - 2 * BLOCK) if left > 2 * BLOCK else min(BLOCK, left)
             _add(model, _edits(model, count, generator), count)
+            spent = processor_seconds(monitor.figures) if left <= 3 * BLOCK else 0.0
+            anew += [spent] if left <= 2 * BLOCK and count == BLOCK else []
             done += count
-        monitor.figures()  # what is set up anew every few hundred edits is set up here
-        spent = []
+        adding, looking = [], []
         for _ in range(WINDOW):
             update = _edits(model, 1, generator)
-            start = time.process_time()  # of one thread, so that other work on the machine does not count
-            _add(model, update, 1)
-            monitor.figures()
-            spent.append(time.process_time() - start)
+            adding.append(processor_seconds(lambda update=update: _add(model, update, 1)))
+            looking.append(processor_seconds(monitor.figures))
         done = mark
-        # a restraint falls on every tenth edit: the median of the others and of those with one, in their shares
-        own = 0.9 * statistics.median(spent) + 0.1 * statistics.median(sorted(spent)[-2:])
+        # a restraint falls on every tenth edit
+        restrained = statistics.mean(sorted(adding)[-WINDOW // 10 :])
+        added, looked = statistics.median(adding), statistics.median(looking)
+        restraint = max(restrained - added, 0.0) / 10
+        renewed = max(statistics.median(anew) - looked, 0.0) / BLOCK if anew else 0.0
+        own = added + restraint + looked + renewed
         first = first or own
         yield Row(
             f"processor seconds per edit at {mark:,} edits of a layer of {OUT:,} x {IN:,}",
@@ -64,7 +71,8 @@ def rows() -> Iterator[Row]:
             True,
             in_seconds(own),
             in_seconds(first),
-            "restrained every 10 edits, all figures after each",
+            f"adding {1e3 * added:.1f} ms, restraint every 10 edits {1e3 * restraint:.1f} ms, all figures after each "
+            f"{1e3 * looked:.1f} ms, around a new sum every {BLOCK} edits {1e3 * renewed:.1f} ms",
         )
 
 

@@ -8,12 +8,13 @@ with every batch, so that neither time nor memory grow any further. Everything h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..spectral.gram import gram
 from .second_moment import regularized_cholesky
 
 _FEW = 0.25
@@ -21,6 +22,8 @@ _FEW = 0.25
 
 CONDENSED_AT = 1.25
 """Keys, as a multiple of the layer's width, above which they are condensed to as many as the layer is wide."""
+
+_BLOCK = 2048
 
 
 @dataclass(frozen=True)
@@ -143,27 +146,34 @@ class KeySystem:
         self._factor = torch.cat([top, bottom])
 
 
-def condensed(keys: Tensor) -> Tensor:
-    """Fewer keys with the same sum of k kᵀ, which is all that a solution needs of earlier edits.
+def condensed(parts: Sequence[Tensor]) -> Tensor:
+    """Keys, (n, in) each, one under the other; or fewer with the same sum of k kᵀ, which is all that a solution needs.
 
     Up to `CONDENSED_AT` times their width they are handed back as they are; more of them become the rows of a square
-    factor, so that their number stays bounded.
-
-    Args:
-        keys: (n, in).
+    factor, so that their number stays bounded. However many parts there are, one decomposition is made.
     """
-    count, width = keys.shape
-    if count <= CONDENSED_AT * width:
-        return keys
-    total = keys.new_zeros(width, width, dtype=torch.float64)
-    for rows in keys.split(4096):
-        total.addmm_(rows.T.double(), rows.double())
+    width = parts[0].shape[1]
+    if sum(len(keys) for keys in parts) <= CONDENSED_AT * width:
+        return torch.cat(list(parts))
+    total = parts[0].new_zeros(width, width, dtype=torch.float64)
+    for rows in _in_blocks(parts):
+        total += gram(rows)
     shift = 4 * torch.finfo(total.dtype).eps * total.diagonal().sum()
     factor, failed = torch.linalg.cholesky_ex(total + shift * torch.eye(width, dtype=total.dtype, device=total.device))
     if int(failed):
         values, vectors = torch.linalg.eigh(total)
         factor = vectors * values.clamp(min=0).sqrt()
-    return factor.T.to(keys.dtype).contiguous()
+    return factor.T.to(parts[0].dtype).contiguous()
+
+
+def _in_blocks(parts: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The parts one under the other in blocks: products with single keys would take many times as long."""
+    start = count = 0
+    for stop, part in enumerate(parts, start=1):
+        count += len(part)
+        if count >= _BLOCK or stop == len(parts):
+            yield torch.cat(list(parts[start:stop]))
+            start, count = stop, 0
 
 
 def least_squares_rows(system: KeySystem, keys: Tensor) -> Tensor:

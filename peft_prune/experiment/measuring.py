@@ -116,8 +116,7 @@ def spectra(model: PeftModel, most: int = 512) -> dict[str, dict[str, list[float
     for name, layer in model.edited_layers():
         with layer.base_weight() as weight:
             base = torch.linalg.svdvals(weight.detach().float())
-        update = layer.prune_edit_update[adapter]
-        raw = layer.effective_update(adapter) if update.raw is None else update.raw
+        raw = layer.prune_edit_update[adapter].raw_sum() or layer.effective_update(adapter)
         found[name] = {
             "base": base[:most].tolist(),
             "raw": raw.singular_values()[:most].tolist(),

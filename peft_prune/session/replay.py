@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..editors import Edit
-from ..editors.closed_form import CONDENSED_AT, condensed
+from ..editors.closed_form import condensed
 from ..errors import HistoryError
 from ..spectral import LowRankUpdate
 from ..tuner import PruneEditLayer
@@ -136,15 +136,10 @@ def side_by_side(updates: Sequence[LowRankUpdate]) -> LowRankUpdate:
 def joined_keys(parts: Iterable[Factors]) -> dict[str, Tensor]:
     """The keys of the parts one under the other, for editors that keep a history; condensed where they are many."""
     found: dict[str, list[Tensor]] = {}
-    counts: dict[str, int] = {}
     for part in parts:
         for name, keys in part.keys.items():
             found.setdefault(name, []).append(keys)
-            counts[name] = counts.get(name, 0) + len(keys)
-            if counts[name] > CONDENSED_AT * keys.shape[1]:
-                found[name] = [condensed(torch.cat(found[name]))]
-                counts[name] = len(found[name][0])
-    return {name: torch.cat(keys) for name, keys in found.items()}
+    return {name: condensed(keys) for name, keys in found.items()}
 
 
 def split(edit: Edit) -> dict[int, Factors]:

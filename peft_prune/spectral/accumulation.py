@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .gram import gram
+from .gram import gram, in_float64, multiply_right
 from .lanczos import eigenpairs_above
 from .lowrank import LowRankUpdate
 
@@ -79,9 +79,21 @@ def wide_matrix(update: LowRankUpdate) -> Tensor:
     return update.A if update.shape[0] <= update.shape[1] else update.B.T
 
 
+def sides(update: LowRankUpdate) -> tuple[Tensor, Tensor]:
+    """The factors on the shorter and on the longer side as columns: N, (n, r), and F, (N, r), with ΔW or ΔWᵀ = N Fᵀ."""
+    return (update.B, update.A.T) if update.shape[0] <= update.shape[1] else (update.A.T, update.B)
+
+
+def of_sides(near: Tensor, far: Tensor, shape: tuple[int, int]) -> LowRankUpdate:
+    """The update of this shape with these factors, as `sides` gives them."""
+    if shape[0] <= shape[1]:
+        return LowRankUpdate(near, far.T)
+    return LowRankUpdate(far, near.T)
+
+
 @dataclass(frozen=True, eq=False)
 class GrownGram:
-    """ΔW ΔWᵀ on the shorter side of a dense update, (n, n) float64, that grows with it: a new column costs n N.
+    """ΔW ΔWᵀ on the shorter side of an update, (n, n) float64, that grows with it: a new column costs n N at most.
 
     Args:
         matrix: The Gram matrix at some moment, (n, n).
@@ -94,10 +106,16 @@ class GrownGram:
     age: int = 0
 
     @classmethod
+    @torch.no_grad()
     def of(cls, update: LowRankUpdate) -> GrownGram:
-        """From an update in dense form: n² N operations."""
-        nothing = LowRankUpdate.zeros(*update.shape, dtype=update.dtype, device=update.device)
-        return cls(gram(wide_matrix(update).T), nothing)
+        """From the whole update: r² N + n² r operations for its rank r, n² N in dense form."""
+        near, far = sides(update)
+        matrix = gram(far)
+        if not is_dense_form(update):
+            left = near.double()
+            matrix = left @ matrix @ left.T
+            matrix = (matrix + matrix.T) / 2
+        return cls(matrix, LowRankUpdate.zeros(*update.shape, dtype=update.dtype, device=update.device))
 
     def added(self, new: LowRankUpdate) -> GrownGram:
         """The Gram matrix after ``new`` was added; nothing is computed before `at` asks for it."""
@@ -105,22 +123,20 @@ class GrownGram:
 
     @torch.no_grad()
     def at(self, update: LowRankUpdate) -> GrownGram:
-        """The same with everything added so far in the matrix; ``update`` is the dense form of the sum."""
+        """The same with everything added so far in the matrix; ``update`` is the sum."""
         count = self.since.rank
         if count == 0:
             return self
         if self.age > _REFRESH or 2 * count > self.matrix.shape[0]:
             return GrownGram.of(update)
-        transposed = update.shape[0] > update.shape[1]
-        near, far = (self.since.A.T, self.since.B) if transposed else (self.since.B, self.since.A.T)
-        near, far = near.double(), far.double()
+        near, far = (columns.double() for columns in sides(self.since))
         inner = far.T @ far
         # (R + N Fᵀ)(R + N Fᵀ)ᵀ - R Rᵀ with S = R + N Fᵀ at hand: S F Nᵀ + N (S F)ᵀ - N FᵀF Nᵀ
-        product = _product(wide_matrix(update), far) - near @ inner / 2
+        product = _times(update, far) - near @ inner / 2
         columns, others = torch.cat([product, near], dim=1), torch.cat([near, product], dim=1)
         return GrownGram(
             torch.addmm(self.matrix, columns, others.T),
-            type(self.since).zeros(*update.shape, dtype=update.dtype, device=update.device),
+            LowRankUpdate.zeros(*update.shape, dtype=update.dtype, device=update.device),
             self.age,
         )
 
@@ -139,30 +155,42 @@ def leading_directions(matrix: Tensor, limit: float) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def shrunk(update: LowRankUpdate, vectors: Tensor, weights: Tensor) -> tuple[LowRankUpdate, LowRankUpdate]:
-    """ΔW - U diag(weights) Uᵀ ΔW in dense form, and the change -U diag(weights) Uᵀ ΔW as factors.
+    """ΔW - U diag(weights) Uᵀ ΔW in the form of ``update``, and the change -U diag(weights) Uᵀ ΔW as factors.
+
+    In dense form the long side is written anew; else the factor on the shorter side, and the other is shared.
 
     Args:
-        update: In dense form.
         vectors: U, (n, k) float64, on the shorter side.
         weights: (k,) float64.
     """
-    wide = wide_matrix(update)
-    result, right = torch.empty_like(wide), wide.new_empty(vectors.shape[1], wide.shape[1])
+    near, far = sides(update)
     left = vectors * -weights
-    for start in range(0, wide.shape[1], _STRIP):
-        strip = wide[:, start : start + _STRIP].double()
+    if is_dense_form(update):
+        far, right = _with_added(far, vectors, left)
+    else:
+        new, small = _with_added(near.T, vectors, left)
+        near, right = new.T.contiguous(), multiply_right(far, small, far.dtype)
+    change = of_sides(left.to(near.dtype), right.to(near.dtype), update.shape)
+    return of_sides(near, far, update.shape), change
+
+
+def _with_added(columns: Tensor, vectors: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+    """X + X V Lᵀ in X's dtype and X V in float64, for X (rows, n); computed in float64 strip by strip."""
+    result, inner = torch.empty_like(columns), vectors.new_empty(vectors.shape[1], columns.shape[0])
+    for start in range(0, columns.shape[0], _STRIP):
+        strip = columns[start : start + _STRIP].T.double()
         small = vectors.T @ strip
-        right[:, start : start + _STRIP] = small
-        result[:, start : start + _STRIP] = strip.addmm_(left, small)
-    left = left.to(wide.dtype)
-    if update.shape[0] <= update.shape[1]:
-        return LowRankUpdate(update.B, result), LowRankUpdate(left, right)
-    return LowRankUpdate(result.T.contiguous(), update.A), LowRankUpdate(right.T.contiguous(), left.T.contiguous())
+        inner[:, start : start + _STRIP] = small
+        result[start : start + _STRIP] = torch.addmm(strip, left, small).T
+    return result, inner.T
 
 
-def _product(wide: Tensor, columns: Tensor) -> Tensor:
-    """W X, (n, k), in float64, strip by strip."""
-    product = columns.new_zeros(wide.shape[0], columns.shape[1])
-    for start in range(0, wide.shape[1], _STRIP):
-        product.addmm_(wide[:, start : start + _STRIP].double(), columns[start : start + _STRIP])
-    return product
+def _times(update: LowRankUpdate, columns: Tensor) -> Tensor:
+    """ΔW X, (n, k), or ΔWᵀ X where out > in, in float64, strip by strip."""
+    near, far = sides(update)
+    small = columns.new_zeros(far.shape[1], columns.shape[1])
+    done = 0
+    for strip in in_float64(far):
+        small.addmm_(strip.T, columns[done : done + strip.shape[0]])
+        done += strip.shape[0]
+    return small if is_dense_form(update) else multiply_right(near, small, small.dtype)

@@ -17,6 +17,8 @@ from .lowrank import LowRankUpdate
 
 _TOLERANCE = 1e-4
 _LARGEST_CONDITION = 1e7
+_MOST_MOVED = 4096
+"""Columns by which a reference is moved before it is computed anew, long before its rounding shows."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,9 @@ class ConditionNumber(Products):
         if weight.numel() == 0:
             raise ValueError(f"weight: shape {tuple(weight.shape)} must hold at least one element")
         wide = weight.detach().T if weight.shape[0] > weight.shape[1] else weight.detach()
-        values, basis = torch.linalg.eigh(gram(wide.T))
+        self._hold(weight, *torch.linalg.eigh(gram(wide.T)))
+
+    def _hold(self, weight: Tensor, values: Tensor, basis: Tensor) -> None:
         super().__init__(weight, basis)
         self._values = values.clamp(min=0)
         none = LowRankUpdate.zeros(*weight.shape, dtype=weight.dtype, device=weight.device)
@@ -162,6 +166,18 @@ class ConditionNumber(Products):
     def condition_number(self) -> float:
         """κ(W₀) = σmax/σmin, inf where W₀ is numerically singular."""
         return self._base.condition_number
+
+    @torch.no_grad()
+    def moved(self, weight: Tensor, change: ProjectedUpdate) -> ConditionNumber:
+        """κ of W₀ + B A = ``weight`` from the factors of W₀ and the products of the update: n³ operations, none of N.
+
+        The Gram matrix is not computed anew, so its error grows by one rounding with every move. It must go on to be
+        that of ``weight``: hence weights in float64.
+        """
+        values, vectors = torch.linalg.eigh(_DiagonalPlusLowRank(self._values, change).dense())
+        found = ConditionNumber.__new__(ConditionNumber)
+        found._hold(weight, values, self._basis @ vectors)
+        return found
 
     @torch.no_grad()
     def of(self, update: LowRankUpdate | ProjectedUpdate) -> ConditionReport:
@@ -226,7 +242,8 @@ class Reference:
     """Figures of W₀ + ΔW for updates ΔW = ΔW_ref + D with D of low rank, however large the rank of ΔW_ref.
 
     W₀ + ΔW_ref is factored as W₀ is, and D pays for its columns alone, as an update of low rank on W₀ does. Set-up: two
-    Gram matrices and an eigenfactorization; three n x n matrices and two of the weight's shape are kept.
+    Gram matrices and an eigenfactorization; three n x n matrices and two of the weight's shape are kept, W₀ + ΔW_ref
+    in float64.
 
     Args:
         base: κ of W₀.
@@ -235,15 +252,37 @@ class Reference:
 
     @torch.no_grad()
     def __init__(self, base: ConditionNumber, reference: LowRankUpdate) -> None:
-        self.dense = dense_matrix(reference)
-        wide = self.dense.T if base._transposed else self.dense
-        shifted = base._wide.to(wide.dtype) + wide
-        self._shifted = ConditionNumber(shifted.T if base._transposed else shifted)
-        self._products = Products(self.dense, base._basis)
-        self._gram = base._basis.T @ gram(wide.T) @ base._basis
+        dense = dense_matrix(reference)
+        wide = dense.T if base._transposed else dense
+        weight = base._wide.T if base._transposed else base._wide
+        shifted = weight.double().add_(dense) if weight.dtype != torch.float64 else weight + dense
+        self._hold(base, dense, ConditionNumber(shifted), base._basis.T @ gram(wide.T) @ base._basis, moved_by=0)
+
+    def _hold(
+        self, base: ConditionNumber, dense: Tensor, shifted: ConditionNumber, gram_in_basis: Tensor, moved_by: int
+    ) -> None:
+        self.dense = dense
+        self._base, self._shifted, self._gram, self._moved_by = base, shifted, gram_in_basis, moved_by
+        self._products = Products(dense, base._basis)
         self._condition: ProjectedUpdate | None = None
         self._projected: ProjectedUpdate | None = None
         self._vector: Tensor | None = None
+
+    @torch.no_grad()
+    def moved(self, change: LowRankUpdate) -> Reference | None:
+        """The same around ΔW_ref + ``change``, without a product of two large matrices; None where that is too far."""
+        moved_by = self._moved_by + change.rank
+        if moved_by > _MOST_MOVED or 2 * change.rank > self._gram.shape[0]:
+            return None
+        own = self._project(change)
+        beside = own.near @ (own.far + own.near @ own.gram / 2).T
+        dense = torch.addmm(self.dense, change.B, change.A)
+        old = self._shifted._wide.T if self._base._transposed else self._shifted._wide
+        weight = torch.addmm(old, change.B.double(), change.A.double())
+        shifted = self._shifted.moved(weight, self._shifted.project(change, self._condition))
+        found = Reference.__new__(Reference)
+        found._hold(self._base, dense, shifted, self._gram + beside + beside.T, moved_by)
+        return found
 
     def condition(self, change: LowRankUpdate) -> ConditionReport:
         """As `ConditionNumber.of`, for ΔW_ref + ``change``."""

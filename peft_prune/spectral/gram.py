@@ -115,7 +115,10 @@ def add_lower_gram(total: Tensor, strip: Tensor) -> None:
 
 
 def in_float64(columns: Tensor) -> Iterator[Tensor]:
-    """The strips of X, (n, r), in float64, one after the other in the same buffer."""
+    """The strips of X, (n, r), in float64, one after the other in the same buffer; of X itself where it is float64."""
+    if columns.dtype == torch.float64:
+        yield from columns.split(_STRIP)
+        return
     buffer = torch.empty_like(columns[:_STRIP], dtype=torch.float64)
     for start in range(0, columns.shape[0], _STRIP):
         strip = columns[start : start + _STRIP]
@@ -132,12 +135,12 @@ def multiply_right(columns: Tensor, matrix: Tensor, dtype: torch.dtype) -> Tenso
     return result
 
 
-def spectral_norm_estimate(apply: Callable[[Tensor], Tensor], like: Tensor) -> float:
+def spectral_norm_estimate(apply: Callable[[Tensor], Tensor], like: Tensor, steps: int = _POWER_STEPS) -> float:
     """A lower estimate, by a few power steps, of the largest eigenvalue of a positive semidefinite operator."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(like.shape[0], generator=generator, dtype=torch.float64).to(like.device)
     value = 0.0
-    for _ in range(_POWER_STEPS):
+    for _ in range(steps):
         x = apply(x / torch.linalg.vector_norm(x))
         value = float(torch.linalg.vector_norm(x))
         if value == 0.0:

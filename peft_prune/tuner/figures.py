@@ -14,6 +14,7 @@ from ..spectral import (
     ProjectedUpdate,
     Reference,
 )
+from .state import Around
 
 
 class LayerFigures:
@@ -31,14 +32,12 @@ class LayerFigures:
         self.base = base
         self._key: Any = None
         self._update: Any = None
-        self._around: LowRankUpdate | None = None
         self._projected: ProjectedUpdate | None = None
-        self._reference: Any = None  # a sum and its `Reference`
+        self._reference: Reference | None = None
+        self._mark: Any = None  # of the sum that the reference belongs to
         self._known: dict[str, Any] = {}
 
-    def of(
-        self, update: LowRankUpdate, key: Any, around: tuple[LowRankUpdate, LowRankUpdate] | None = None
-    ) -> LayerFigures:
+    def of(self, update: LowRankUpdate, key: Any, around: tuple[Around, LowRankUpdate] | None = None) -> LayerFigures:
         """The figures of this update.
 
         Args:
@@ -48,37 +47,46 @@ class LayerFigures:
         """
         if self._update is None or key is None or key != self._key:
             self._key, self._known = key, {}
-            self._around, self._update = (None, update) if around is None else around
-            if self._around is None:
-                self._reference = None
-            elif self._reference is None or self._reference[0] is not self._around:
-                self._reference = (self._around, Reference(self.base, self._around))
+            if around is None:
+                self._update, self._reference, self._mark = update, None, None
+            else:
+                self._refer(around[0])
+                self._update = around[1]
         return self
+
+    def _refer(self, around: Around) -> None:
+        """Take the figures around this sum; moved there from the last one, where it is known by how much."""
+        if self._reference is not None and around.mark is self._mark:
+            return
+        found = None
+        if self._reference is not None and around.moved is not None and around.before is self._mark:
+            found = self._reference.moved(around.moved)
+        self._reference, self._mark = found or Reference(self.base, around.sum), around.mark
 
     @property
     def condition(self) -> ConditionReport:
         """Extreme singular values and κ of W₀ + ΔW."""
-        if self._reference is not None:
-            return self._once("condition", lambda: self._reference[1].condition(self._update))
+        if (reference := self._reference) is not None:
+            return self._once("condition", lambda: reference.condition(self._update))
         return self._once("condition", lambda: self.base.of(self._project()))
 
     @property
     def spectral_norm(self) -> float:
         """‖ΔW‖₂, to a relative error of 1e-4."""
-        if self._reference is not None:
-            return self._once("spectral_norm", lambda: self._reference[1].spectral_norm(self._update))
+        if (reference := self._reference) is not None:
+            return self._once("spectral_norm", lambda: reference.spectral_norm(self._update))
         return self._once("spectral_norm", lambda: self.base.spectral_norm(self._project()))
 
     @property
     def energies(self) -> Tensor:
         """‖qᵢᵀ ΔW‖² for the singular vectors of W₀ on its shorter side, as `ConditionNumber.energies`."""
-        if self._reference is not None:
-            return self._once("energies", lambda: self._reference[1].energies(self._update))
+        if (reference := self._reference) is not None:
+            return self._once("energies", lambda: reference.energies(self._update))
         return self._once("energies", lambda: self.base.energies(self._project()))
 
     def output_perturbation(self, output: OutputPerturbation) -> float:
         """Mean squared change of the output over the mean squared output."""
-        dense = None if self._reference is None else self._reference[1].dense
+        dense = None if self._reference is None else self._reference.dense
         return self._once("output", lambda: output.of(self._update, dense))
 
     def _project(self) -> ProjectedUpdate:

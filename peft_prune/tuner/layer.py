@@ -27,7 +27,7 @@ from ..spectral import (
     Restraint,
     accumulated,
     is_dense_form,
-    restrain_dense,
+    restrain_by_gram,
     restrain_with_change,
     sigma_max,
     truncate,
@@ -36,7 +36,7 @@ from .config import PruneEditConfig
 from .figures import LayerFigures
 from .quantization import is_packed_for_cpu, packed_weight
 from .snapshot import BaseLayerSnapshot
-from .state import AccumulatedUpdate, LayerState, checksum, sum_of_bits, trained_pending
+from .state import AccumulatedUpdate, Around, LayerState, checksum, sum_of_bits, trained_pending
 
 
 class PruneEditLayer(BaseTunerLayer):
@@ -131,7 +131,7 @@ class PruneEditLayer(BaseTunerLayer):
                 f"adapter {adapter_name!r}: its factors were loaded already restrained, the raw ones are not in the "
                 "file; resume from the history of edits instead"
             )
-        return self._acting(adapter_name) if update.raw is None else update.raw
+        return self._raw(adapter_name)
 
     def append_update(
         self, adapter_name: str, update: LowRankUpdate, edits: int = 1, *, on_schedule: bool = True
@@ -161,10 +161,8 @@ class PruneEditLayer(BaseTunerLayer):
         summed = accumulated(acting, update)
         self._set_effective(adapter_name, summed)
         state.raw_lost = False
-        if state.raw is not None:
-            state.raw = accumulated(state.raw.to(device=acting.device, dtype=acting.dtype), update)
-        state.gram = None if state.gram is None else state.gram.added(update)
-        state.since = None if state.since is None else state.since.append(update)
+        state.raw = None if state.raw is None else state.raw.to(device=acting.device, dtype=acting.dtype)
+        state.add(update)
         state.edits += edits
         state.pending += edits
         if on_schedule:
@@ -288,9 +286,9 @@ class PruneEditLayer(BaseTunerLayer):
         state.pending, state.gram, state.change, state.watched = 0, gram, change, True
         if effective is not raw:
             compounds = self.prune_edit_config[adapter_name].restrain_on == "compounding"
-            state.raw = None if compounds else raw
+            state.raw = raw
             if compounds:
-                state.gram = state.change = state.reference = state.since = None
+                state.forget()
 
     def _restrained(
         self, adapter_name: str, raw: LowRankUpdate, gram: GrownGram | None
@@ -300,9 +298,9 @@ class PruneEditLayer(BaseTunerLayer):
         effective, change = raw, None
         if self._restrains(adapter_name) and raw.rank > 0:
             restraint, m = self.restraint(adapter_name), self.sigma_max_base()
-            if is_dense_form(raw):
-                gram = (gram or GrownGram.of(raw)).at(raw)
-                effective, change = restrain_dense(raw, restraint, m, gram)
+            if raw.rank > self._small_rank:
+                gram = GrownGram.of(raw) if gram is None else gram.at(raw)
+                effective, change = restrain_by_gram(raw, restraint, m, gram)
             else:
                 effective, change = restrain_with_change(raw, restraint, m)
         if config.max_rank is not None and effective.rank > config.max_rank:
@@ -340,19 +338,25 @@ class PruneEditLayer(BaseTunerLayer):
         key = self._current_update(adapter_name).checksum or checksum(effective)
         return self.prune_edit_figures[adapter_name].of(effective, key, self._around(adapter_name))
 
-    def _around(self, adapter_name: str) -> tuple[LowRankUpdate, LowRankUpdate] | None:
+    def _around(self, adapter_name: str) -> tuple[Around, LowRankUpdate] | None:
         """An earlier raw sum, and what the effective update has more than that; None where its rank is small."""
-        state, most = self.prune_edit_update[adapter_name], max(min(self.out_features, self.in_features) // 8, 16)
-        if self.rank(adapter_name) <= most or self._is_narrow(adapter_name):
+        state = self.prune_edit_update[adapter_name]
+        if self.rank(adapter_name) <= self._small_rank or self._is_narrow(adapter_name):
             return None
-        raw = self._acting(adapter_name) if state.raw is None else state.raw
-        none = LowRankUpdate.zeros(*raw.shape, dtype=raw.dtype, device=raw.device)
         if state.raw is not None and state.change is None:
             return None
-        if state.reference is None or state.since is None or state.since.rank > most:
-            state.reference, state.since = raw, none
-        change = none if state.raw is None or state.change is None else state.change
-        return state.reference, state.since.append(change.to(dtype=raw.dtype))
+        if state.reference is None or state.since is None or state.since.rank > self._small_rank:
+            raw, old = self._raw(adapter_name), state.reference
+            state.reference = Around(raw) if old is None else Around(raw, old.mark, state.since)
+            state.since = LowRankUpdate.zeros(*raw.shape, dtype=raw.dtype, device=raw.device)
+        if state.raw is None or state.change is None:
+            return state.reference, state.since
+        return state.reference, state.since.append(state.change.to(dtype=state.since.dtype))
+
+    @property
+    def _small_rank(self) -> int:
+        """Up to here restraint and figures work on the factors alone, beyond on the shorter side of the layer."""
+        return max(min(self.out_features, self.in_features) // 8, 16)
 
     def set_second_moment(self, moment: Tensor | None) -> None:
         """Give the second moment C = E[k kᵀ] of ordinary inputs, (in, in), for the output perturbation.
@@ -403,9 +407,8 @@ class PruneEditLayer(BaseTunerLayer):
         """ΔW in the base layer's own orientation, as it leaves: under a pending restraint, which stays pending."""
         effective = self.effective_update(adapter_name)
         if self.restraint_is_pending(adapter_name):
-            state = self.prune_edit_update[adapter_name]
-            raw = self._acting(adapter_name) if state.raw is None else state.raw
-            effective = self._restrained(adapter_name, raw, state.gram)[0].to(effective.dtype)
+            gram = self.prune_edit_update[adapter_name].gram
+            effective = self._restrained(adapter_name, self._raw(adapter_name), gram)[0].to(effective.dtype)
         return transpose(effective.dense(), self.fan_in_fan_out)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
@@ -470,6 +473,11 @@ class PruneEditLayer(BaseTunerLayer):
         effective = self.effective_update(adapter_name)
         return effective.to(torch.float32) if self._is_narrow(adapter_name) else effective
 
+    def _raw(self, adapter_name: str) -> LowRankUpdate:
+        """The accumulated update before any restraint."""
+        raw = self.prune_edit_update[adapter_name].raw_sum()
+        return self._acting(adapter_name) if raw is None else raw
+
     def _set_effective(self, adapter_name: str, update: LowRankUpdate) -> None:
         """Make this the effective update; narrower factors are rounded from it and it is kept.
 
@@ -531,7 +539,8 @@ class PruneEditLayer(BaseTunerLayer):
             return state
         if current[0] == state.checksum[0]:
             # what was trained are the effective factors, so they are the raw ones from here on
-            state.raw = state.acting = state.gram = state.change = state.reference = state.since = None
+            state.forget()
+            state.acting = None
             state.raw_lost, state.trained = False, True
             state.pending = max(state.pending, 1) if state.watched else state.pending
         # factors of another dtype were cast, not trained

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..spectral import GrownGram, LowRankUpdate
+from ..spectral import GrownGram, LowRankUpdate, accumulated
 from .config import PruneEditConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Around:
+    """A raw sum around which figures are taken.
+
+    Args:
+        sum: The raw sum at that moment.
+        before: Tells the one it took the place of, where there was one.
+        moved: What the sum has more than that one's.
+        mark: Tells it from others, without holding its sum.
+    """
+
+    sum: LowRankUpdate
+    before: object = None
+    moved: LowRankUpdate | None = None
+    mark: object = field(default_factory=object)
 
 
 @dataclass
@@ -16,7 +33,9 @@ class AccumulatedUpdate:
     """What a layer knows of one adapter beyond its effective factors.
 
     Args:
-        raw: The accumulated update as the edits made it, float32; None while the effective factors are the raw ones.
+        raw: The accumulated update as the edits made it, float32, without what is `unsummed`; None while the effective
+            factors are the raw ones.
+        unsummed: What was added since; a large sum is written anew only where somebody asks for it.
         acting: What the effective factors are rounded from where their dtype is narrower than float32, so that no
             number of edits rounds them more than once; None otherwise.
         raw_lost: The factors were loaded already restrained, so the raw ones are known to the history alone.
@@ -25,13 +44,14 @@ class AccumulatedUpdate:
         checksum: Of the effective factors as they were last set, by which later training is noticed.
         watched: Training makes the restraint pending: it has acted before, or acts on training as well.
         trained: The factors hold training that no edit has made.
-        gram: Gram matrix of the raw sum in dense form, which the next restraint needs.
+        gram: Gram matrix of the raw sum on the shorter side, which the next restraint of a large rank needs.
         change: Effective minus raw sum as factors; None where that is not known.
-        reference: The raw sum at an earlier moment, around which figures are taken.
+        reference: The raw sum at an earlier moment.
         since: What was added to the raw sum since then.
     """
 
     raw: LowRankUpdate | None = None
+    unsummed: LowRankUpdate | None = None
     acting: LowRankUpdate | None = None
     raw_lost: bool = False
     edits: int = 0
@@ -41,8 +61,26 @@ class AccumulatedUpdate:
     trained: bool = False
     gram: GrownGram | None = None
     change: LowRankUpdate | None = None
-    reference: LowRankUpdate | None = None
+    reference: Around | None = None
     since: LowRankUpdate | None = None
+
+    def raw_sum(self) -> LowRankUpdate | None:
+        """The accumulated update as the edits made it; None while the effective factors are the raw ones."""
+        if self.raw is not None and self.unsummed is not None:
+            self.raw = accumulated(self.raw, self.unsummed)
+        self.unsummed = None
+        return self.raw
+
+    def add(self, update: LowRankUpdate) -> None:
+        """Note a new update beside the effective factors, which hold it already."""
+        if self.raw is not None:
+            self.unsummed = update if self.unsummed is None else self.unsummed.append(update)
+        self.gram = None if self.gram is None else self.gram.added(update)
+        self.since = None if self.since is None else self.since.append(update)
+
+    def forget(self) -> None:
+        """The effective factors are the raw ones from here on."""
+        self.raw = self.unsummed = self.gram = self.change = self.reference = self.since = None
 
 
 @dataclass(frozen=True)

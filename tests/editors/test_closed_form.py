@@ -134,7 +134,7 @@ def test_more_keys_than_the_layer_is_wide_give_the_textbook_formula_in_bounded_m
         else:
             expected = torch.linalg.solve(solve @ everything + weight * torch.eye(WIDTH), solve @ keys).T
         assert relative_error(found, expected) < 1e-7
-        held, total = condensed(torch.cat([held, keys.T])), everything
+        held, total = condensed([held, keys.T]), everything
     assert len(held) <= 1.25 * WIDTH
     assert relative_error(held.T @ held, total) < 1e-10
     # a history that is taken up anew, as after resuming, gives the same

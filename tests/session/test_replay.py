@@ -10,8 +10,8 @@ from peft import get_peft_model
 
 from peft_prune import PruneEditConfig
 from peft_prune.errors import HistoryError
-from peft_prune.session.records import RestraintRecord
-from peft_prune.session.replay import Addition, replay
+from peft_prune.session.records import Factors, RestraintRecord
+from peft_prune.session.replay import Addition, joined_keys, replay
 from peft_prune.spectral import LowRankUpdate
 from tests.session.scripted import MODULE, drawn, request, resumed, session
 from tests.tiny import tiny_gpt2
@@ -88,3 +88,14 @@ def test_factors_are_read_once_and_added_in_one_piece_where_no_restraint_lies_be
         assert counts == {"read": 59, "added": 2}
         run.conflicts(request(5))
         assert counts["read"] == 59
+
+
+def test_keys_beyond_the_layers_width_are_condensed_with_one_decomposition(monkeypatch) -> None:
+    parts = [Factors({}, {MODULE: drawn(f"key {number}").A}) for number in range(1000)]
+    calls = []
+    decompose = torch.linalg.cholesky_ex
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda matrix: calls.append(matrix) or decompose(matrix))
+    few, many = joined_keys(parts[:80])[MODULE], joined_keys(parts)[MODULE]
+    assert len(few) == 80 and len(many) == 64 and len(calls) == 1
+    keys = torch.cat([part.keys[MODULE] for part in parts]).double()
+    assert torch.allclose(many.double().T @ many.double(), keys.T @ keys, rtol=1e-5, atol=1e-5)

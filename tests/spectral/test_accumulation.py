@@ -19,6 +19,7 @@ from peft_prune.spectral import (
     get_restraint,
     is_dense_form,
     restrain,
+    restrain_by_gram,
     restrain_with_change,
 )
 from peft_prune.spectral.lanczos import eigenpairs_above
@@ -85,6 +86,41 @@ def test_the_restraint_of_a_dense_sum_equals_the_dense_one(shape, name: str, lev
 
 
 @every_shape
+@pytest.mark.parametrize("name", ["log", "linear", "clip", "scale"])
+@pytest.mark.parametrize("level", [0.9, 0.3, 0.02, 2.0])
+def test_the_restraint_by_the_gram_matrix_of_the_shorter_side_keeps_the_factors_rank(shape, name: str, level) -> None:
+    updates = random_updates(shape, 18)
+    # columns of very different size, and one that adds nothing
+    updates[3] = LowRankUpdate(updates[3].B * 2.0**20, updates[3].A / 2.0**20)
+    updates[5] = LowRankUpdate(updates[5].B * 1e6, torch.zeros_like(updates[5].A))
+    grown = GrownGram.of(in_turn(updates[:12]))
+    for update in updates[12:]:
+        grown = grown.added(update)
+    total, expected = in_turn(updates), summed(updates)
+    m = level * float(torch.linalg.matrix_norm(expected, 2))
+    effective, change = restrain_by_gram(total, get_restraint(name), m, grown)
+    wanted = dense_restraint(expected, name, m)
+    assert float((effective.to(torch.float64).dense() - wanted).norm() / wanted.norm()) < 2e-6
+    assert effective.rank == 18 and (effective is total) == (level > 1)
+    if name != "scale" or level > 1:
+        assert change is not None
+        difference = wanted - expected
+        assert torch.allclose(change.to(torch.float64).dense(), difference, atol=1e-6 * float(expected.norm()))
+
+
+@every_shape
+def test_columns_that_cancel_are_restrained_by_an_svd(shape) -> None:
+    updates = random_updates(shape, 8)
+    large = [update.scaled(3e4) for update in random_updates(shape, 4, seed=1)]
+    total = in_turn([*large, *updates, *(update.scaled(-1.0) for update in large)])
+    expected = summed(updates)
+    m = 0.5 * float(torch.linalg.matrix_norm(expected, 2))
+    effective, _ = restrain_by_gram(total, get_restraint("linear"), m)
+    wanted = dense_restraint(expected, "linear", m)
+    assert float((effective.to(torch.float64).dense() - wanted).norm() / wanted.norm()) < 2e-6
+
+
+@every_shape
 def test_the_change_of_factors_is_what_the_restraint_took(shape) -> None:
     total = in_turn(random_updates(shape, 12))
     m = 0.4 * total.spectral_norm()
@@ -129,7 +165,8 @@ def test_no_eigenvalue_above_the_limit_is_missed_though_some_are_equal(values, s
 
 @every_shape
 @pytest.mark.parametrize("weight_rank", [None, 20])
-def test_figures_around_an_earlier_sum_equal_dense_ones(shape, weight_rank) -> None:
+@pytest.mark.parametrize("moves", [0, 3])
+def test_figures_around_an_earlier_sum_equal_dense_ones(shape, weight_rank, moves: int) -> None:
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(shape, generator=generator)
     if weight_rank is not None:
@@ -140,8 +177,12 @@ def test_figures_around_an_earlier_sum_equal_dense_ones(shape, weight_rank) -> N
     moment = inputs.T @ inputs / 500
     updates = [update.scaled(0.05) for update in random_updates(shape, 70)]
     base, output = ConditionNumber(weight), OutputPerturbation(weight, moment)
-    total = in_turn(updates[:60])
-    reference = Reference(base, total)
+    first = 60 - 10 * moves
+    reference = Reference(base, in_turn(updates[:first]))
+    for start in range(first, 60, 10):
+        reference.condition(updates[start])  # the figures of an edit on the way, whose products are of use
+        reference = reference.moved(in_turn(updates[start : start + 10]))
+        assert reference is not None
     since = LowRankUpdate.zeros(*shape)
     for index, update in enumerate(updates[60:], start=61):
         since = since.append(update)
@@ -163,3 +204,16 @@ def test_figures_around_an_earlier_sum_equal_dense_ones(shape, weight_rank) -> N
             torch.trace(weight.double() @ moment @ weight.double().T)
         )
         assert math.isclose(output.of(change, reference.dense), ratio, rel_tol=1e-4)
+
+
+def test_a_reference_is_moved_neither_far_nor_for_ever() -> None:
+    updates = random_updates((24, 60), 14)
+    reference = Reference(ConditionNumber(torch.randn(24, 60)), updates[0])
+    assert reference.moved(in_turn(updates[1:13])) is not None
+    assert reference.moved(in_turn(updates)) is None
+    moves = 0
+    while (further := reference.moved(updates[1])) is not None:
+        reference, moves = further, moves + 1
+        if moves == 20:
+            reference._moved_by = 4090
+    assert moves == 26

@@ -130,3 +130,26 @@ def test_figures_of_many_edits_equal_those_of_a_dense_computation() -> None:
     model.restrain()
     found = layer.effective_update("default").dense().double()
     assert torch.allclose(found, dense_log(raw, weight, 1.2), atol=1e-5 * float(raw.norm()))
+
+
+def test_the_raw_sum_of_many_edits_is_whole_whenever_somebody_asks_and_at_every_state() -> None:
+    model, layer, name = adapted(restrain_on="every", restrain_every=7, restraint="log")
+    updates = [strong(layer, seed, times=0.4) for seed in range(60)]
+    states = {}
+    for count, update in enumerate(updates, start=1):
+        model.add_edits({name: update})
+        if count in (20, 33, 45):
+            states[count] = model.edit_state()
+
+    def close(count: int) -> bool:
+        raw = sum(update.dense().double() for update in updates[:count])
+        return torch.allclose(layer.raw_update("default").dense().double(), raw, atol=1e-5 * float(raw.norm()))
+
+    assert close(60) and close(60)
+    for count, state in states.items():
+        model.restore_edit_state(state)
+        assert close(count)
+        model.restrain()
+        raw = sum(update.dense().double() for update in updates[:count])
+        found = layer.effective_update("default").dense().double()
+        assert torch.allclose(found, dense_log(raw, base_weight(layer).double(), 1.2), atol=1e-5 * float(raw.norm()))
