@@ -58,11 +58,11 @@ def export(
     asked = _asked(requests, history)
     source = adapter if base is None else load_adapter(load_model(base, "auto"), adapter)
     options: dict[str, Any] = {"rank": rank, "max_rank": max_rank, "fill_layers": fill_layers, "servers": server}
-    done = export_lora(source, out, format=format, overwrite=overwrite, **options)
     lost = None
     if base is not None and max_rank is not None:
-        places = lost_edits(source, load_tokenizer(base), asked, max_rank=max_rank) if done.truncated else []
+        places = lost_edits(source, load_tokenizer(base), asked, max_rank=max_rank)
         lost = [{"index": place, "prompt": asked[place].text, "target": asked[place].target_new} for place in places]
+    done = export_lora(source, out, format=format, overwrite=overwrite, **options)
     if json_output:
         print_json({**asdict(done), "folder": str(out), "lost": lost})
     else:

@@ -40,8 +40,7 @@ def write_gguf(lora: UniformLora, folder: Path) -> None:
 def _architecture(lora: UniformLora, gguf: Any) -> Any:
     config = lora.source.config
     kind = model_type(config, text=True)
-    quantized = getattr(config, "quantization_config", None)
-    if quantized is not None:
+    if lora.source.quantized or getattr(config, "quantization_config", None) is not None:
         raise UnsupportedModelError(
             f"base: {lora.source.base_name or 'it'} is quantized, so llama.cpp would compute with other weights than "
             "those that were edited; edit and export over the unquantized base"

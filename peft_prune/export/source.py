@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import AdapterError
 from ..models.naming import public_name
+from ..models.quantization import form_of
 from ..models.weights import linear_shape
 from ..spectral import LowRankUpdate
 from ..tuner import PruneEditConfig, PruneEditModel
@@ -35,6 +36,7 @@ class Source:
         shapes: (out, in) of all linear modules of the base by name; empty where there is no base.
         config: The base's configuration; None where there is no base.
         restraint_applied: Whether a restraint was pending and has been applied.
+        quantized: Whether the base holds the edited weights in a quantized format.
     """
 
     updates: Mapping[str, LowRankUpdate]
@@ -43,6 +45,7 @@ class Source:
     shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     config: Any = None
     restraint_applied: bool = False
+    quantized: bool = False
 
 
 def source_of(adapter: Any, base: Any = None, adapter_name: str | None = None) -> Source:
@@ -91,6 +94,7 @@ def _of_model(model: Any, adapter_name: str | None) -> Source:
         _shapes(tuner.model),
         getattr(tuner.model, "config", None),
         pending,
+        any(form_of(layer.get_base_layer()) is not None for _, layer in layers),
     )
 
 
