@@ -23,6 +23,7 @@ FLOORS = {
     "reporting": 4,
     "experiment": 4,
     "audit": 4,
+    "export": 4,
     "builtin": 4,
     "cli": 5,
 }

@@ -22,6 +22,7 @@ from .demo import demo
 from .edit import edit
 from .evaluate import evaluate
 from .experiment import experiment
+from .export import export
 from .harness import harness
 from .locate import locate
 from .merge import merge
@@ -47,7 +48,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (demo, locate, edit, resume, harness, history, undo, tune, restrain, merge, report):
+for command in (demo, locate, edit, resume, harness, history, undo, tune, restrain, merge, export, report):
     app.command()(command)
 for several in (evaluate, experiment, audit):
     app.command(cls=SeveralValues)(several)
