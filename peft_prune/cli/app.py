@@ -26,6 +26,7 @@ from .harness import harness
 from .locate import locate
 from .merge import merge
 from .options import SeveralValues
+from .push import push
 from .report import report
 from .restrain import restrain
 from .resume import resume
@@ -47,7 +48,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (demo, locate, edit, resume, harness, history, undo, tune, restrain, merge, report):
+for command in (demo, locate, edit, resume, harness, history, undo, tune, restrain, merge, push, report):
     app.command()(command)
 for several in (evaluate, experiment, audit):
     app.command(cls=SeveralValues)(several)
