@@ -22,6 +22,7 @@ FLOORS = {
     "metrics": 4,
     "reporting": 4,
     "experiment": 4,
+    "hub": 4,
     "audit": 4,
     "export": 4,
     "builtin": 4,

@@ -27,6 +27,7 @@ from .harness import harness
 from .locate import locate
 from .merge import merge
 from .options import SeveralValues
+from .push import push
 from .report import report
 from .restrain import restrain
 from .resume import resume
@@ -48,7 +49,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (demo, locate, edit, resume, harness, history, undo, tune, restrain, merge, export, report):
+for command in (demo, locate, edit, resume, harness, history, undo, tune, restrain, merge, export, push, report):
     app.command()(command)
 for several in (evaluate, experiment, audit):
     app.command(cls=SeveralValues)(several)

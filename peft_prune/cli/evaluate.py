@@ -21,7 +21,7 @@ from .requested import OnBadRecord, bad_records, fitting, requested
 
 def evaluate(
     model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
-    adapter: Annotated[Path, typer.Option(help="Folder of the adapter.")],
+    adapter: Annotated[Path, typer.Option(help="Folder of the adapter, or user/name[@revision] on the Hub.")],
     requests: Annotated[Path, typer.Option(help="The edit requests that were made.")],
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many requests only.")] = None,
     on_bad_record: OnBadRecord = "fail",

@@ -16,7 +16,7 @@ from .plain import plain
 
 def harness(
     model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
-    adapter: Annotated[Path, typer.Option(help="Folder of the adapter.")],
+    adapter: Annotated[Path, typer.Option(help="Folder of the adapter, or user/name[@revision] on the Hub.")],
     tasks: Annotated[str, typer.Option(help="Names of tasks, with commas between them.")],
     include_path: Annotated[Optional[Path], typer.Option(help="Folder with task files of your own.")] = None,
     num_fewshot: Annotated[

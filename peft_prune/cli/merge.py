@@ -14,7 +14,7 @@ from .models import companions, load_adapter, load_model, load_tokenizer, print_
 
 
 def merge(
-    adapter: Annotated[Path, typer.Argument(help="Folder of the adapter.")],
+    adapter: Annotated[Path, typer.Argument(help="Folder of the adapter, or user/name[@revision] on the Hub.")],
     model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
     dtype: Annotated[str, typer.Option(help="Dtype of the checkpoint; 'auto' keeps the base's.")] = "auto",

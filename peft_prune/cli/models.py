@@ -20,6 +20,7 @@ from ..builtin import builtin_model_path
 from ..errors import AdapterError, CheckpointError, UnsupportedModelError
 from ..evaluation import Ability, load_ability
 from ..folders import recover
+from ..hub import adapter_folder
 from ..session import EditSession
 from ..tuner import PruneEditModel
 from ..tuner.beneath import other_adapters
@@ -130,14 +131,14 @@ def load_adapter(model: PreTrainedModel, path: Path, *, strict_base: bool = True
 
     Args:
         model: The base.
-        path: Folder of the adapter.
+        path: Folder of the adapter, or user/name[@revision] on the Hub.
         strict_base: Refuse one that was made for other weights; off warns.
 
     Raises:
         AdapterError: The folder holds no whole adapter, or one that does not fit the model.
+        HubError: The repository cannot be fetched.
     """
-    if not path.exists():
-        recover(path)
+    path = adapter_folder(path)
     if not (path / "adapter_config.json").is_file():
         raise AdapterError(f"adapter: {path} holds no adapter_config.json")
     try:

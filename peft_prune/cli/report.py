@@ -10,6 +10,7 @@ import typer
 
 from ..evaluation import load_facts, load_texts
 from ..folders import recover
+from ..hub import HubName, adapter_folder
 from ..outputs import require_outputs
 from ..reporting import Now, Report, adapter_report, history_report, require_report, write_report
 from ..reporting.limits import limits_of
@@ -59,6 +60,8 @@ def report(
 ) -> None:
     """Write a report: edits, what became of them, and how the model bears them."""
     given = {"facts": facts, "text": text, "abilities": abilities}
+    if HubName.of(source) is not None:
+        source = adapter_folder(source)
     _check_options(source, model, requests, limit, given)
     require_items(items)
     require_dtype(dtype)

@@ -15,7 +15,7 @@ from .models import load_adapter, load_model, print_json, tuner_of
 
 
 def restrain(
-    adapter: Annotated[Path, typer.Argument(help="Folder of an adapter that has not been restrained.")],
+    adapter: Annotated[Path, typer.Argument(help="Adapter that has not been restrained: folder or Hub name.")],
     model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
     out: Annotated[Path, typer.Option(help="Folder for the restrained adapter.")],
     restraint: Annotated[str, typer.Option(help="log, linear, clip or scale.")] = "log",

@@ -25,6 +25,7 @@ from ..models.fingerprint import base_fingerprint, same_base
 from ..models.inference import by_rows, input_device, max_positions, padded, undisturbed
 from ..models.mlp import features
 from ..models.tokenization import prompt_ids
+from ..publishing import publisher
 from .blocks import Enough
 
 DEFAULT_LENGTH = 512
@@ -79,6 +80,26 @@ class SecondMoments:
         if not moments:
             raise AdapterError(f"statistics: {path} holds no second moments")
         return cls(moments, tokens, made_with)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, model: Any = None) -> SecondMoments:
+        """Read a file of `save`, or what `push_to_hub` has published as ``user/name[@revision]``.
+
+        Args:
+            name: The file, its folder, or the repository.
+            model: The base that the statistics must have been taken with, if given.
+
+        Raises:
+            AdapterError: They are damaged, or of another base.
+            HubError: The repository cannot be fetched.
+        """
+        found: SecondMoments = publisher("load_moments")(name, model)
+        return found
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Publish the statistics with a card; the URL of the commit. Options are those of `push_moments`."""
+        url: str = publisher("push_moments")(self, repo_id, **options)
+        return url
 
     def require_fit(self, model: Any) -> None:
         """Raise AdapterError where a module of ``model`` has inputs of another width than its second moment."""

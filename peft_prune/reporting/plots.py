@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +104,38 @@ def plot_course(
         axes.spines[["top", "right"]].set_visible(False)
     left.legend(frameon=False)
     _write(figure, path)
+
+
+def plot_before_and_after(figures: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]], path: str | Path) -> None:
+    """Draw shares before and after the edits, with their intervals.
+
+    Args:
+        figures: By name, ``{"value", "low", "high"}`` before and after; an end that is None is left out.
+        path: Image file.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+    """
+    figure = _figure((7, 1.2 + 0.42 * len(figures)))
+    axes = figure.subplots()
+    for shift, (moment, colour) in enumerate((("before", "#7f8c8d"), ("after", "#1f6fb2"))):
+        for place, both in enumerate(figures.values()):
+            own, height = both[shift], place + 0.2 * (2 * shift - 1)
+            if own.get("low") is not None and own.get("high") is not None:
+                axes.plot([own["low"], own["high"]], [height, height], color=colour, alpha=0.5)
+            axes.plot(own["value"], height, "o", color=colour, label=moment if place == 0 else None)
+    axes.set_yticks(range(len(figures)), list(figures))
+    axes.invert_yaxis()
+    axes.set(xlabel="share, with its 95 % interval", xlim=(-0.03, 1.03))
+    axes.grid(alpha=0.3, axis="x")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    _write(figure, path)
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
 
 
 def require_picture(path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,12 @@ from ..models.fingerprint import base_fingerprint
 from ..models.naming import model_name
 from ..monitoring import BatchReport, LayerCondition, SessionCallback
 from ..outputs import require_outputs
+from ..publishing import publisher
 from ..requests import EditRequest
 from ..tuner import PruneEditConfig
 from .base import require_base
 from .batch import Batch, Given, in_batches
+from .card import write_session
 from .facts import (
     CONFIG_FIELDS,
     RESTRAINT_FIELDS,
@@ -327,8 +331,13 @@ class EditSession:
         """Figures of every layer now, by module name."""
         return self.workspace.figures()
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+    def save(self, path: str | Path, *, overwrite: bool = False, also_lora: bool = False) -> None:
         """Save the adapter, whole or not at all; a pending restraint is applied first and written to the history.
+
+        Args:
+            path: Its folder; text that people wrote into the card of the folder that is replaced stays.
+            overwrite: Replace a folder that exists.
+            also_lora: Put the same update as a plain LoRA into the subfolder ``lora``, for those without this package.
 
         Raises:
             ValueError: ``path`` exists and is not an empty folder, and ``overwrite`` is not set; or it is, holds or
@@ -340,8 +349,33 @@ class EditSession:
             self.restrain()
         if self._open and self.look_again:
             self.workspace.look_if_changed("save")
+        card = Path(path) / "README.md"
         with whole_folder(Path(path), overwrite=overwrite) as folder:
-            self.model.save_pretrained(str(folder))
+            if card.is_file():
+                shutil.copyfile(card, folder / "README.md")  # what people wrote into it stays
+            self.model.save_pretrained(str(folder), also_lora=also_lora)
+            self.write_card(folder / "README.md")
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Publish the adapter with its card, but not the history; the URL of the commit or the pull request.
+
+        Args:
+            repo_id: ``user/name``.
+            options: Those of `peft_prune.hub.push_session`: private, revision, create_pr, commit_message, overwrite,
+                also_lora, redact, evaluation, token.
+
+        Raises:
+            ValueError: An option is not accepted.
+            HubError: The Hub refuses it; nothing was published.
+        """
+        url: str = publisher("push_session")(self, repo_id, **options)
+        return url
+
+    def write_card(self, path: Path) -> None:
+        """Write what the session knows into the card beside a saved adapter: no fact, no name, no text of a user's."""
+        counts = Counter(record.state for record in self.history.edits())
+        figures = {} if self.workspace.monitor is None else self.figures()
+        write_session(path, self.editor, figures, counts)
 
     def close(self) -> None:
         """End the session and give the history free; the model keeps its adapter."""

@@ -1,6 +1,7 @@
 """Floor 0: the mathematics of low-rank updates and their restraint; tensors in, tensors out, torch alone."""
 
 from .accumulation import GrownGram, accumulated, dense_form, is_dense_form
+from .basis import cosine_transform, in_own_basis
 from .condition import ConditionNumber, ConditionReport, ProjectedUpdate, Reference
 from .lowrank import LowRankUpdate, Spectrum, energy_rank, reorthogonalize, truncate
 from .norms import CountedNorm, counted_sigma_max, sigma_max
@@ -43,11 +44,13 @@ __all__ = [
     "Spectrum",
     "StripGram",
     "accumulated",
+    "cosine_transform",
     "counted_sigma_max",
     "dense_form",
     "effective_rank",
     "energy_rank",
     "get_restraint",
+    "in_own_basis",
     "is_dense_form",
     "noise_edge",
     "parse_restraint",

@@ -165,6 +165,9 @@ def _prepare(
     down, up = layer.factors(adapter_name)
     if update.rank > 0 and _same(up.weight, update.B) and _same(down.weight, update.A):
         return  # an optimizer's or a trainer's own copy comes back: the raw factors still belong to it
+    if _same_product(layer.effective_update(adapter_name), update):
+        layer.take_basis(adapter_name, update)
+        return  # the layer's own saved file comes back, in the basis that it was saved in
     layer.set_rank(adapter_name, update.rank)
     # Only a saved configuration has ranks. Without one, the factors come as a bare state dict, and collecting that
     # has applied what was pending.
@@ -182,6 +185,19 @@ def _prepare(
 def _same(one: Tensor, other: Tensor) -> bool:
     comparable = (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
     return comparable and not one.is_meta and torch.equal(one, other)
+
+
+def _same_product(one: LowRankUpdate, other: LowRankUpdate) -> bool:
+    """Whether two updates in float32 or wider are one ΔW in different factors, to the rounding of these."""
+    comparable = (one.dtype, one.device) == (other.dtype, other.device) and min(one.rank, other.rank) > 0
+    if not comparable or one.B.is_meta or one.dtype.itemsize < 4 or not _finite(one):
+        return False
+    gap = one.append(other.scaled(-1.0)).frobenius_norm()
+    return gap <= 16 * torch.finfo(one.dtype).eps * max(one.frobenius_norm(), other.frobenius_norm())
+
+
+def _finite(update: LowRankUpdate) -> bool:
+    return bool(torch.isfinite(update.B).all() and torch.isfinite(update.A).all())
 
 
 def check_base(model: nn.Module, config: PruneEditConfig, modules: Iterable[str] = ()) -> None:

@@ -247,6 +247,13 @@ class PruneEditLayer(BaseTunerLayer):
             if old.shape != shape:
                 factors[adapter_name] = _factor(old.new_zeros(shape), requires_grad=old.requires_grad)
 
+    def take_basis(self, adapter_name: str, update: LowRankUpdate) -> None:
+        """Make room for the same effective update in other factors, which are about to be loaded; the raw ones stay."""
+        state = self._current_update(adapter_name)
+        self.set_rank(adapter_name, update.rank)
+        if state.checksum is not None:
+            state.checksum = checksum(update)
+
     def cast_to_base_dtype(self, adapter_name: str) -> None:
         """Give up float32 factors for the base's floating-point dtype, where it has one."""
         dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())[1]
