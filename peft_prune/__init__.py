@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .builtin import load_builtin_model
     from .editors import SecondMoments, collect_second_moments, editor_names, get_editor
     from .evaluation import comparison_table, evaluate, load_ability, load_facts, load_texts
+    from .export import export_lora, lost_edits
     from .monitoring import (
         AbilityGuard,
         ConditionGuard,
@@ -90,6 +91,7 @@ __all__ = [
     "comparison_table",
     "editor_names",
     "evaluate",
+    "export_lora",
     "get_editor",
     "history_report",
     "layer_conditions",
@@ -98,6 +100,7 @@ __all__ = [
     "load_facts",
     "load_requests",
     "load_texts",
+    "lost_edits",
     "tune_restraint",
     "verify",
     "write_report",
@@ -108,6 +111,7 @@ _HOMES = MappingProxyType(
         "builtin": "load_builtin_model",
         "editors": "SecondMoments collect_second_moments editor_names get_editor",
         "evaluation": "comparison_table evaluate load_ability load_facts load_texts",
+        "export": "export_lora lost_edits",
         "monitoring": (
             "AbilityGuard ConditionGuard Monitor ProgressCallback SessionCallback TrackerCallback layer_conditions"
         ),

@@ -63,7 +63,17 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_the_import_brings_the_method_and_nothing_that_can_wait() -> None:
     loaded = fresh("import sys, peft_prune; print(*sys.modules)")
     own = {name.split(".")[1] for name in loaded if name.startswith("peft_prune.")}
-    floors_above = {"editors", "session", "monitoring", "evaluation", "metrics", "reporting", "experiment", "audit"}
+    floors_above = {
+        "editors",
+        "session",
+        "monitoring",
+        "evaluation",
+        "metrics",
+        "reporting",
+        "experiment",
+        "audit",
+        "export",
+    }
     assert "tuner" in own and own & (floors_above | {"builtin", "cli"}) == set()
     late = {"matplotlib", "rich", "typer", "datasets", "evaluate", "pandas", "sqlite3"}
     # what PEFT itself brings in is not ours to spare
@@ -75,7 +85,9 @@ def test_the_import_registers_the_method() -> None:
     assert fresh(code) == ["PruneEditConfig"]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/sessions.md", "docs/evaluation.md", "docs/editors.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/sessions.md", "docs/evaluation.md", "docs/editors.md", "docs/serving.md"]
+)
 def test_what_the_pages_import_is_there(page: str) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
     assert blocks

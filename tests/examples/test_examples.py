@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import sys
 from collections.abc import Iterator
@@ -10,8 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM
 
+from peft_prune import PruneEditConfig, load_requests
 from peft_prune.builtin import builtin_model_path, edit_requests, held_out_texts, known_facts
+from peft_prune.cli import main
+from peft_prune.cli.app import app
+from tests.tiny import random_update, tiny_llama
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SMALL_CHOICE = ("--edits", 3, "--every", 20, "--layers", 0, "--texts", 100)
@@ -82,6 +90,26 @@ def test_train_builtin_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert quality["held_out_perplexity"] > 1
 
 
+def test_serve_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a tiny model can do of it; a real one and llama.cpp itself are in tests/export/test_real_servers.py."""
+    pytest.importorskip("gguf")
+    page = (EXAMPLES / "serve_llama_cpp.md").read_text()
+    edit, export = (words.split() for words in re.findall(r"^\$ peft-prune (.*)$", page, re.M))
+    options = {name for one in typer.main.get_command(app).commands["edit"].params for name in one.opts}
+    assert {word for word in edit if word.startswith("--")} <= options
+    monkeypatch.chdir(tmp_path)
+    (requests,) = re.findall(r"^```json\n(.*?)^```", page, re.M | re.S)
+    (tmp_path / "requests.json").write_text(requests)
+    assert len(load_requests("requests.json")) == 2
+    tiny_llama().save_pretrained("MODEL")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained("MODEL"), PruneEditConfig(layers_to_transform=[1]))
+    ((name, layer),) = model.edited_layers()
+    model.add_edits({name: random_update((layer.out_features, layer.in_features))})
+    model.save_pretrained("ADAPTER")
+    assert main(export) == 0
+    assert (tmp_path / "GGUF" / "adapter.gguf").is_file() and "GGUF/adapter.gguf" in page
+
+
 def test_every_example_has_a_test() -> None:
-    own = {name.removeprefix("test_") + ".py" for name in globals() if name.startswith("test_")}
-    assert {path.name for path in EXAMPLES.glob("*.py")} - own == set()
+    own = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    assert {path.stem for path in EXAMPLES.iterdir() if path.suffix in (".py", ".md")} - own == set()

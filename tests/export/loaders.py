@@ -62,7 +62,7 @@ def tgi(folder: Path, layers: list[str]) -> dict[str, Tensor]:
 
 
 def ollama(folder: Path) -> dict[str, Tensor]:
-    """ollama's convert: an integer alpha; what is longer than wide as lora_a, or wider than long as lora_b, is turned."""
+    """ollama's convert: an integer alpha; a lora_a longer than wide and a lora_b wider than long are turned."""
     config = config_of(folder)
     assert type(config["lora_alpha"]) is int
     found = {}
