@@ -45,10 +45,11 @@ def rows() -> Iterator[Row]:
         anew = []
         while done < mark - WINDOW:
             left = mark - WINDOW - done
-            count = min(5 * BLOCK, left - 2 * BLOCK) if left > 2 * BLOCK else min(BLOCK, left)
+            single = left <= 2 * BLOCK
+            count = min(BLOCK, left) if single else min(5 * BLOCK, left - 2 * BLOCK)
             _add(model, _edits(model, count, generator), count)
-            spent = processor_seconds(monitor.figures) if left <= 3 * BLOCK else 0.0
-            anew += [spent] if left <= 2 * BLOCK and count == BLOCK else []
+            spent = processor_seconds(monitor.figures)
+            anew += [spent] if single and count == BLOCK else []
             done += count
         adding, looking = [], []
         for _ in range(WINDOW):
