@@ -19,6 +19,9 @@ MARKS = (100, 1_000, 1_600, 5_000, 10_000)
 WINDOW = 20
 """Edits before each mark whose times are taken, two restraints among them."""
 
+SIZE = 0.2
+"""‖ΔW‖₂ of one edit over σmax(W₀): up to 10,000 edits a few directions of their sum exceed σmax(W₀), not hundreds."""
+
 BLOCK = OUT // 8 + 1
 """Edits after which the figures of a large sum are taken around a new one."""
 
@@ -45,10 +48,11 @@ def rows() -> Iterator[Row]:
         anew = []
         while done < mark - WINDOW:
             left = mark - WINDOW - done
-            count = min(5 * BLOCK, left - 2 * BLOCK) if left > 2 * BLOCK else min(BLOCK, left)
+            single = left <= 2 * BLOCK
+            count = min(BLOCK, left) if single else min(5 * BLOCK, left - 2 * BLOCK)
             _add(model, _edits(model, count, generator), count)
-            spent = processor_seconds(monitor.figures) if left <= 3 * BLOCK else 0.0
-            anew += [spent] if left <= 2 * BLOCK and count == BLOCK else []
+            spent = processor_seconds(monitor.figures)
+            anew += [spent] if single and count == BLOCK else []
             done += count
         adding, looking = [], []
         for _ in range(WINDOW):
@@ -77,12 +81,12 @@ def rows() -> Iterator[Row]:
 
 
 def _edits(model: PeftModel, count: int, generator: torch.Generator) -> LowRankUpdate:
-    """Rank-1 updates of 0.3 σmax(W₀) whose rows have a direction in common, as keys of edits have."""
+    """Rank-1 updates of `SIZE` σmax(W₀) whose rows have a direction in common, as keys of edits have."""
     ((_, layer),) = model.base_model.edited_layers()
     common = torch.randn(IN, generator=torch.Generator().manual_seed(2))
     left = torch.randn(OUT, count, generator=generator)
     right = torch.randn(count, IN, generator=generator) + 0.3 * common
-    size = 0.3 * layer.sigma_max_base()
+    size = SIZE * layer.sigma_max_base()
     return LowRankUpdate(left / left.norm(dim=0) * size, right / right.norm(dim=1, keepdim=True))
 
 

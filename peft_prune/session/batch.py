@@ -23,7 +23,7 @@ from .records import (
     state_seen,
     subject_key,
 )
-from .replay import Addition, joined, joined_keys, split
+from .replay import Addition, joined, split
 from .results import EditResult
 from .verification import Verification, require_editable, verify
 from .workspace import Workspace
@@ -111,7 +111,7 @@ class Batch:
         history = self.workspace.history
         self.number, self.first = history.last_batch + 1, history.last_edit + 1
         self._next = history.last_append + 1
-        self._state, self._keys = self.workspace.model.edit_state(), dict(self.workspace.keys)
+        self._state, self._keys = self.workspace.model.edit_state(), self.workspace.keys
 
     def run(self) -> None:
         """Edit, verify and restrain."""
@@ -325,7 +325,7 @@ class Batch:
         self.additions.append(Addition(self.number, joined(parts), len(indices)))
         self.added += parts
         work = self.workspace
-        work.keys = joined_keys([Factors({}, work.keys), *parts])
+        work.keys = work.keys.plus(parts)
 
     def _stands(self, index: int) -> bool:
         return self.attempts[index].appended is not None

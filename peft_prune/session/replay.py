@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, takewhile
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..editors import Edit
-from ..editors.closed_form import condensed
+from ..editors.closed_form import CONDENSED_AT, condensed
 from ..errors import HistoryError
 from ..spectral import LowRankUpdate
 from ..tuner import PruneEditLayer
@@ -133,13 +133,42 @@ def side_by_side(updates: Sequence[LowRankUpdate]) -> LowRankUpdate:
     return LowRankUpdate(torch.cat([update.B.T for update in updates]).T, torch.cat([u.A for u in updates]))
 
 
-def joined_keys(parts: Iterable[Factors]) -> dict[str, Tensor]:
-    """The keys of the parts one under the other, for editors that keep a history; condensed where they are many."""
-    found: dict[str, list[Tensor]] = {}
-    for part in parts:
-        for name, keys in part.keys.items():
-            found.setdefault(name, []).append(keys)
-    return {name: condensed(keys) for name, keys in found.items()}
+class JoinedKeys(Mapping[str, Tensor]):
+    """Keys one under the other by module, (n, in), for editors that keep a history; joined where one asks for them.
+
+    They are condensed where they are many. A session whose editor needs no keys does not pay for that.
+
+    Args:
+        parts: In their order.
+    """
+
+    def __init__(self, parts: Iterable[Factors] = ()) -> None:
+        self._parts: dict[str, list[Tensor]] = {}
+        for part in parts:
+            for name, keys in part.keys.items():
+                self._parts.setdefault(name, []).append(keys)
+
+    def __getitem__(self, name: str) -> Tensor:
+        parts = self._parts[name]
+        if len(parts) > 1 or len(parts[0]) > CONDENSED_AT * parts[0].shape[1]:
+            self._parts[name] = parts = [condensed(parts)]
+        return parts[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def plus(self, parts: Iterable[Factors]) -> JoinedKeys:
+        """These and further ones; what is held stays below twice the layer's width."""
+        found = JoinedKeys(
+            [*(Factors({}, {name: keys}) for name, held in self._parts.items() for keys in held), *parts]
+        )
+        for name, held in found._parts.items():
+            if sum(len(keys) for keys in held) > 2 * held[0].shape[1]:
+                found[name]
+        return found
 
 
 def split(edit: Edit) -> dict[int, Factors]:

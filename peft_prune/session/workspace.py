@@ -10,7 +10,6 @@ from functools import cache
 from typing import Any
 
 from peft import PeftModel, get_peft_model
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..editors import Editor, Prepared, SecondMoments
@@ -24,7 +23,7 @@ from ..tuner import PRUNE_EDIT, PruneEditConfig
 from .base import require_bare
 from .history import History
 from .records import EditRecord, Factors, relation_key, subject_key
-from .replay import Addition, additions, fitting, joined_keys, replay
+from .replay import Addition, JoinedKeys, additions, fitting, replay
 from .verification import Verification, verify
 
 LOOKS_PER_EDIT = 10
@@ -55,7 +54,7 @@ class Workspace:
     contexts: tuple[str, ...]
     history: History
     monitor: Monitor | None = None
-    keys: dict[str, Tensor] = field(default_factory=dict)
+    keys: JoinedKeys = field(default_factory=JoinedKeys)
     _prepared: Prepared | None = None
     _pending: dict[str, int] = field(default_factory=dict)
     _unseen: int = 0
@@ -103,7 +102,7 @@ class Workspace:
     @contextmanager
     def intact(self) -> Iterator[None]:
         """The adapter, the keys and what is pending are as before if the block ends with an error."""
-        state, keys, pending = self.model.edit_state(), dict(self.keys), dict(self._pending)
+        state, keys, pending = self.model.edit_state(), self.keys, dict(self._pending)
         try:
             yield
         except BaseException:
@@ -136,7 +135,7 @@ class Workspace:
         # read once, for the factors and for the keys
         read = cache(fitting(self.model, self.history.factors))
         replay(self.model, [*additions(records, read), *new], self.history.restraints())
-        self.keys = joined_keys([*(read(record.id) for record in records if record.leader == record.id), *new_keys])
+        self.keys = JoinedKeys([*(read(record.id) for record in records if record.leader == record.id), *new_keys])
         self.note_pending()
 
     def note_batch(self, added: int, changed: bool) -> None:

@@ -17,6 +17,8 @@ from .lowrank import LowRankUpdate
 
 _TOLERANCE = 1e-4
 _LARGEST_CONDITION = 1e7
+_EXACT_GRAM = 1e8
+"""Spread of a Gram matrix's eigenvalues up to which float64 gives the smallest one."""
 _MOST_MOVED = 4096
 """Columns by which a reference is moved before it is computed anew, long before its rounding shows."""
 
@@ -180,11 +182,13 @@ class ConditionNumber(Products):
         return found
 
     @torch.no_grad()
-    def of(self, update: LowRankUpdate | ProjectedUpdate) -> ConditionReport:
+    def of(self, update: LowRankUpdate | ProjectedUpdate, *, sparing: bool = False) -> ConditionReport:
         """Extreme singular values and κ of W₀ + B A.
 
         Args:
             update: Update of shape (out, in), or what `project` made of it.
+            sparing: Take σmin from the Gram matrix where κ is below 1e4, at an error of at most 1e-6, and spare the
+                last product with W₀.
 
         Raises:
             ValueError: The update has another shape than W₀, or holds NaN or Inf.
@@ -199,6 +203,9 @@ class ConditionNumber(Products):
         else:
             largest = changed.largest()
             bottom = changed.bottom(largest)
+        smallest = float(bottom @ changed.times(bottom))
+        if sparing and smallest * _EXACT_GRAM > max(largest, float(self._values[-1])):
+            return report_of(math.sqrt(largest), math.sqrt(smallest))
         return report_of(math.sqrt(max(largest, 0.0)), self._stretch(bottom, projected.update))
 
     @torch.no_grad()
@@ -287,7 +294,8 @@ class Reference:
     def condition(self, change: LowRankUpdate) -> ConditionReport:
         """As `ConditionNumber.of`, for ΔW_ref + ``change``."""
         self._condition = self._shifted.project(change, self._condition)
-        return self._shifted.of(self._condition)
+        # there are two large matrices to be read here, one of them in float64
+        return self._shifted.of(self._condition, sparing=True)
 
     @torch.no_grad()
     def energies(self, change: LowRankUpdate) -> Tensor:

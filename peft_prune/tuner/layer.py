@@ -358,7 +358,11 @@ class PruneEditLayer(BaseTunerLayer):
             state.since = LowRankUpdate.zeros(*raw.shape, dtype=raw.dtype, device=raw.device)
         if state.raw is None or state.change is None:
             return state.reference, state.since
-        return state.reference, state.since.append(state.change.to(dtype=state.since.dtype))
+        change = state.change.to(dtype=state.since.dtype)
+        # products are kept for leading columns: of a wide change from edit to edit, of edits beside a narrow one from
+        # restraint to restraint
+        wide = change.rank > 8
+        return state.reference, change.append(state.since) if wide else state.since.append(change)
 
     @property
     def _small_rank(self) -> int:

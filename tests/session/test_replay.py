@@ -11,7 +11,7 @@ from peft import get_peft_model
 from peft_prune import PruneEditConfig
 from peft_prune.errors import HistoryError
 from peft_prune.session.records import Factors, RestraintRecord
-from peft_prune.session.replay import Addition, joined_keys, replay
+from peft_prune.session.replay import Addition, JoinedKeys, replay
 from peft_prune.spectral import LowRankUpdate
 from tests.session.scripted import MODULE, drawn, request, resumed, session
 from tests.tiny import tiny_gpt2
@@ -90,12 +90,20 @@ def test_factors_are_read_once_and_added_in_one_piece_where_no_restraint_lies_be
         assert counts["read"] == 59
 
 
-def test_keys_beyond_the_layers_width_are_condensed_with_one_decomposition(monkeypatch) -> None:
+def test_keys_beyond_the_layers_width_are_condensed_once_and_only_where_asked_for(monkeypatch) -> None:
     parts = [Factors({}, {MODULE: drawn(f"key {number}").A}) for number in range(1000)]
     calls = []
     decompose = torch.linalg.cholesky_ex
     monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda matrix: calls.append(matrix) or decompose(matrix))
-    few, many = joined_keys(parts[:80])[MODULE], joined_keys(parts)[MODULE]
-    assert len(few) == 80 and len(many) == 64 and len(calls) == 1
+    few, many = JoinedKeys(parts[:80]), JoinedKeys(parts)
+    assert len(few[MODULE]) == 80 and list(many) == [MODULE] and calls == []
+    assert len(many[MODULE]) == 64 and many[MODULE] is many[MODULE] and len(calls) == 1
     keys = torch.cat([part.keys[MODULE] for part in parts]).double()
-    assert torch.allclose(many.double().T @ many.double(), keys.T @ keys, rtol=1e-5, atol=1e-5)
+    total, scale = keys.T @ keys, float((keys.T @ keys).norm())
+    assert torch.allclose(many[MODULE].double().T @ many[MODULE].double(), total, atol=1e-6 * scale)
+    grown = few
+    for part in parts[80:]:
+        grown = grown.plus([part])
+        assert sum(len(held) for held in grown._parts[MODULE]) <= 128
+    assert torch.allclose(grown[MODULE].double().T @ grown[MODULE].double(), total, atol=1e-5 * scale)
+    assert torch.equal(few[MODULE], torch.cat([part.keys[MODULE] for part in parts[:80]]))
