@@ -46,6 +46,8 @@ if TYPE_CHECKING:
         adapter_of,
         attribute,
         calibrate_strengths,
+        compare_adapters,
+        compose,
         tune_restraint,
         verify,
     )
@@ -87,7 +89,9 @@ __all__ = [
     "audit_report",
     "calibrate_strengths",
     "collect_second_moments",
+    "compare_adapters",
     "comparison_table",
+    "compose",
     "editor_names",
     "evaluate",
     "get_editor",
@@ -114,7 +118,7 @@ _HOMES = MappingProxyType(
         "reporting": "adapter_report audit_report history_report write_report",
         "session": (
             "BatchFailedError EditResult EditSession History adapter_of attribute calibrate_strengths "
-            "tune_restraint verify"
+            "compare_adapters compose tune_restraint verify"
         ),
     }
 )

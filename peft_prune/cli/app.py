@@ -18,7 +18,9 @@ from .. import __version__
 from ..characters import visible
 from ..errors import PeftPruneError
 from .audit import audit
+from .compose import compose
 from .demo import demo
+from .diff import diff
 from .edit import edit
 from .evaluate import evaluate
 from .experiment import experiment
@@ -47,7 +49,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (demo, locate, edit, resume, harness, history, undo, tune, restrain, merge, report):
+for command in (demo, locate, edit, resume, harness, history, undo, tune, restrain, merge, compose, diff, report):
     app.command()(command)
 for several in (evaluate, experiment, audit):
     app.command(cls=SeveralValues)(several)

@@ -1,6 +1,7 @@
 """Floor 0: the mathematics of low-rank updates and their restraint; tensors in, tensors out, torch alone."""
 
 from .accumulation import GrownGram, accumulated, dense_form, is_dense_form
+from .comparison import Comparison, compare_updates, reduced, weighted_sum
 from .condition import ConditionNumber, ConditionReport, ProjectedUpdate, Reference
 from .lowrank import LowRankUpdate, Spectrum, energy_rank, reorthogonalize, truncate
 from .norms import CountedNorm, counted_sigma_max, sigma_max
@@ -26,6 +27,7 @@ from .streaming import StripGram, effective_rank
 
 __all__ = [
     "ClipRestraint",
+    "Comparison",
     "ConditionNumber",
     "ConditionReport",
     "CountedNorm",
@@ -43,6 +45,7 @@ __all__ = [
     "Spectrum",
     "StripGram",
     "accumulated",
+    "compare_updates",
     "counted_sigma_max",
     "dense_form",
     "effective_rank",
@@ -51,6 +54,7 @@ __all__ = [
     "is_dense_form",
     "noise_edge",
     "parse_restraint",
+    "reduced",
     "register_restraint",
     "reorthogonalize",
     "restrain",
@@ -61,4 +65,5 @@ __all__ = [
     "rounding_variances",
     "sigma_max",
     "truncate",
+    "weighted_sum",
 ]
