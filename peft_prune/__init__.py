@@ -47,6 +47,8 @@ if TYPE_CHECKING:
         adapter_of,
         attribute,
         calibrate_strengths,
+        compare_adapters,
+        compose,
         tune_restraint,
         verify,
     )
@@ -88,7 +90,9 @@ __all__ = [
     "audit_report",
     "calibrate_strengths",
     "collect_second_moments",
+    "compare_adapters",
     "comparison_table",
+    "compose",
     "editor_names",
     "evaluate",
     "export_lora",
@@ -118,7 +122,7 @@ _HOMES = MappingProxyType(
         "reporting": "adapter_report audit_report history_report write_report",
         "session": (
             "BatchFailedError EditResult EditSession History adapter_of attribute calibrate_strengths "
-            "tune_restraint verify"
+            "compare_adapters compose tune_restraint verify"
         ),
     }
 )

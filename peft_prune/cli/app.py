@@ -18,7 +18,9 @@ from .. import __version__
 from ..characters import visible
 from ..errors import PeftPruneError
 from .audit import audit
+from .compose import compose
 from .demo import demo
+from .diff import diff
 from .edit import edit
 from .evaluate import evaluate
 from .experiment import experiment
@@ -49,7 +51,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (demo, locate, edit, resume, harness, history, undo, tune, restrain, merge, export, push, report):
+for command in (
+    *(demo, locate, edit, resume, harness, history, undo, tune, restrain, compose, diff, merge, export, push, report),
+):
     app.command()(command)
 for several in (evaluate, experiment, audit):
     app.command(cls=SeveralValues)(several)

@@ -1,6 +1,7 @@
 """Sessions: edits that are verified, written to a history, watched, undone, and tuned in strength."""
 
 from .attribution import Attribution, attribute
+from .composition import AdapterComparison, Conflict, EditComparison, compare_adapters, compare_edits, compose
 from .history import History
 from .reading import adapter_of
 from .records import STATES, EditRecord, Factors, Look, state_seen
@@ -12,9 +13,12 @@ from .verification import Verification, verify
 
 __all__ = [
     "STATES",
+    "AdapterComparison",
     "Attribution",
     "BatchFailedError",
     "Calibration",
+    "Conflict",
+    "EditComparison",
     "EditRecord",
     "EditResult",
     "EditSession",
@@ -27,6 +31,9 @@ __all__ = [
     "adapter_of",
     "attribute",
     "calibrate_strengths",
+    "compare_adapters",
+    "compare_edits",
+    "compose",
     "state_seen",
     "tune_restraint",
     "verify",

@@ -2,6 +2,7 @@
 
 from .accumulation import GrownGram, accumulated, dense_form, is_dense_form
 from .basis import cosine_transform, in_own_basis
+from .comparison import Comparison, compare_updates, reduced, weighted_sum
 from .condition import ConditionNumber, ConditionReport, ProjectedUpdate, Reference
 from .lowrank import LowRankUpdate, Spectrum, energy_rank, reorthogonalize, truncate
 from .norms import CountedNorm, counted_sigma_max, sigma_max
@@ -27,6 +28,7 @@ from .streaming import StripGram, effective_rank
 
 __all__ = [
     "ClipRestraint",
+    "Comparison",
     "ConditionNumber",
     "ConditionReport",
     "CountedNorm",
@@ -44,6 +46,7 @@ __all__ = [
     "Spectrum",
     "StripGram",
     "accumulated",
+    "compare_updates",
     "cosine_transform",
     "counted_sigma_max",
     "dense_form",
@@ -54,6 +57,7 @@ __all__ = [
     "is_dense_form",
     "noise_edge",
     "parse_restraint",
+    "reduced",
     "register_restraint",
     "reorthogonalize",
     "restrain",
@@ -64,4 +68,5 @@ __all__ = [
     "rounding_variances",
     "sigma_max",
     "truncate",
+    "weighted_sum",
 ]

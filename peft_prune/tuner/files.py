@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 import torch
@@ -101,7 +101,7 @@ def load_factors(
         AdapterError: The file lacks a factor, has one of the wrong shape or one with NaN or Inf, or has factors that
             no layer takes.
     """
-    restrained = config.restrained or any(name_in_base(key) == MARK for key in state_dict)
+    restrained = says_restrained(config, state_dict)
     by_name: dict[str, str] = {}
     for key in [key for key in state_dict if FACTOR_KEY.search(key)]:
         if by_name.setdefault(name_in_base(key), key) != key:
@@ -127,6 +127,36 @@ def load_factors(
             f"{sorted(by_name)[0]}: the adapter holds factors for a layer that this base does not adapt "
             f"({len(by_name)} such factors)"
         )
+
+
+def updates_in(state_dict: Mapping[str, Tensor]) -> dict[str, LowRankUpdate]:
+    """The update of every layer in the entries of a saved adapter, by its name in the base.
+
+    Raises:
+        AdapterError: An entry is no factor, a factor lacks its other one, or one is of another kind or not finite.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, value in without_mark(dict(state_dict)).items():
+        if not FACTOR_KEY.search(key):
+            raise AdapterError(f"{name_in_base(key)}: is no factor; an adapter with factors alone is accepted here")
+        name, factor = name_in_base(key).removesuffix(".weight").rsplit(f".{PREFIX}", 1)
+        if not bool(torch.isfinite(value).all()):
+            raise AdapterError(f"{name}: the adapter's factors hold NaN or Inf; the file is damaged")
+        found.setdefault(name, {})[factor] = value
+    updates = {}
+    for name, factors in found.items():
+        if set(factors) != {"A", "B"}:
+            raise AdapterError(f"{name}: the adapter's file holds one factor of two; the file is damaged")
+        try:
+            updates[name] = LowRankUpdate(B=factors["B"], A=factors["A"])
+        except ValueError as error:
+            raise AdapterError(f"{name}: the adapter's file is damaged: {error}") from None
+    return updates
+
+
+def says_restrained(config: PruneEditConfig, state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether a saved adapter says of its factors that they are restrained."""
+    return config.restrained or any(name_in_base(key) == MARK for key in state_dict)
 
 
 def renamed(own_keys: Iterable[str], state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -169,11 +199,16 @@ def _prepare(
         layer.take_basis(adapter_name, update)
         return  # the layer's own saved file comes back, in the basis that it was saved in
     layer.set_rank(adapter_name, update.rank)
+    layer.prune_edit_update[adapter_name] = loaded_state(config, update, restrained)
+
+
+def loaded_state(config: PruneEditConfig, update: LowRankUpdate, restrained: bool) -> AccumulatedUpdate:
+    """What is known of factors beside themselves that were loaded with this configuration."""
     # Only a saved configuration has ranks. Without one, the factors come as a bare state dict, and collecting that
     # has applied what was pending.
     pending = update.rank > 0 and config.ranks is not None and not restrained
     noticed = restrained or config.restrain_on == "merge"
-    layer.prune_edit_update[adapter_name] = AccumulatedUpdate(
+    return AccumulatedUpdate(
         raw_lost=restrained,
         edits=config.edits,
         pending=max(config.edits, trained_pending(config)) if pending else 0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Optional, cast
@@ -34,6 +34,7 @@ from ..spectral import (
 )
 from .config import PruneEditConfig
 from .figures import LayerFigures
+from .in_flight import Acting, Earlier, Moment
 from .quantization import is_packed_for_cpu, packed_weight
 from .snapshot import BaseLayerSnapshot
 from .state import AccumulatedUpdate, Around, LayerState, checksum, sum_of_bits, trained_pending
@@ -43,7 +44,7 @@ class PruneEditLayer(BaseTunerLayer):
     """The adapters of one base layer: effective factors as modules, raw factors beside them."""
 
     adapter_layer_names = ("prune_edit_A", "prune_edit_B")
-    other_param_names = ("prune_edit_config", "prune_edit_update", "prune_edit_figures")
+    other_param_names = ("prune_edit_config", "prune_edit_update", "prune_edit_figures", "scaling")
 
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
         self.base_layer = base_layer
@@ -55,6 +56,8 @@ class PruneEditLayer(BaseTunerLayer):
         self.prune_edit_config: dict[str, PruneEditConfig] = {}
         self.prune_edit_update: dict[str, AccumulatedUpdate] = {}
         self.prune_edit_figures: dict[str, LayerFigures] = {}
+        self.scaling: dict[str, float] = {}
+        self._earlier: Earlier | None = None
         self.name_in_base = ""
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
@@ -100,6 +103,7 @@ class PruneEditLayer(BaseTunerLayer):
                 nn.init.normal_(up, std=0.1 / math.sqrt(r))
         self.prune_edit_A[adapter_name] = _factor(down)
         self.prune_edit_B[adapter_name] = _factor(up)
+        self.scaling[adapter_name] = 1.0
         if r > 0 and not config.restrained:
             self.prune_edit_update[adapter_name].pending = trained_pending(config)
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -114,7 +118,7 @@ class PruneEditLayer(BaseTunerLayer):
         return cast(nn.Linear, self.prune_edit_A[adapter_name]), cast(nn.Linear, self.prune_edit_B[adapter_name])
 
     def effective_update(self, adapter_name: str) -> LowRankUpdate:
-        """The update that forward applies: B (out, r) and A (r, in), detached."""
+        """The update that forward applies at scale 1: B (out, r) and A (r, in), detached."""
         return LowRankUpdate(
             B=self._factor_weight("prune_edit_B", adapter_name), A=self._factor_weight("prune_edit_A", adapter_name)
         )
@@ -132,6 +136,12 @@ class PruneEditLayer(BaseTunerLayer):
                 "file; resume from the history of edits instead"
             )
         return self._raw(adapter_name)
+
+    def raw_is_lost(self, adapter_name: str) -> bool:
+        """Whether what acts was restrained and only the history knows the raw factors."""
+        state = self._current_update(adapter_name)
+        compounded = self.prune_edit_config[adapter_name].restrain_on == "compounding"
+        return self.rank(adapter_name) > 0 and (state.raw_lost or (compounded and self.is_restrained(adapter_name)))
 
     def append_update(
         self, adapter_name: str, update: LowRankUpdate, edits: int = 1, *, on_schedule: bool = True
@@ -193,6 +203,15 @@ class PruneEditLayer(BaseTunerLayer):
                 f"{purpose}"
             )
 
+    def require_unscaled(self) -> None:
+        """Raise AdapterError where an active adapter is scaled: an edit is computed for the model as it acts."""
+        for name in self.active_adapters:
+            if self.scaling.get(name, 1.0) != 1:
+                raise AdapterError(
+                    f"adapter {name!r}: its scale in {self.name_in_base} is {self.scaling[name]}, and edits hold at "
+                    "scale 1 only; call unscale_layer() before editing"
+                )
+
     def restraint(self, adapter_name: str) -> Restraint:
         """The restraint that the configuration names for this layer."""
         return self.prune_edit_config[adapter_name].restraint_of(self.name_in_base)
@@ -207,6 +226,27 @@ class PruneEditLayer(BaseTunerLayer):
         self.require_untrained(adapter_name)
         self.prune_edit_update[adapter_name] = AccumulatedUpdate(edits=edits, pending=edits)
         self._set_effective(adapter_name, update)
+
+    def set_restrained_update(self, adapter_name: str, update: LowRankUpdate, edits: int) -> None:
+        """Replace the accumulated update by factors whose raw ones are not known: no restraint acts on them again."""
+        self.set_raw_update(adapter_name, update, edits)
+        state = self.prune_edit_update[adapter_name]
+        state.pending, state.raw_lost, state.watched = 0, True, True
+
+    def swap(self, adapter_name: str, new: LowRankUpdate, state: AccumulatedUpdate, moment: Moment) -> None:
+        """Let other factors take the place of this adapter's; requests of ``moment`` go on with those it had."""
+        self._earlier = self._earlier or Earlier()
+        self._earlier.keep(moment, adapter_name, self._acting_now(adapter_name))
+        self.prune_edit_update[adapter_name] = state
+        self.prune_edit_figures.pop(adapter_name, None)
+        for factors, value in ((self.prune_edit_A, new.A), (self.prune_edit_B, new.B)):
+            old = cast(nn.Linear, factors[adapter_name]).weight
+            # a parameter of its own: the old one still acts
+            value = value.to(device=old.device, dtype=old.dtype).clone().contiguous()
+            factors[adapter_name] = _factor(value, requires_grad=old.requires_grad)
+
+    def _acting_now(self, adapter_name: str) -> Acting:
+        return (*self.factors(adapter_name), self.scaling[adapter_name])
 
     def require_untrained(self, adapter_name: str) -> None:
         """Raise AdapterError where the factors were trained after an edit or a restraint: no history knows of that."""
@@ -414,23 +454,55 @@ class PruneEditLayer(BaseTunerLayer):
             return packed_weight(base, self.quantization_backend)
         return super().get_base_weight()
 
-    def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """ΔW in the base layer's own orientation, as it leaves: under a pending restraint, which stays pending."""
+    def leaving_update(self, adapter_name: str) -> LowRankUpdate:
+        """The effective update as it leaves, at scale 1: under a pending restraint, which stays pending."""
         effective = self.effective_update(adapter_name)
-        if self.restraint_is_pending(adapter_name):
-            gram = self.prune_edit_update[adapter_name].gram
-            effective = self._restrained(adapter_name, self._raw(adapter_name), gram)[0].to(effective.dtype)
-        return transpose(effective.dense(), self.fan_in_fan_out)
+        if not self.restraint_is_pending(adapter_name):
+            return effective
+        gram = self.prune_edit_update[adapter_name].gram
+        return self._restrained(adapter_name, self._raw(adapter_name), gram)[0].to(effective.dtype)
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """ΔW in the base layer's own orientation, as it leaves, times the adapter's scale."""
+        delta = transpose(self.leaving_update(adapter_name).dense(), self.fan_in_fan_out)
+        scale = self.scaling[adapter_name]
+        return delta if scale == 1 else delta * scale
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True
 
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Multiply what this adapter does by ``scale``, which may be negative; 1 is the adapter as it was edited.
+
+        Raises:
+            ValueError: ``scale`` is NaN or Inf.
+            MergedAdapterError: An adapter is merged into this layer.
+        """
+        if adapter not in self.scaling:
+            return  # as in PEFT's LoRA, which asks every layer
+        if not math.isfinite(scale):
+            raise ValueError(f"scale: {scale} must be finite")
+        if scale != self.scaling[adapter]:
+            self._require_unmerged("scaling")
+            self.scaling[adapter] = float(scale)
+
     def scale_layer(self, scale: float) -> None:
-        if scale != 1:
-            warnings.warn("PRUNE_EDIT adapters cannot be scaled: edits hold at strength 1 only; the scale stays 1.")
+        """Multiply the scale of every active adapter by ``scale``."""
+        for name in self.active_adapters:
+            if name in self.scaling:
+                self.set_scale(name, self.scaling[name] * scale)
 
     def unscale_layer(self, scale: Optional[float] = None) -> None:
-        return None
+        """Divide the scale of every active adapter by ``scale``; without one set it back to 1.
+
+        Raises:
+            ValueError: ``scale`` is 0.
+        """
+        if scale == 0:
+            raise ValueError("scale: 0 cannot be divided by; leave it out to set the scale back to 1")
+        for name in self.active_adapters:
+            if name in self.scaling:
+                self.set_scale(name, 1.0 if scale is None else self.scaling[name] / scale)
 
     def _restrains(self, adapter_name: str) -> bool:
         return self.restraint(adapter_name).name != "none"
@@ -643,30 +715,34 @@ class PruneEditLinear(nn.Module, PruneEditLayer):
         result = self.base_layer(x, *args, **kwargs)
         if self.merged:
             return result
-        rows_of = self._rows_by_adapter(adapter_names)
-        if not rows_of:
+        acting = self._acting_of(self.active_adapters if adapter_names is None else dict.fromkeys(adapter_names))
+        if not acting:
             return result
         if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
         dtype = result.dtype
-        for name, rows in rows_of.items():
-            down, up = self.factors(name)
-            inputs = x if rows is None else x[rows]
-            change = up(down(_input_of(down, self._cast_input_dtype(inputs, down.weight.dtype)))).to(result.device)
-            if rows is None:
-                result = result + change
-            else:
-                wide = torch.promote_types(result.dtype, change.dtype)
-                result = result.to(wide).index_add(0, torch.tensor(rows, device=result.device), change.to(wide))
+        for name, factors in acting.items():
+            if adapter_names is None:
+                result = result + self._change(factors, x).to(result.device)
+                continue
+            # every row has one adapter at most, so each is rounded once, as it is alone
+            rows = torch.tensor([row for row, own in enumerate(adapter_names) if own == name], device=result.device)
+            change = self._change(factors, x[rows.to(x.device)]).to(result.device)
+            result.index_copy_(0, rows, (result[rows] + change).to(dtype))
         return result.to(dtype)
 
-    def _rows_by_adapter(self, adapter_names: Optional[list[str]]) -> dict[str, list[int] | None]:
-        """The adapters that act, with the rows of the batch that each acts on; None for all rows."""
-        names = self.active_adapters if adapter_names is None else dict.fromkeys(adapter_names)
-        acting = [name for name in names if name in self.prune_edit_A and self.rank(name) > 0]
-        if adapter_names is None:
-            return dict.fromkeys(acting)
-        return {name: [row for row, own in enumerate(adapter_names) if own == name] for name in acting}
+    def _acting_of(self, names: Iterable[str]) -> dict[str, Acting]:
+        """What acts of these adapters, for the request that this call belongs to."""
+        found = {name: self._acting_now(name) for name in names if name in self.prune_edit_A}
+        if self._earlier is not None and not torch.compiler.is_compiling():
+            found = {name: self._earlier.of_this_request(name) or acting for name, acting in found.items()}
+        return {name: acting for name, acting in found.items() if acting[0].weight.shape[0] > 0}
+
+    def _change(self, acting: Acting, x: Tensor) -> Tensor:
+        """What one adapter adds to the output for inputs ``x``."""
+        down, up, scale = acting
+        change = up(down(_input_of(down, self._cast_input_dtype(x, down.weight.dtype))))
+        return change if scale == 1 else change * scale
 
     def _check_mixed_batch(self, x: Tensor, adapter_names: list[str]) -> None:
         if self.merged:

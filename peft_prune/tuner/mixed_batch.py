@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -38,9 +39,11 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str], known: Collectio
     if beams > 1 and getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise ValueError("adapter_names: not accepted together with beam search in an encoder-decoder")
     names = [name for name in adapter_names for _ in range(max(beams, 1))]
+    thread = threading.get_ident()
 
     def with_names(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        return args, {**kwargs, "adapter_names": names}
+        # requests of other threads pass through the same modules
+        return (args, {**kwargs, "adapter_names": names}) if threading.get_ident() == thread else None
 
     with ExitStack() as stack:
         for module in model.modules():

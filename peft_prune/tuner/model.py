@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers, onload_layer
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
@@ -16,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import AdapterError, UnsupportedModelError
 from ..spectral import LowRankUpdate, parse_restraint, restraint_text
+from .composition import COMBINATIONS, add_weighted
 from .config import PruneEditConfig
 from .files import (
     FACTORS,
@@ -30,6 +34,8 @@ from .files import (
     without_other_methods,
 )
 from .header import name_in_base
+from .hotswap import hotswap
+from .in_flight import Moment, request
 from .layer import PruneEditLayer, PruneEditLinear, all_layers, layers_of
 from .mixed_batch import mixed_batch
 from .registration import PREFIX
@@ -75,6 +81,7 @@ class PruneEditModel(BaseTuner):
     tuner_layer_cls = PruneEditLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - declared so by PEFT
     peft_config: dict[str, PruneEditConfig]  # type: ignore[assignment] # each tuner has its own configuration
+    moment: Moment
 
     def edited_layers(self, adapter_name: str | None = None) -> Iterator[tuple[str, PruneEditLayer]]:
         """Name (as in the base model) and layer of everything this adapter (the active one if not given) adapts."""
@@ -100,6 +107,7 @@ class PruneEditModel(BaseTuner):
         Raises:
             ValueError: A module is not adapted, a shape does not fit, or a value is not finite. Nothing has changed.
             RuntimeError: An adapter is merged. Nothing has changed.
+            AdapterError: An active adapter is scaled. Nothing has changed.
         """
         adapter_name = self.one_adapter(adapter_name)
         layers = dict(self.edited_layers(adapter_name))
@@ -108,6 +116,7 @@ class PruneEditModel(BaseTuner):
             raise ValueError(f"updates: {unknown[0]!r} is not adapted; adapted are {', '.join(layers)}")
         for name, update in updates.items():
             layers[name].check_update(update)
+            layers[name].require_unscaled()
         for name, layer in layers.items():
             if name in updates:
                 layer.append_update(adapter_name, updates[name], edits, on_schedule=on_schedule)
@@ -186,6 +195,66 @@ class PruneEditModel(BaseTuner):
                 raise ValueError(f"Adapter {name} not found; there are {', '.join(self.peft_config)}")
         super().set_adapter(adapter_name if isinstance(adapter_name, str) else names, inference_mode=inference_mode)
 
+    def add_weighted_adapter(
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: str = "svd",
+        svd_rank: int | None = None,
+        *,
+        restraint: str | None = None,
+    ) -> None:
+        """Add the adapter Σ w ΔW of others, as PEFT's LoRA does; raw updates are added and restrained once.
+
+        Args:
+            adapters: Names of adapters.
+            weights: One for each; negative ones subtract.
+            adapter_name: Name of the new adapter, which is not made active.
+            combination_type: "svd" or "cat", both exact, or "linear" for a single adapter.
+            svd_rank: With "svd": rank that the sum is truncated to; every direction is kept if not given.
+            restraint: A word such as ``"log:1.2"``; needed where the adapters' own restraints differ.
+
+        Raises:
+            ValueError: A name, a weight, the combination or the rank is none that is accepted.
+            AdapterError: The adapters were made for different bases.
+        """
+        if combination_type not in COMBINATIONS or (combination_type == "linear" and len(adapters) > 1):
+            raise ValueError(
+                f"combination_type: {combination_type!r} does not give the sum of the updates; 'svd' and 'cat' do, "
+                "and 'linear' for one adapter"
+            )
+        if svd_rank is not None and combination_type != "svd":
+            raise ValueError(f"svd_rank: acts with combination_type='svd' alone, not with {combination_type!r}")
+        add_weighted(self, adapters, weights, adapter_name, restraint, svd_rank)
+
+    def set_scale(self, adapter_name: str, scale: float) -> None:
+        """Multiply what an adapter does by ``scale``, in every layer; negative takes it off, 1 is as it was edited.
+
+        Raises:
+            ValueError: There is no such adapter, or ``scale`` is not finite.
+            MergedAdapterError: An adapter is merged.
+        """
+        for _, layer in self.edited_layers(adapter_name):
+            layer.set_scale(adapter_name, scale)
+
+    def hotswap(self, place: str | Path, adapter_name: str | None = None, **hub: Any) -> None:
+        """Let a saved adapter take a loaded one's place while requests are under way; those end as they began.
+
+        A request is one call of the PEFT model or of its ``generate``.
+
+        Args:
+            place: Folder of the new adapter, or its name on the Hub; ranks may differ.
+            adapter_name: The adapter whose place it takes; the active one if not given.
+            hub: ``revision``, ``subfolder``, ``token``, ``cache_dir``.
+
+        Raises:
+            AdapterError: It is damaged, for another base, or for layers that the loaded one does not adapt; the
+                loaded one stays.
+            MergedAdapterError: The loaded one is merged.
+        """
+        hotswap(self, place, self.one_adapter(adapter_name), **hub)
+
     def one_adapter(self, adapter_name: str | None) -> str:
         """``adapter_name``, or the active adapter's name if None.
 
@@ -199,6 +268,8 @@ class PruneEditModel(BaseTuner):
 
     def _pre_injection_hook(self, model: nn.Module, config: PruneEditConfig, adapter_name: str) -> None:
         self.peft_config = AdapterConfigs(self.peft_config)
+        # the one moment for all adapters: requests that are under way hold it
+        self.__dict__.setdefault("moment", Moment())
 
     def _prepare_adapter_config(self, peft_config: PruneEditConfig, model_config: dict) -> PruneEditConfig:
         return peft_config  # the default targets come from the structure of the model, in _prepare_model
@@ -252,11 +323,13 @@ class PruneEditModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        names = kwargs.get("adapter_names")
-        if names is None:
-            yield
-            return
-        with mixed_batch(self.model, names, self.peft_config, kwargs.get("num_beams") or 1):
+        with ExitStack() as stack:
+            if not torch.compiler.is_compiling():
+                stack.enter_context(request(self.moment))
+            names = kwargs.get("adapter_names")
+            if names is not None:
+                beams = kwargs.get("num_beams") or 1
+                stack.enter_context(mixed_batch(self.model, names, self.peft_config, beams))
             yield
 
     def _create_and_replace(
@@ -316,6 +389,8 @@ class PruneEditModel(BaseTuner):
         entries = without_other_methods(model, entries)
         entries.update(saved_factors(layers_of(model, adapter_name), adapter_name, entries))
         record_facts(config, layers_of(model, adapter_name), adapter_name)
+        if any(layer.scaling[adapter_name] != 1 for _, layer in layers_of(model, adapter_name)):
+            warnings.warn(f"adapter {adapter_name!r}: its scale is not saved; the file holds its factors at scale 1")
         entries.update(restraint_mark(layers_of(model, adapter_name), adapter_name, entries))
         return entries
 

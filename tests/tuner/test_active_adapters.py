@@ -61,6 +61,27 @@ def test_both_active_adapters_are_saved(tmp_path) -> None:
     assert torch.equal(case.outputs(loaded), expected)
 
 
+@every_case
+@every_kind
+@pytest.mark.parametrize("target", [0, 1])
+def test_a_weighted_adapter_has_the_sum_in_every_layer_that_any_of_them_has(case: Case, kind: str, target: int) -> None:
+    model = two(case, kind, target)
+    model.add_weighted_adapter(["first", "second"], [0.5, -2.0], "sum")
+    model.set_adapter("sum")
+    layers = [layer for module in model.modules() for layer in [module] if hasattr(layer, "prune_edit_A")]
+    assert layers
+    for layer in layers:
+        parts = [(0.5, "first"), (-2.0, "second")]
+        known = [weight * layer.get_delta_weight(name).double() for weight, name in parts if name in layer.scaling]
+        assert torch.allclose(layer.get_delta_weight("sum").double(), sum(known), atol=1e-5)
+    expected = case.outputs(model)
+    model.merge_adapter()
+    assert torch.allclose(case.outputs(model), expected, atol=1e-4)
+    model.unmerge_adapter()
+    model.delete_adapter("sum")
+    assert set(model.peft_config) == {"first", "second"}
+
+
 def rows_of(case: Case) -> dict:
     if case.name == "mlp":
         return {"x": torch.linspace(-2, 2, 40).reshape(4, 10)}
