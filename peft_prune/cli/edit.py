@@ -304,6 +304,9 @@ def report_edits(
         counts = {"requested": len(outcomes), "applied": took, "failed": failed}
         print_json({**counts, **fallen, **bad, "adapter": str(out)})
         return
+    if not outcomes:
+        say(f"No new edits; adapter in {out}")
+        return
     now = "" if held == took else f", {held} of them hold now"
     say(f"{took} of {len(outcomes)} edits took{now}; adapter in {out}")
     for outcome in outcomes:

@@ -206,7 +206,7 @@ def test_any_state_of_a_history_is_turned_into_its_adapter(capsys, folder, log, 
     # as after a kill between the last edit and the save: no second moment is needed to write what is there
     log.with_name("edits.db.moments.safetensors").unlink()
     code, output, errors = run(capsys, "resume", log, *model, "--out", tmp_path / "again")
-    assert code == 0 and f"{len(standing)} edits stand" in output, errors
+    assert code == 0 and f"{len(standing)} edits stand" in output and "No new edits; adapter in" in output, errors
     assert torch.equal(logits(folder, tmp_path / "again"), logits(folder, tmp_path / "adapter"))
     requests = ("--requests", folder / "requests.json", "--skip", 4)
     code, _, errors = run(capsys, "resume", log, *model, *requests, "--out", tmp_path / "all-done")
