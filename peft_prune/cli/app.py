@@ -73,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     transformers_logging.set_verbosity_error()  # what it warns of while it loads is checked, and named, here
     # PEFT asks models for a name that transformers has retired
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+    # it looks for the built-in model on the Hub, to compare vocabularies, and without a network it says so
+    warnings.filterwarnings("ignore", message="Could not find a config file in builtin ")
     try:
         result = command.main(
             list(sys.argv[1:] if arguments is None else arguments), "peft-prune", standalone_mode=False

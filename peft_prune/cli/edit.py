@@ -60,22 +60,28 @@ def edit(
     ] = None,
     restraint: Annotated[str, typer.Option(help="log, linear, clip, scale or none.")] = "log",
     alpha: Annotated[float, typer.Option(help="Base of the logarithm of 'log', above 1.")] = 1.2,
-    restrain_on: Annotated[str, typer.Option(help="When it acts: every, merge, threshold or compounding.")] = "every",
+    restrain_on: Annotated[
+        str, typer.Option(help="When the restraint acts: every, merge, threshold or compounding.")
+    ] = "every",
     restrain_every: Annotated[int, typer.Option(help="Edits between two restraints.")] = 10,
     max_condition_growth: Annotated[
-        float, typer.Option(help="With --restrain-on threshold: growth of the condition number above which it acts.")
+        float,
+        typer.Option(
+            help="With --restrain-on threshold: growth of the condition number above which the restraint acts."
+        ),
     ] = 2.0,
     max_update_norm: Annotated[
         Optional[float],
         typer.Option(
-            help="With --restrain-on threshold: norm of the update, over the base weight's, above which it acts."
+            help="With --restrain-on threshold: norm of the update, over the base weight's, above which the restraint "
+            "acts; --max-norm is a limit to be told of, or that rolls back."
         ),
     ] = None,
     max_output_perturbation: Annotated[
         Optional[float],
         typer.Option(
             help="With --restrain-on threshold: mean squared change of a layer's output, over the mean squared output, "
-            "above which it acts; needs --stats or --stats-text."
+            "above which the restraint acts; needs --stats or --stats-text. --max-output-change is a limit instead."
         ),
     ] = None,
     max_rank: Annotated[Optional[int], typer.Option(help="Upper limit of a layer's rank.")] = None,
@@ -235,6 +241,10 @@ class EditProgress(SessionCallback):
         self._progress("Editing", self._done, self._total)
 
 
+_WORDS = {"True": True, "False": False, "None": None}
+"""Values as the docs of the editors write them, which JSON does not know."""
+
+
 def hyperparameters(layers: str | None, settings: Sequence[str]) -> dict[str, Any]:
     """Values of the editor's dataclass from text, read as JSON or a number, else as a word."""
     found: dict[str, Any] = {}
@@ -247,11 +257,15 @@ def hyperparameters(layers: str | None, settings: Sequence[str]) -> dict[str, An
         name, separator, value = setting.partition("=")
         if not separator or not name.strip():
             raise ValueError(f"set: {setting!r} must have the form name=value")
+        if name.strip() in found:
+            raise ValueError(f"set: {name.strip()} is given twice; give it once")
         found[name.strip()] = _value(value.strip())
     return found
 
 
 def _value(text: str) -> Any:
+    if text in _WORDS:
+        return _WORDS[text]
     try:
         return json.loads(text)
     except RecursionError:
@@ -289,6 +303,9 @@ def report_edits(
         bad = {} if given is None else bad_records(given)
         counts = {"requested": len(outcomes), "applied": took, "failed": failed}
         print_json({**counts, **fallen, **bad, "adapter": str(out)})
+        return
+    if not outcomes:
+        say(f"No new edits; adapter in {out}")
         return
     now = "" if held == took else f", {held} of them hold now"
     say(f"{took} of {len(outcomes)} edits took{now}; adapter in {out}")

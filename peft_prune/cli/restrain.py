@@ -10,7 +10,7 @@ import typer
 from ..errors import AdapterError
 from ..folders import whole_folder
 from ..outputs import require_outputs
-from ..spectral import get_restraint
+from ..tuner import PruneEditConfig
 from .models import load_adapter, load_model, print_json, tuner_of
 
 
@@ -18,7 +18,7 @@ def restrain(
     adapter: Annotated[Path, typer.Argument(help="Adapter that has not been restrained: folder or Hub name.")],
     model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
     out: Annotated[Path, typer.Option(help="Folder for the restrained adapter.")],
-    restraint: Annotated[str, typer.Option(help="log, linear, clip or scale.")] = "log",
+    restraint: Annotated[str, typer.Option(help="log, linear, clip or scale; for every layer.")] = "log",
     alpha: Annotated[float, typer.Option(help="Base of the logarithm of 'log', above 1.")] = 1.2,
     max_rank: Annotated[Optional[int], typer.Option(help="Truncate to this rank after the restraint.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
@@ -26,7 +26,9 @@ def restrain(
 ) -> None:
     """Shrink the singular values of an adapter's update that exceed the base weight's largest one."""
     require_outputs(folders={"out": out}, inputs={"adapter": adapter, "model": model}, overwrite=overwrite)
-    get_restraint(restraint, alpha)
+    PruneEditConfig(restraint=restraint, alpha=alpha, max_rank=max_rank)  # what is wrong shows before a model is loaded
+    if restraint == "none" and max_rank is None:
+        raise ValueError("restraint: 'none' leaves the adapter as it is; log, linear, clip and scale are accepted")
     edited = load_adapter(load_model(model), adapter)
     tuner = tuner_of(edited)
     config = tuner.peft_config["default"]
@@ -36,6 +38,8 @@ def restrain(
             "so give the adapter from before"
         )
     config.restraint, config.alpha, config.max_rank = restraint, alpha, max_rank
+    config.restraint_pattern = None  # what is asked for here is for every layer
+    config.base_model_name_or_path = model  # where PEFT looks for the base, to see whether it has other embeddings
     with whole_folder(out, overwrite=overwrite) as folder:
         tuner.restrain()
         edited.save_pretrained(str(folder))

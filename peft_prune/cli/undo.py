@@ -27,4 +27,4 @@ def undo(
         session.undo(edits, reason)
         session.save(out, overwrite=overwrite)
         standing = session.history.standing
-    typer.echo(f"{len(edits)} undone, {standing} stand; adapter in {out}")
+    typer.echo(f"{len(set(edits))} undone, {standing} stand; adapter in {out}")

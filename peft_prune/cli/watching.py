@@ -16,17 +16,24 @@ from ..monitoring import ACTIONS, AbilityGuard, ConditionGuard, NormGuard, Outpu
 from ..requests import EditRequest
 
 MaxGrowth = Annotated[
-    Optional[float], typer.Option(help="Growth of the condition number that no layer may exceed, such as 5.")
+    Optional[float],
+    typer.Option(
+        help="A limit (what is done past it: --on-limit): growth of the condition number that no layer may exceed, "
+        "such as 5."
+    ),
 ]
 MaxNorm = Annotated[
     Optional[float],
-    typer.Option(help="‖ΔW‖₂ / σmax(W₀) that no layer may exceed, such as 1; also acts where the base is singular."),
+    typer.Option(
+        help="A limit (see --on-limit): norm of a layer's update, over the base weight's, such as 1; also where the "
+        "base is singular."
+    ),
 ]
 MaxOutputChange = Annotated[
     Optional[float],
     typer.Option(
-        help="Mean squared change of a layer's ordinary outputs, as a share of their mean square, that no layer may "
-        "exceed, such as 0.1; needs second moments."
+        help="A limit (see --on-limit): mean squared change of a layer's ordinary outputs, over their mean square, "
+        "such as 0.1; needs second moments."
     ),
 ]
 WatchFacts = Annotated[
@@ -35,9 +42,21 @@ WatchFacts = Annotated[
 WatchText = Annotated[Optional[Path], typer.Option(help="Texts whose perplexity is measured while editing.")]
 WatchEvery = Annotated[int, typer.Option(help="Batches between two such measurements.")]
 MaxDrop = Annotated[
-    Optional[float], typer.Option(help="Largest loss of recall or perplexity, as a share of the base's, such as 0.05.")
+    Optional[float],
+    typer.Option(
+        help="A limit (see --on-limit): largest loss of recall or perplexity, as a share of the base's, such as 0.05."
+    ),
 ]
-OnLimit = Annotated[str, typer.Option(help="What to do past a limit: warn, restrain, rollback or stop.")]
+OnLimit = Annotated[
+    str,
+    typer.Option(
+        help="What to do past --max-growth, --max-norm, --max-output-change or --max-drop: warn, restrain, rollback or "
+        "stop."
+    ),
+]
+
+LIMITS = ("--max-growth", "--max-norm", "--max-output-change", "--max-drop")
+"""The options that --on-limit speaks of."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +97,7 @@ class Watch:
         if self.max_drop is not None and self.facts is not None and not self.max_drop < 1:
             raise ValueError(f"max_drop: {self.max_drop} must be below 1, recall cannot lose more than all of it")
         if self.action != "warn" and not self.watches_layers and self.max_drop is None:
-            raise ValueError(f"on_limit: {self.action!r} needs a limit, --max-growth or --max-drop")
+            raise ValueError(f"on_limit: {self.action!r} needs a limit, {', '.join(LIMITS[:-1])} or {LIMITS[-1]}")
         self._guards(None, ())  # what is wrong shows before a model is loaded
 
     @property

@@ -148,8 +148,8 @@ class ROME(Editor):
     def _moment(self, statistics: SecondMoments | None, name: str) -> Tensor:
         if statistics is None or name not in statistics.moments:
             raise ValueError(
-                f"statistics: ROME needs the second moment of {name}; collect it over ordinary text, or set "
-                "mom2_adjustment=False"
+                f"statistics: ROME needs the second moment of {name}; collect it over ordinary text (--stats-text), "
+                "or set mom2_adjustment=False"
             )
         return statistics.moments[name]
 

@@ -144,7 +144,8 @@ class SpreadEditor(Editor):
         for name in self.modules(model):
             if statistics is None or name not in statistics.moments:
                 raise ValueError(
-                    f"statistics: {self.pretty_name} needs the second moment of {name}; collect it over ordinary text"
+                    f"statistics: {self.pretty_name} needs the second moment of {name}; collect it over ordinary "
+                    "text (--stats-text)"
                 )
 
     def _system_key(self) -> tuple[Any, ...]:

@@ -130,21 +130,21 @@ class OutputGuard(LayerGuard):
     """Acts when a layer's outputs on ordinary inputs have changed too much; it needs their second moment C.
 
     Args:
-        max_change: tr(ΔW C ΔWᵀ) / tr(W0 C W0ᵀ) that no layer may exceed: the mean squared change of the output over the
-            mean squared output.
+        max_output_change: tr(ΔW C ΔWᵀ) / tr(W0 C W0ᵀ) that no layer may exceed: the mean squared change of the output
+            over the mean squared output.
         action: As for `ConditionGuard`.
 
     Raises:
-        ValueError: ``max_change`` is not above 0, or the action is unknown.
+        ValueError: ``max_output_change`` is not above 0, or the action is unknown.
     """
 
     needs_moments = True
     figure, base = OUTPUT_PERTURBATION, 0.0
 
-    def __init__(self, max_change: float, action: str = "warn") -> None:
-        if not 0 < max_change < math.inf:
-            raise ValueError(f"max_change: {max_change} must be a number above 0")
-        super().__init__(max_change, action)
+    def __init__(self, max_output_change: float, action: str = "warn") -> None:
+        if not 0 < max_output_change < math.inf:
+            raise ValueError(f"max_output_change: {max_output_change} must be a number above 0")
+        super().__init__(max_output_change, action)
 
     def said(self, value: float, rest: str) -> str:
         return f"the mean squared change of ordinary outputs is {value:.3g} of their mean square{rest}"

@@ -104,7 +104,8 @@ def load_requests(path: str | Path, *, limit: int | None = None, on_bad_record: 
     found = read_requests(path, limit=limit, on_bad_record=on_bad_record)
     if found.bad:
         listed = "; ".join(map(str, found.bad))
-        warnings.warn(f"{path}: {len(found.bad)} bad records are left out: {listed}")
+        count = "1 bad record is" if len(found.bad) == 1 else f"{len(found.bad)} bad records are"
+        warnings.warn(f"{path}: {count} left out: {listed}")
     return list(found.requests)
 
 

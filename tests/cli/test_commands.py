@@ -125,6 +125,33 @@ def test_restrain_shrinks_a_saved_update_and_refuses_to_do_it_twice(capsys, fold
     assert code == 2 and "already restrained" in errors and not (tmp_path / "twice").exists()
 
 
+def test_restrain_does_what_it_is_asked_for_whatever_the_adapter_says_of_single_layers(
+    capsys, folder, adapter, tmp_path
+) -> None:
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "restraint_pattern": {"c_proj": "none"}}))
+    arguments = ("restrain", adapter, "--model", folder / "model", "--out", tmp_path / "restrained")
+    for options, message in (
+        (("--max-rank", 0), "max_rank: 0 must be an integer of at least 1"),
+        (("--restraint", "none"), "restraint: 'none' leaves the adapter as it is"),
+        (("--alpha", 1), "alpha: 1.0 must be a finite number above 1"),
+    ):
+        code, _, errors = run(capsys, *arguments, *options)
+        assert code == 2 and message in errors and not (tmp_path / "restrained").exists()
+    code, output, errors = run(capsys, *arguments, "--restraint", "clip", "--json")
+    (layer,) = json.loads(output)["layers"].values()
+    assert code == 0 and layer["delta_spectral_norm"] == pytest.approx(layer["sigma_max_base"], rel=1e-4), errors
+
+
+def test_a_setting_is_read_as_python_writes_it_too(capsys, folder, tmp_path) -> None:
+    arguments = ["edit", "--model", folder / "model", "--requests", folder / "requests.json", "--layers", 1]
+    arguments += ["--limit", 1, "--set", "v_num_grad_steps=25", "--set", "clamp_norm_factor=20"]
+    code, _, errors = run(capsys, *arguments, "--out", tmp_path / "out")
+    assert code == 2 and "(--stats-text), or set mom2_adjustment=False" in errors
+    code, _, errors = run(capsys, *arguments, "--set", "mom2_adjustment=False", "--out", tmp_path / "out")
+    assert code == 0, errors
+
+
 def test_merge_writes_a_plain_checkpoint_that_answers_like_the_adapter(capsys, folder, adapter, tmp_path) -> None:
     from peft import PeftModel
 

@@ -56,8 +56,9 @@ def test_history_lists_the_edits_for_people_and_for_programs(capsys, log: Path) 
 def test_undo_saves_the_adapter_without_the_edit_and_marks_the_history(capsys, folder, log, tmp_path) -> None:  # noqa: F811
     standing = [record.id for record in History.read(log).edits(standing=True)]
     code, output, errors = run(
-        capsys, "undo", log, standing[1], "--model", folder / "model", "--out", tmp_path / "less", "--reason", "wrong"
-    )
+        capsys, "undo", log, standing[1], standing[1], "--model", folder / "model", "--out", tmp_path / "less",
+        "--reason", "wrong",
+    )  # fmt: skip
     assert code == 0, errors
     assert f"1 undone, {len(standing) - 1} stand" in output
     assert History.read(log).edit(standing[1]).undone_reason == "wrong"
@@ -150,7 +151,14 @@ def test_limits_on_the_command_line_are_watched_and_written_down(capsys, folder,
         (("--on-limit", "cry"), "on_limit: 'cry' is not one of warn, restrain, rollback, stop"),
         (("--watch-facts", "nowhere.json"), "nowhere.json: cannot be read"),
         (("--watch-every", 0), "watch_every: 0 must be at least 1"),
-        (("--on-limit", "stop"), "on_limit: 'stop' needs a limit, --max-growth or --max-drop"),
+        (
+            ("--on-limit", "stop"),
+            "on_limit: 'stop' needs a limit, --max-growth, --max-norm, --max-output-change or --max-drop",
+        ),
+        (("--max-output-change", -1), "max_output_change: -1.0 must be a number above 0"),
+        (("--set", "v_lr=0.1", "--set", "v_lr=0.5"), "set: v_lr is given twice; give it once"),
+        (("--set", "layers=[0]"), "set: layers is given twice; give it once"),
+        (("--set", "mom2_adjustment=No"), "mom2_adjustment: 'No' must be true or false"),
         (("--watch-facts", "{facts}", "--max-drop", 5), "max_drop: 5.0 must be below 1, recall cannot lose more"),
         (("--watch-facts", "{zero}", "--history", "{new}"), "zero.json: probe: recall gives 0.0 on the base model"),
     ],
@@ -198,7 +206,7 @@ def test_any_state_of_a_history_is_turned_into_its_adapter(capsys, folder, log, 
     # as after a kill between the last edit and the save: no second moment is needed to write what is there
     log.with_name("edits.db.moments.safetensors").unlink()
     code, output, errors = run(capsys, "resume", log, *model, "--out", tmp_path / "again")
-    assert code == 0 and f"{len(standing)} edits stand" in output, errors
+    assert code == 0 and f"{len(standing)} edits stand" in output and "No new edits; adapter in" in output, errors
     assert torch.equal(logits(folder, tmp_path / "again"), logits(folder, tmp_path / "adapter"))
     requests = ("--requests", folder / "requests.json", "--skip", 4)
     code, _, errors = run(capsys, "resume", log, *model, *requests, "--out", tmp_path / "all-done")

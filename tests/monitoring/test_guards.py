@@ -323,7 +323,7 @@ def test_over_a_singular_base_the_condition_guard_says_so_once_and_the_norm_guar
     assert sum("‖ΔW‖₂ is" in message for message in messages) == 2 and layer_of(run).rank("default") == 0
 
 
-@pytest.mark.parametrize(("guard", "name"), [(NormGuard, "max_norm"), (OutputGuard, "max_change")])
+@pytest.mark.parametrize(("guard", "name"), [(NormGuard, "max_norm"), (OutputGuard, "max_output_change")])
 def test_a_limit_that_is_no_number_above_zero_is_named(guard, name: str) -> None:
     for value in (0, -1, math.nan, math.inf):
         with pytest.raises(ValueError, match=f"{name}: .* must be a number above 0"):

@@ -27,6 +27,18 @@ def values(scene: Scene, draw: random.Random) -> Iterator[Case]:
     for value in ("nan", "1", "0", "-1", "few", "0.5"):
         yield _value(scene.edit(), "max_growth", value)
         yield _value(["report", str(scene.history), "--out", "report.html"], "max_growth", value)
+    for name in ("max_norm", "max_output_change", "max_update_norm", "max_output_perturbation"):
+        line = scene.edit(stats=scene.moments, restrain_on="threshold")
+        for value in NUMBERS[:8]:
+            yield _value(line, name, value)
+    restrain = ["restrain", str(scene.adapter), *options({"model": scene.model, "out": "out"})]
+    for name, values in {
+        "max_rank": ("0", "-1", "1.5", "few"),
+        "alpha": ("1", "nan", "inf"),
+        "restraint": ("", "none", "sqrt", "log:1.5"),
+    }.items():
+        for value in values:
+            yield _value(restrain, name, value)
     for value in ("nan", "1", "2", "few", "inf"):
         yield _value(scene.edit(watch_facts=scene.facts), "max_drop", value)
     for name, values in {
