@@ -32,6 +32,8 @@ if TYPE_CHECKING:
         AbilityGuard,
         ConditionGuard,
         Monitor,
+        NormGuard,
+        OutputGuard,
         ProgressCallback,
         SessionCallback,
         TrackerCallback,
@@ -70,6 +72,8 @@ __all__ = [
     "MissingPackageError",
     "Monitor",
     "NonFiniteUpdateError",
+    "NormGuard",
+    "OutputGuard",
     "PeftPruneError",
     "ProgressCallback",
     "PruneEditConfig",
@@ -109,7 +113,8 @@ _HOMES = MappingProxyType(
         "editors": "SecondMoments collect_second_moments editor_names get_editor",
         "evaluation": "comparison_table evaluate load_ability load_facts load_texts",
         "monitoring": (
-            "AbilityGuard ConditionGuard Monitor ProgressCallback SessionCallback TrackerCallback layer_conditions"
+            "AbilityGuard ConditionGuard Monitor NormGuard OutputGuard ProgressCallback SessionCallback "
+            "TrackerCallback layer_conditions"
         ),
         "reporting": "adapter_report audit_report history_report write_report",
         "session": (
