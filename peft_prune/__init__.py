@@ -33,6 +33,8 @@ if TYPE_CHECKING:
         AbilityGuard,
         ConditionGuard,
         Monitor,
+        NormGuard,
+        OutputGuard,
         ProgressCallback,
         SessionCallback,
         TrackerCallback,
@@ -73,6 +75,8 @@ __all__ = [
     "MissingPackageError",
     "Monitor",
     "NonFiniteUpdateError",
+    "NormGuard",
+    "OutputGuard",
     "PeftPruneError",
     "ProgressCallback",
     "PruneEditConfig",
@@ -117,7 +121,8 @@ _HOMES = MappingProxyType(
         "evaluation": "comparison_table evaluate load_ability load_facts load_texts",
         "export": "export_lora lost_edits",
         "monitoring": (
-            "AbilityGuard ConditionGuard Monitor ProgressCallback SessionCallback TrackerCallback layer_conditions"
+            "AbilityGuard ConditionGuard Monitor NormGuard OutputGuard ProgressCallback SessionCallback "
+            "TrackerCallback layer_conditions"
         ),
         "reporting": "adapter_report audit_report history_report write_report",
         "session": (

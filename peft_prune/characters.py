@@ -15,7 +15,7 @@ _FORMS = str.maketrans(
     {
         **dict.fromkeys("‘’‚‛ʼʹ′＇`´", "'"),
         **dict.fromkeys("“”„‟″«»＂", '"'),
-        **dict.fromkeys("‐‑‒–−﹣－", "-"),
+        **dict.fromkeys("‐‑‒–−﹣－\u058a\u05be", "-"),  # the Armenian and the Hebrew one among them
         # marks of direction, of a possible break, and of nothing
         **dict.fromkeys("\u00ad\u200b\u200e\u200f\u2060\ufeff", ""),
     }

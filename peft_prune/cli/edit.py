@@ -19,6 +19,7 @@ from ..folders import whole_folder
 from ..models.fingerprint import base_fingerprint
 from ..monitoring import BatchReport, SessionCallback
 from ..outputs import Given, require_outputs
+from ..reporting.words import edits
 from ..requests import EditRequest, LoadedRequests
 from ..session import EditResult, EditSession
 from ..session.records import LOST, WEAKENED
@@ -282,6 +283,7 @@ def report_edits(
     given: LoadedRequests | None,
     first: int = 1,
     skipped: int = 0,
+    earlier: Sequence[EditResult] | None = None,
 ) -> None:
     """Print what became of the requests, the first of which has this number in the history.
 
@@ -292,6 +294,7 @@ def report_edits(
         given: The file's requests, of which the ``skipped`` first ones were left out; None where there is no file.
         first: Number of the first edit in the history.
         skipped: See ``given``.
+        earlier: The edits that the history held before, where it is gone on with.
     """
     took, held = sum(outcome.took for outcome in outcomes), sum(outcome.applied for outcome in outcomes)
     if json_output:
@@ -302,15 +305,30 @@ def report_edits(
         fallen = {status: [o.id - first for o in outcomes if o.status == status] for status in (WEAKENED, LOST)}
         bad = {} if given is None else bad_records(given)
         counts = {"requested": len(outcomes), "applied": took, "failed": failed}
-        print_json({**counts, **fallen, **bad, "adapter": str(out)})
+        before = {} if earlier is None else {"earlier": standing_by_state(earlier)}
+        print_json({**counts, **fallen, **bad, **before, "adapter": str(out)})
         return
     if not outcomes:
         say(f"No new edits; adapter in {out}")
         return
     now = "" if held == took else f", {held} of them hold now"
-    say(f"{took} of {len(outcomes)} edits took{now}; adapter in {out}")
+    say(f"{took} of {len(outcomes)} edits took{now}; adapter in {out}" if outcomes else f"Adapter in {out}")
     for outcome in outcomes:
         if not outcome.applied:
             say(f"  request {outcome.id - first}: {outcome.reason}")
         elif outcome.status == WEAKENED:
             say(f"  request {outcome.id - first}: weakened: less than half of the probability with which it took")
+
+
+def standing_by_state(results: Sequence[EditResult]) -> dict[str, Any]:
+    """How many edits stand, and the numbers of those that hold less than when they took, or no longer."""
+    fallen = {state: [one.id for one in results if one.stands and one.status == state] for state in (WEAKENED, LOST)}
+    return {"standing": sum(one.stands for one in results), **fallen}
+
+
+def say_fallen(results: Sequence[EditResult]) -> None:
+    """Print which edits that stand hold less than when they took, or no longer; nothing where all hold."""
+    found = standing_by_state(results)
+    for state in (WEAKENED, LOST):
+        if found[state]:
+            say(f"  {edits(found[state])} {'is' if len(found[state]) == 1 else 'are'} {state}")

@@ -11,7 +11,7 @@ from ..folders import whole_folder
 from ..outputs import Given, require_outputs
 from ..requests import EditRequest, LoadedRequests
 from ..session import EditSession, History
-from .edit import EditProgress, going_on, moments_beside, report_edits
+from .edit import EditProgress, going_on, moments_beside, report_edits, say_fallen
 from .models import load_model, load_tokenizer
 from .progress import progress_bar
 from .requested import OnBadRecord, requested
@@ -80,10 +80,12 @@ def resume(
                 with going_on(session, history, first - 1 - skip):
                     session.edit(records, batch_size=batch_size)
             session.save(folder)  # also where none of the new edits took: the others stand
-            outcomes, standing = session.results[first - 1 :], session.history.standing
-    report_edits(outcomes, out, json_output, given, first, skip)
+            results, standing = session.results, session.history.standing
+    earlier = results[: first - 1]
+    report_edits(results[first - 1 :], out, json_output, given, first, skip, earlier)
     if not json_output:
         typer.echo(f"{standing} edits stand")
+        say_fallen(earlier)
 
 
 def _remaining(

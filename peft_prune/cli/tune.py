@@ -14,6 +14,7 @@ from ..evaluation import exclude_subjects, load_facts, recalled
 from ..outputs import require_outputs
 from ..reporting.plots import plot_trade_offs, require_picture
 from ..session import calibrate_strengths, tune_restraint
+from .edit import say_fallen, standing_by_state
 from .models import print_json, resumed
 from .options import BaseModel, Dtype, HistoryFile
 from .plain import plain, say
@@ -58,10 +59,12 @@ def tune(
         if plot is not None:
             plot_trade_offs(found, plot)
         session.save(out, overwrite=overwrite)
+        results = session.results
     points = [{**asdict(point), "label": point.label, "is_safe": point.is_safe} for point in found.points]
     if json_output:
         recommended, reference = asdict(found.recommended), asdict(found.reference)
-        print_json({"recommended": recommended, "reference": reference, "points": points, "adapter": str(out)})
+        told = {"points": points, "edits": standing_by_state(results), "adapter": str(out)}
+        print_json({"recommended": recommended, "reference": reference, **told})
         return
     table = Table(title="Trade-off: edits that hold, and facts that are kept")
     for column in ("restraint", "edits hold", "facts kept", "κ", ""):
@@ -74,3 +77,4 @@ def tune(
         )
     Console().print(table)
     say(f"Took {found.recommended.label}; adapter in {out}")
+    say_fallen(results)

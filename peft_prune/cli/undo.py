@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..outputs import require_outputs
+from .edit import say_fallen
 from .models import resumed
 from .options import BaseModel, Dtype, HistoryFile
 
@@ -26,5 +27,6 @@ def undo(
     with resumed(history, model, dtype) as session:
         session.undo(edits, reason)
         session.save(out, overwrite=overwrite)
-        standing = session.history.standing
+        standing, results = session.history.standing, session.results
     typer.echo(f"{len(set(edits))} undone, {standing} stand; adapter in {out}")
+    say_fallen(results)

@@ -19,11 +19,11 @@ from ..spectral import LowRankUpdate
 from ..tuner import PruneEditConfig
 from .courses import spectrum_chart
 from .document import Block, Cell, Level, Report, Row, Section, Table, Tile
-from .limits import level_of, limits_of, progress
+from .limits import level_of, level_with, limits_of, progress
 from .measured import evaluation_table, layers_table
 from .now import Now
 from .redaction import OpenRedactor, Redactor
-from .sentences import VERDICTS
+from .sentences import VERDICTS, with_fallen
 from .words import TERMS, count, interval, number, percent
 
 _FACTOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.prune_edit_(?P<side>[AB])\.weight$")
@@ -57,7 +57,11 @@ def adapter_report(
     limit = next(iter(limits_of({}, max_growth)), None)
     growth = {} if now is None else {name: one.growth for name, one in now.figures.items()}
     share = progress(limit, max(growth.values())) if limit is not None and growth else None
-    level: Level = "open" if share is None else level_of(share)
+    limits_level: Level = "open" if share is None else level_of(share)
+    fallen = 0 if now is None else sum(not one.holds for one in now.verification.values())
+    verdict = VERDICTS[limits_level]
+    if fallen:
+        verdict = with_fallen(verdict, limits_level, fallen, count(len(asked), "request"))
     redactor = Redactor(redact_key) if redact else OpenRedactor()
     sections = [Section("layers-section", "What it does to the layers", _layers(updates, now))]
     if now is not None and now.evaluation is not None:
@@ -67,11 +71,11 @@ def adapter_report(
     return Report(
         title="An adapter with edits",
         subtitle=f"{redactor.place(folder.name)}, for {_base(config, redactor) or 'a base that it does not name'}",
-        level=level,
-        verdict=VERDICTS[level],
+        level=level_with(limits_level, fallen, len(asked)),
+        verdict=verdict,
         summary=_summary(config, updates, growth, limit, now),
-        advice=_advice(config, level, now),
-        tiles=_tiles(config, updates, growth, limit, level, now),
+        advice=_advice(config, limits_level, now, fallen),
+        tiles=_tiles(config, updates, growth, limit, limits_level, now),
         sections=sections,
         facts=_facts(folder, config, redactor),
         terms=TERMS,
@@ -194,7 +198,7 @@ def _summary(
     return said
 
 
-def _advice(config: Mapping[str, Any], level: Level, now: Now | None) -> list[str]:
+def _advice(config: Mapping[str, Any], level: Level, now: Now | None, fallen: int) -> list[str]:
     said = []
     if now is None:
         said.append(
@@ -206,10 +210,9 @@ def _advice(config: Mapping[str, Any], level: Level, now: Now | None) -> list[st
         said.append("Restrain it: peft-prune restrain writes a restrained adapter beside this one.")
     elif level == "passed":
         said.append("Take the edits from their history with a stronger restraint (peft-prune tune), or undo some.")
-    lost = [] if now is None else [str(index) for index, one in now.verification.items() if not one.holds]
-    if lost:
-        verb = "does" if len(lost) == 1 else "do"
-        said.append(f"{count(len(lost), 'request')} {verb} not hold; the table says which.")
+    if fallen:
+        verb = "does" if fallen == 1 else "do"
+        said.append(f"{count(fallen, 'request')} {verb} not hold; the table says which.")
     return said or ["Nothing needs to be done."]
 
 

@@ -17,7 +17,7 @@ from ..tuner import PruneEditConfig
 from .courses import bars_chart, course_chart, days_chart, relations_chart, spectrum_chart
 from .document import Block, Cell, Chart, Report, Row, Section, Table, Tile
 from .edits import edits_table
-from .limits import limits_of
+from .limits import level_with, limits_of
 from .log import EditLog
 from .measured import evaluation_table, layers_table, measured_value
 from .now import Now
@@ -83,7 +83,7 @@ def _tiles(state: State) -> list[Tile]:
         tiles.append(Tile("took", percent(state.took.value or 0.0), f"n = {state.took.n}, {interval(state.took)}"))
     undone = log.states()["undone"]
     held = f"{state.standing - len(state.fallen)} hold, " if state.standing else ""
-    level = state.edits_level if state.fallen else None
+    level = level_with("good", len(state.fallen), state.standing) if state.fallen else None
     tiles.append(Tile("stand today", f"{state.standing:,}", f"{held}{undone} undone", level))
     closest: dict[str, Watched] = {}
     for one in state.watched:  # the one closest to being passed comes first

@@ -32,9 +32,13 @@ def verdict(state: State) -> str:
         said = f"{said}, after edit {state.log.figures_edits}"
     if not state.fallen:
         return said
-    verb = "does" if len(state.fallen) == 1 else "do"
-    fallen = f"{len(state.fallen):,} of {count(state.standing, 'edit')} that stand {verb} not hold"
-    return fallen if level == "open" else f"{fallen}. {said}"
+    return with_fallen(said, level, len(state.fallen), f"{count(state.standing, 'edit')} that stand")
+
+
+def with_fallen(said: str, level: Level, fallen: int, asked: str) -> str:
+    """What is said of the limits, behind how many edits do not hold, which is more than a limit that is kept."""
+    first = f"{fallen:,} of {asked} {'does' if fallen == 1 else 'do'} not hold"
+    return first if level == "open" else f"{first}. {said}"
 
 
 def summary(state: State) -> list[str]:

@@ -11,7 +11,7 @@ from ..evaluation import Proportion
 from ..monitoring import CONDITION_GROWTH, LAYER_FIGURES, Limit
 from ..session import Attribution, EditRecord, History, attribute
 from .document import Level
-from .limits import edits_left, level_of, progress
+from .limits import edits_left, level_of, level_with, progress
 from .log import Course, EditLog
 from .measured import measured_value
 from .now import Now
@@ -110,16 +110,9 @@ class State:
         return [record for record in self.log.records if record.stands and not self.log.holds(record)]
 
     @cached_property
-    def edits_level(self) -> Level:
-        """Near where an edit that stands does not hold, passed where more than half do not."""
-        if not self.fallen:
-            return "good"
-        return "passed" if 2 * len(self.fallen) > self.standing else "near"
-
-    @cached_property
     def level(self) -> Level:
-        """The worse of the two: nothing is good while edits do not hold."""
-        return self.limits_level if self.edits_level == "good" else _worse(self.limits_level, self.edits_level)
+        """Of the limits, and of the edits that stand: nothing is good while one of them does not hold."""
+        return level_with(self.limits_level, len(self.fallen), self.standing)
 
     @cached_property
     def members(self) -> dict[int, list[int]]:
@@ -205,8 +198,3 @@ class State:
 
 def _sortable(value: float) -> float:
     return math.inf if math.isnan(value) else value
-
-
-def _worse(one: Level, other: Level) -> Level:
-    order: tuple[Level, ...] = ("open", "good", "near", "passed")
-    return max(one, other, key=order.index)

@@ -12,7 +12,7 @@ from ..errors import AdapterError, HistoryError
 from ..models.decoder import unwrapped
 from ..models.fingerprint import base_fingerprint, modules_in, same_base, short_form
 from ..models.naming import model_name
-from ..tuner.beneath import adapters_beneath, other_adapters
+from ..tuner.beneath import adapters_beneath, methods_without_layers, other_adapters
 
 
 def require_base(facts: Mapping[str, Any], model: Any, history: str | Path) -> None:
@@ -36,7 +36,10 @@ def require_bare(model: Any) -> None:
     Figures of before are taken with all adapters off, and a history can be gone on with only where its base can be had
     again, so an adapter of another method, or one that transformers has attached, is merged or left out first.
     """
-    found = adapters_beneath(model) if isinstance(model, PeftModel) else other_adapters(model)
+    if isinstance(model, PeftModel):
+        found = methods_without_layers(model) or adapters_beneath(model)
+    else:
+        found = other_adapters(model)
     if found:
         raise AdapterError(
             f"model: it carries an adapter ({', '.join(word.partition(':')[0] for word in found)}); a session needs "

@@ -320,6 +320,7 @@ class EditSession:
     def verify(self) -> dict[int, Verification]:
         """Look at every edit that stands as the model holds it now, by its number; the history keeps what was seen."""
         self._require_not_closed()
+        self.workspace.note_foreign_restraint()
         return self.workspace.look("verify")
 
     @property
@@ -347,8 +348,10 @@ class EditSession:
         require_outputs(folders={"path": Path(path)}, inputs=inputs, overwrite=overwrite)
         if self.model.restraint_is_pending():
             self.restrain()
-        if self._open and self.look_again:
-            self.workspace.look_if_changed("save")
+        if self._open:
+            self.workspace.note_foreign_restraint()
+            if self.look_again:
+                self.workspace.look_if_changed("save")
         card = Path(path) / "README.md"
         with whole_folder(Path(path), overwrite=overwrite) as folder:
             if card.is_file():
@@ -381,8 +384,11 @@ class EditSession:
         """End the session and give the history free; the model keeps its adapter."""
         if self._open:
             self._open = False
-            self._call("on_session_end")
-            self.history.close()
+            try:
+                self.workspace.note_foreign_restraint()
+                self._call("on_session_end")
+            finally:
+                self.history.close()
 
     def __enter__(self) -> EditSession:
         return self

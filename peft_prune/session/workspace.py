@@ -187,15 +187,17 @@ class Workspace:
 
     def note_foreign_restraint(self) -> None:
         """Write down a restraint that somebody applied past the session, by saving the model for instance."""
-        words = self.restraints()
+        if self.adapter not in self.model.peft_config:
+            return  # deleted, which nothing but closing survives
         acted = {
-            name: words[name]
-            for name, layer in self.model.edited_layers()
+            name: restraint_text(layer.restraint(self.adapter))
+            for name, layer in self.model.edited_layers(self.adapter)
             if layer.prune_edit_update[self.adapter].pending < self._pending.get(name, 0)
         }
         if acted:
             self.history.record_restraint(acted)
             self.note_pending()
+            self.note_change()
 
     def require_unmerged(self) -> None:
         """Raise SessionStateError where an adapter is merged into the model."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import PeftModel, PeftType
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
 from .layer import PruneEditLayer
@@ -34,6 +35,13 @@ def other_adapters(model: Any) -> list[str]:
     """Every adapter that a plain transformers model carries, by method, PRUNE_EDIT included."""
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     return sorted({_method(layer) for layer in layers})
+
+
+def methods_without_layers(model: PeftModel) -> list[str]:
+    """The methods of a PEFT model that wraps no layers, such as prompt or prefix tuning; none of one that does."""
+    if isinstance(model.base_model, BaseTuner):
+        return []
+    return sorted({PeftType(config.peft_type).value for config in model.peft_config.values()})
 
 
 def _method(layer: BaseTunerLayer) -> str:

@@ -81,7 +81,9 @@ def test_tune_saves_the_adapter_under_the_recommended_restraint(capsys, folder, 
     )  # fmt: skip
     assert code == 0, errors
     document = json.loads(output)
-    assert set(document) == {"recommended", "reference", "points", "adapter"}
+    assert set(document) == {"recommended", "reference", "points", "edits", "adapter"}
+    with History.read(log) as history:
+        assert document["edits"] == by_state(history)
     assert len(document["points"]) == len(SETTINGS)
     (word,) = set(document["recommended"]["restraints"].values())
     settings = json.loads((tmp_path / "tuned" / "adapter_config.json").read_text())
@@ -111,8 +113,8 @@ def test_resume_goes_on_with_the_editor_and_the_moments_of_the_history(capsys, f
     code, output, errors = run(capsys, "resume", log, *arguments, "--out", tmp_path / "longer", "--json")
     assert code == 0, errors
     document = json.loads(output)
-    assert set(document) == {"requested", "applied", "failed", "weakened", "lost", "adapter"}
-    assert document["requested"] == 2
+    assert set(document) == {"requested", "applied", "failed", "weakened", "lost", "earlier", "adapter"}
+    assert document["requested"] == 2 and document["earlier"]["standing"] == len(before)
     assert [failure["index"] for failure in document["failed"]] == [0, 1][document["applied"] :]
     with History.read(log) as history:
         assert history.last_edit == 6 and len(history.table("runs")) == 2
@@ -248,6 +250,34 @@ def test_what_saving_restrained_away_is_told(capsys, folder, tmp_path) -> None: 
     assert code == 0 and output.count("lost") >= len(document["lost"])
     shown = [index + 1 for index in states if states[index] == "lost"]
     assert all(f"│ {edit} " in output for edit in shown)
+
+
+def by_state(history: History) -> dict:
+    records = history.edits(standing=True)
+    fallen = {state: [one.id for one in records if one.state == state] for state in ("weakened", "lost")}
+    return {"standing": len(records), **fallen}
+
+
+def test_commands_that_go_on_with_a_history_say_which_of_its_edits_are_lost(capsys, folder, tmp_path) -> None:  # noqa: F811
+    log = tmp_path / "edits.db"
+    edit(capsys, folder, tmp_path / "adapter", "--restraint", "clip", "--restrain-on", "merge", "--history", log)
+    base = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
+    with EditSession.resume(log, base, spaced_tokenizer(), monitor=False, look_again=False) as session:
+        ids = [record.id for record in session.history.edits(standing=True)]
+        session.set_strengths(dict.fromkeys(ids[:2], 0.0))
+    arguments = ("--model", folder / "model", "--out")
+    code, output, errors = run(capsys, "resume", log, *arguments, tmp_path / "again")
+    assert code == 0 and output.startswith(f"Adapter in {tmp_path / 'again'}\n{len(ids)} edits stand\n"), errors
+    with History.read(log) as history:
+        lost = by_state(history)["lost"]
+        assert set(ids[:2]) <= set(lost)
+    assert f"edits {lost[0]}" in output and "are lost" in output
+    code, output, errors = run(capsys, "resume", log, *arguments, tmp_path / "json", "--json")
+    assert code == 0 and json.loads(output)["earlier"]["lost"] == lost, errors
+    code, output, errors = run(capsys, "undo", log, ids[-1], *arguments, tmp_path / "less")
+    with History.read(log) as history:
+        assert ("are lost" in output) is (len(by_state(history)["lost"]) > 1)
+    assert code == 0 and "1 undone" in output and "lost" in output, errors
 
 
 def test_the_limits_of_norm_and_output_are_watched_and_written_down(capsys, folder, tmp_path) -> None:  # noqa: F811

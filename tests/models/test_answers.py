@@ -112,6 +112,8 @@ ANOTHER = [
     ("Python 3.11", "Python 3"),
     # a capital letter behind a hyphen or an apostrophe begins a longer name
     ("Guinea-Bissau", "Guinea"),
+    ("תל־אביב", "תל"),
+    ("أديس-أبابا", "أديس"),
     ("O'Brien", "O"),
     ("twenty-one", "twenty"),
     # other words where a word's end can be seen

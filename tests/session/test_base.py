@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from peft_prune import AdapterError, PruneEditConfig
@@ -32,6 +32,23 @@ def with_prune() -> torch.nn.Module:
     return model
 
 
+def with_prompt() -> torch.nn.Module:
+    """No layer of it tells of the adapter."""
+    return get_peft_model(willing("gpt2"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+
+
+def with_prefix() -> torch.nn.Module:
+    return get_peft_model(willing("gpt2"), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+
+
+CARRIED = [
+    (with_lora, "LORA"),
+    (with_prune, "PRUNE_EDIT"),
+    (with_prompt, "PROMPT_TUNING"),
+    (with_prefix, "PREFIX_TUNING"),
+]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_history_is_not_gone_on_with_on_an_edited_base(tmp_path, dtype) -> None:
     path = tmp_path / "edits.db"
@@ -49,7 +66,7 @@ def test_a_history_is_not_gone_on_with_on_an_edited_base(tmp_path, dtype) -> Non
         assert editing.history.standing == 1
 
 
-@pytest.mark.parametrize(("build", "method"), [(with_lora, "LORA"), (with_prune, "PRUNE_EDIT")])
+@pytest.mark.parametrize(("build", "method"), CARRIED)
 def test_a_base_that_carries_an_adapter_is_refused_by_name(tmp_path, build, method) -> None:
     with pytest.raises(AdapterError, match=rf"model: it carries an adapter \({method}\)"):
         EditSession(build(), spaced_tokenizer(), ROME(EASY), statistics=moments())

@@ -9,13 +9,13 @@ import pytest
 import torch
 from peft import PeftModel
 
-from peft_prune import EditRequest
+from peft_prune import EditRequest, PruneEditConfig
 from peft_prune.editors import ROME, Edit, get_editor
 from peft_prune.errors import HistoryError, InvalidRequestError, SessionStateError
 from peft_prune.models.answers import answers_with
 from peft_prune.models.generation import greedy_answers
 from peft_prune.monitoring import SessionCallback
-from peft_prune.session import BatchFailedError, EditSession
+from peft_prune.session import BatchFailedError, EditSession, History
 from peft_prune.session.verification import verify
 from peft_prune.spectral import LowRankUpdate
 from tests.editors.test_rome import EASY
@@ -328,6 +328,38 @@ def test_saving_past_the_session_is_noticed(tmp_path) -> None:
     run.close()
     again = resumed(tmp_path / "edits.db")
     assert same(factors(again), factors(run))
+
+
+@pytest.mark.parametrize("then", ["save", "verify", "close"])
+def test_a_restraint_past_the_session_is_noticed_whatever_comes_next(tmp_path, then: str) -> None:
+    run = session(tmp_path / "edits.db", model=adapted(restraint="clip", restrain_on="merge"))
+    run.edit(REQUESTS)
+    run.model.merge_adapter()
+    run.model.unmerge_adapter()
+    {"save": lambda: run.save(tmp_path / "adapter"), "verify": run.verify, "close": run.close}[then]()
+    if then != "close":
+        held = {record.id: record.state != "lost" for record in run.history.edits(standing=True)}
+        assert held == {edit: one.holds for edit, one in verified(run).items()} and not all(held.values())
+    run.close()
+    with History.read(tmp_path / "edits.db") as log:
+        assert [(record.module, record.restraint) for record in log.restraints()] == [(MODULE, "clip")]
+    assert same(factors(resumed(tmp_path / "edits.db")), factors(run))
+
+
+def verified(run: EditSession) -> dict:
+    records = run.history.edits(standing=True)
+    found = verify(run.model, run.tokenizer, [record.request for record in records])
+    return {record.id: one for record, one in zip(records, found, strict=True)}
+
+
+def test_a_session_whose_adapter_is_gone_closes(tmp_path) -> None:
+    run = session(tmp_path / "edits.db")
+    run.edit(REQUESTS[0])
+    run.model.add_adapter("other", PruneEditConfig(layers_to_transform=[1]))
+    run.model.set_adapter("other")
+    run.model.delete_adapter("default")
+    run.close()
+    resumed(tmp_path / "edits.db").close()
 
 
 class _Interrupt(SessionCallback):
