@@ -2,8 +2,8 @@
 
     python -m tests.hub.server PORT_FILE
 
-It answers as the Hub does, checks what the Hub checks, and fails on request: ``POST /_fail {"where", "status", "times"}``
-lets the next so many calls of a place fail; status 0 cuts the connection.
+It answers as the Hub does, checks what the Hub checks, and fails on request: ``POST /_fail {"where", "status",
+"times"}`` lets the next so many calls of a place fail; status 0 cuts the connection.
 """
 
 from __future__ import annotations
