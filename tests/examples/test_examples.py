@@ -82,6 +82,20 @@ def test_train_builtin_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert quality["held_out_perplexity"] > 1
 
 
+def test_edit_and_push(tmp_path: Path) -> None:
+    pytest.importorskip("starlette")
+    pytest.importorskip("uvicorn")
+    from tests.hub.scene import loopback
+
+    with loopback(tmp_path) as hub:
+        code = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
+        done = hub.run(code, EXAMPLES / "edit_and_push.py", "someone/example")
+        assert done.returncode == 0, done.stderr
+        files = hub.files("someone/example")
+    assert "published: " in done.stdout and "lora/adapter_model.safetensors" in files
+    assert "What was measured" in files["README.md"].decode()
+
+
 def test_every_example_has_a_test() -> None:
     own = {name.removeprefix("test_") + ".py" for name in globals() if name.startswith("test_")}
     assert {path.name for path in EXAMPLES.glob("*.py")} - own == set()
