@@ -88,7 +88,7 @@ def test_edit_and_push(tmp_path: Path) -> None:
     from tests.hub.scene import loopback
 
     with loopback(tmp_path) as hub:
-        code = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
+        code = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
         done = hub.run(code, EXAMPLES / "edit_and_push.py", "someone/example")
         assert done.returncode == 0, done.stderr
         files = hub.files("someone/example")

@@ -106,12 +106,12 @@ def test_auto_classes_and_transformers_own_loader_give_the_same_model(tmp_path, 
     model.save_pretrained(adapter_path)
     expected = model(INPUTS).logits
     auto = AutoPeftModelForCausalLM.from_pretrained(adapter_path)
-    assert torch.equal(auto(INPUTS).logits, expected)
+    assert agree(auto(INPUTS).logits, expected)
     plain = AutoModelForCausalLM.from_pretrained(base_path)
     plain.load_adapter(str(adapter_path))
-    assert torch.equal(plain(INPUTS).logits, expected)
+    assert agree(plain(INPUTS).logits, expected)
     through_base = AutoModelForCausalLM.from_pretrained(adapter_path)
-    assert torch.equal(through_base(INPUTS).logits, expected)
+    assert agree(through_base(INPUTS).logits, expected)
 
 
 def test_one_of_several_adapters_can_be_saved_and_loaded_beside_another(tmp_path) -> None:
