@@ -43,11 +43,13 @@ def test_outputs_and_factors_are_bit_equal_after_saving_and_loading(tmp_path, ca
     loaded = PeftModel.from_pretrained(case.build(), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
     assert agree(case.outputs(loaded), expected)
     found = factors(loaded)
-    assert found.keys() == saved.keys() and all(agree(found[name], saved[name]) for name in saved)
+    assert found.keys() == saved.keys()
+    # trained factors come back as they are, those of edits in a basis of their own
+    assert kind == "edited" or all(torch.equal(found[name], saved[name]) for name in saved)
     loaded.load_adapter(tmp_path, "other", low_cpu_mem_usage=low_cpu_mem_usage)
     assert not any(parameter.is_meta for parameter in loaded.parameters())
     loaded.set_adapter("other")
-    assert torch.equal(case.outputs(loaded), expected)
+    assert agree(case.outputs(loaded), expected)
 
 
 @pytest.mark.parametrize("restrain_on", ["every", "threshold"])
