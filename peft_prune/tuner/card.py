@@ -31,13 +31,20 @@ look like inside the model, so that whoever guesses a subject can test the guess
 
 
 def write_card(
-    path: Path, config: Mapping[str, Any], *, base: str | None = None, lora: bool = False, own_basis: bool = True
+    path: Path,
+    config: Mapping[str, Any],
+    *,
+    section: str = SECTION,
+    base: str | None = None,
+    lora: bool = False,
+    own_basis: bool = True,
 ) -> None:
     """Write the adapter's section into a card, which is made where there is none.
 
     Args:
         path: The card's file.
         config: The saved configuration.
+        section: Name of the section; a card beside several adapters has one for each.
         base: What the base is called where the configuration does not name it.
         lora: Whether the same update stands beside it as a LoRA, in ``lora/``.
         own_basis: Whether the factors stand in the basis that follows from ΔW alone.
@@ -53,7 +60,7 @@ def write_card(
         pipeline = "text-generation" if causal and known is None else None
         write_section(
             path,
-            SECTION,
+            section,
             adapter_text(config, name, lora=lora, own_basis=own_basis),
             library_name="peft",
             base_model=name,

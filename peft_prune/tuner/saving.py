@@ -15,9 +15,9 @@ from peft import PeftModel
 
 from ..cards import own_text
 from ..errors import AdapterError
-from ..models.naming import model_name
+from ..models.naming import public_name
 from ..publishing import publisher
-from .card import write_card
+from .card import SECTION, write_card
 from .config import PruneEditConfig
 from .layer import layers_of
 from .stored import LORA, read_config, store_in_own_basis, store_lora
@@ -54,9 +54,14 @@ def extend_saving() -> None:
             own_basis = "state_dict" not in kwargs and _store(name, folder, given.arguments["safe_serialization"])
             if also_lora:
                 store_lora(folder, fan_in_fan_out=any(layer.fan_in_fan_out for _, layer in layers_of(self, name)))
-            place = card if name == "default" or len(self.peft_config) == 1 else folder / "README.md"
-            base = model_name(self.get_base_model()) if config_of(self, name).base_model_name_or_path else None
-            write_card(place, read_config(folder), base=base, lora=(folder / LORA).is_dir(), own_basis=own_basis)
+            write_card(
+                card,
+                read_config(folder),
+                section=SECTION if name == "default" else f"{SECTION} {name}",
+                base=_base_name(self),
+                lora=(folder / LORA).is_dir(),
+                own_basis=own_basis,
+            )
 
     setattr(save_pretrained, _PLAIN, plain)
     PeftModel.save_pretrained = save_pretrained  # type: ignore[method-assign]
@@ -76,11 +81,10 @@ def extend_push_to_hub() -> None:
     setattr(PeftModel, "push_to_hub", push_to_hub)  # noqa: B010 - a checker refuses the plain form
 
 
-def config_of(model: PeftModel, adapter_name: str) -> PruneEditConfig:
-    """The configuration of a PRUNE_EDIT adapter."""
-    config = model.peft_config[adapter_name]
-    assert isinstance(config, PruneEditConfig)
-    return config
+def _base_name(model: PeftModel) -> str | None:
+    base = model.get_base_model()
+    named = getattr(getattr(base, "config", None), "_name_or_path", None) or getattr(base, "name_or_path", None)
+    return public_name(named)
 
 
 def _store(name: str, folder: Path, safe: bool) -> bool:

@@ -110,6 +110,20 @@ def test_serve_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (tmp_path / "GGUF" / "adapter.gguf").is_file() and "GGUF/adapter.gguf" in page
 
 
+def test_edit_and_push(tmp_path: Path) -> None:
+    pytest.importorskip("starlette")
+    pytest.importorskip("uvicorn")
+    from tests.hub.scene import loopback
+
+    with loopback(tmp_path) as hub:
+        code = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+        done = hub.run(code, EXAMPLES / "edit_and_push.py", "someone/example")
+        assert done.returncode == 0, done.stderr
+        files = hub.files("someone/example")
+    assert "published: " in done.stdout and "lora/adapter_model.safetensors" in files
+    assert "What was measured" in files["README.md"].decode()
+
+
 def test_every_example_has_a_test() -> None:
     own = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert {path.stem for path in EXAMPLES.iterdir() if path.suffix in (".py", ".md")} - own == set()

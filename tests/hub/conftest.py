@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from peft import get_peft_model
+from safetensors.torch import save_file
 
 from peft_prune import PruneEditConfig
 from tests.tiny import random_update, tiny_llama
@@ -50,7 +50,7 @@ def adapter(place: Path, base: Path) -> Path:
     layer = dict(model.base_model.edited_layers())[MODULE]
     for seed in range(5):
         model.base_model.add_edits({MODULE: random_update((layer.out_features, layer.in_features), seed=seed)})
-    torch.save(layer.effective_update("default").A, place / "keys.pt")
+    save_file({"keys": layer.effective_update("default").A.contiguous()}, place / "keys.safetensors")
     model.save_pretrained(place / "adapter")
     (place / "adapter" / "edits.db").write_bytes(b"a history with facts")
     (place / "adapter" / "notes.txt").write_text("facts in the clear")

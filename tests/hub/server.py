@@ -2,8 +2,8 @@
 
     python -m tests.hub.server PORT_FILE
 
-It answers as the Hub does, checks what the Hub checks, and fails on request: ``POST /_fail {"where", "status",
-"times"}`` lets the next so many calls of a place fail; status 0 cuts the connection.
+It answers as the Hub does, checks what the Hub checks, and fails on request:
+``POST /_fail {"where", "status", "times"}`` lets the next so many calls of a place fail; status 0 cuts the connection.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ async def create(request: Request) -> Response:
     if not name.startswith("someone/"):
         raise Refused(403, "You don't have the rights to create a model under this namespace")
     if name in hub.repositories:
-        raise Refused(409, "You already created this model repo")
+        return JSONResponse({"error": "You already created this model repo", "url": f"{request.base_url}{name}"}, 409)
     made = hub.repositories[name] = Repository(given.get("visibility") == "private")
     made.commit("main", {".gitattributes": File(b"*.safetensors filter=lfs\n", False)}, "initial commit")
     return JSONResponse({"url": f"{request.base_url}{name}", "name": name})

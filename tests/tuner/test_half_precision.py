@@ -10,7 +10,7 @@ from torch import Tensor
 from peft_prune import PruneEditConfig
 from peft_prune.errors import NonFiniteUpdateError
 from peft_prune.spectral import LowRankUpdate
-from tests.tiny import random_update, tiny_gpt2
+from tests.tiny import agree, random_update, tiny_gpt2
 from tests.tuner.test_edits import INPUTS, base_weight, dense_log, strong
 
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -92,7 +92,7 @@ def test_a_state_a_file_and_training_work_as_with_float32_factors(dtype, tmp_pat
     assert torch.equal(model(INPUTS).logits, logits)
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(tiny_gpt2(dtype=dtype), tmp_path, autocast_adapter_dtype=False)
-    assert torch.equal(loaded(INPUTS).logits, logits)
+    assert agree(loaded(INPUTS).logits, logits)
     with torch.no_grad():
         layer.prune_edit_B["default"].weight.add_(0.25)
     trained = layer.effective_update("default").to(torch.float64).dense()

@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model
 
 from peft_prune import PruneEditConfig
 from peft_prune.models.fingerprint import base_fingerprint, same_base
-from tests.tiny import tiny_llama
+from tests.tiny import agree, tiny_llama
 from tests.tuner.test_edits import INPUTS, dense_log
 
 bnb = pytest.importorskip("bitsandbytes")
@@ -68,7 +68,7 @@ def test_edits_restraint_saving_and_merging_work_on_a_quantized_base(tmp_path, b
 
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(untouched, tmp_path)
-    assert torch.equal(loaded(INPUTS).logits, unmerged)
+    assert agree(loaded(INPUTS).logits, unmerged)
     # collecting a state dict rounds the scales of every 4-bit layer that bitsandbytes has packed for the CPU
     unmerged = model(INPUTS).logits
     with model.disable_adapter():

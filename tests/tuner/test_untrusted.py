@@ -16,7 +16,7 @@ from peft_prune import PruneEditConfig
 from peft_prune.cli import main
 from peft_prune.errors import AdapterError
 from tests.talking import spaced_tokenizer
-from tests.tiny import tiny_gpt2, tiny_llama
+from tests.tiny import agree, tiny_gpt2, tiny_llama
 from tests.tuner.test_edits import INPUTS, strong
 
 
@@ -161,7 +161,7 @@ def test_a_configuration_of_ones_own_keeps_whether_the_factors_are_restrained(tm
     model.save_pretrained(tmp_path / "saved")
     own = PruneEditConfig(restraint="clip", alpha=1.5)
     loaded = PeftModel.from_pretrained(tiny_gpt2(), tmp_path / "saved", config=own)
-    assert torch.equal(loaded(INPUTS).logits, model(INPUTS).logits)
+    assert agree(loaded(INPUTS).logits, model(INPUTS).logits)
     assert all(layer.is_restrained("default") for _, layer in loaded.edited_layers())
     with pytest.raises(AdapterError, match="already restrained"):
         loaded.restrain()
