@@ -26,12 +26,13 @@ def main() -> None:
     requests = edit_requests(arguments.edits)
     with EditSession(model, tokenizer, "ft") as session:
         session.edit(requests)
-        measured = evaluate(session.model, tokenizer, [result.request for result in session.results if result.request])
+        edited = [result.request for result in session.results if result.request is not None]
+        measured = evaluate(session.model, tokenizer, edited)
         url = session.push_to_hub(arguments.repository, also_lora=True, evaluation=measured)
     print(f"published: {url}")
     base, _ = load_builtin_model()
     loaded = PeftModel.from_pretrained(base, str(adapter_folder(arguments.repository)))
-    question = requests[0]["prompt"].format(requests[0]["subject"])
+    question = edited[0].prompt.format(edited[0].subject)
     ids = tokenizer(question, return_tensors="pt")
     print(tokenizer.decode(loaded.generate(**ids, max_new_tokens=4, do_sample=False)[0]))
 

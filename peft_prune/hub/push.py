@@ -127,7 +127,7 @@ def upload(folder: Path, destination: Destination, *, keeps_card: bool = False, 
             commit_message=destination.message or f"Upload {what} with peft-prune",
             revision=destination.revision,
             create_pr=destination.create_pr,
-            delete_patterns=_REPLACED if held else None,
+            delete_patterns=_REPLACED,
             token=token,
         )
     return str(done.pr_url or done.commit_url)
