@@ -75,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     # it looks for the built-in model on the Hub, to compare vocabularies, and without a network it says so
     warnings.filterwarnings("ignore", message="Could not find a config file in builtin ")
+    # what a target that is tied to the embeddings means is said here, in one line
+    warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
     try:
         result = command.main(
             list(sys.argv[1:] if arguments is None else arguments), "peft-prune", standalone_mode=False

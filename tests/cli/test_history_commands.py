@@ -267,7 +267,9 @@ def test_commands_that_go_on_with_a_history_say_which_of_its_edits_are_lost(caps
         session.set_strengths(dict.fromkeys(ids[:2], 0.0))
     arguments = ("--model", folder / "model", "--out")
     code, output, errors = run(capsys, "resume", log, *arguments, tmp_path / "again")
-    assert code == 0 and output.startswith(f"Adapter in {tmp_path / 'again'}\n{len(ids)} edits stand\n"), errors
+    assert code == 0 and output.startswith(
+        f"No new edits; adapter in {tmp_path / 'again'}\n{len(ids)} edits stand\n"
+    ), errors
     with History.read(log) as history:
         lost = by_state(history)["lost"]
         assert set(ids[:2]) <= set(lost)

@@ -159,6 +159,7 @@ def test_models_sessions_and_second_moments_end_with_our_card(hub: Loopback, pla
     code = """
 import sys
 
+import torch
 from peft import get_peft_model
 from peft_prune import AdapterError, PruneEditConfig, SecondMoments
 from tests.session.scene import REQUESTS, MODULE, moments, session

@@ -15,7 +15,7 @@ from peft_prune.session import EditSession, History, compare_edits
 from peft_prune.session.composition import conflicts
 from tests.session.scripted import MODULE, Scripted, drawn
 from tests.talking import spaced_tokenizer
-from tests.tiny import tiny_gpt2
+from tests.tiny import agree, tiny_gpt2
 
 STRENGTH = 400.0
 FIRST = [("sane ant", "ten"), ("tone seat", "ten"), ("oats", "son")]
@@ -93,7 +93,7 @@ def test_histories_add_up_raw_and_are_restrained_once(teams, weights, tmp_path: 
     model.save_pretrained(tmp_path / "sum")
     loaded = PeftModel.from_pretrained(tiny_gpt2(), tmp_path / "sum", strict_base=True)
     ids = torch.arange(9)[None]
-    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert agree(loaded(ids).logits, model(ids).logits)
     assert loaded.peft_config["default"].restrained and loaded.peft_config["default"].edits == 6
     with model.disable_adapter():
         assert torch.equal(model(ids).logits, tiny_gpt2()(ids).logits)

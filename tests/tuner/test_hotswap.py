@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from peft_prune import PruneEditConfig
 from peft_prune.errors import AdapterError, MergedAdapterError
 from peft_prune.tuner.in_flight import Earlier, Moment
-from tests.tiny import random_update, tiny_gpt2, tiny_llama
+from tests.tiny import agree, random_update, tiny_gpt2, tiny_llama
 
 IDS = torch.tensor([[3, 14, 15]])
 LAYERS = [0, 1, 2]
@@ -56,7 +56,7 @@ def test_a_swapped_adapter_is_the_one_that_loading_would_give(folders, tmp_path:
     with model.disable_adapter():
         assert torch.equal(logits(model), logits(tiny_gpt2()))
     model.save_pretrained(tmp_path / "again")
-    assert torch.equal(logits(loaded(tmp_path / "again")), logits(loaded(folders[1])))
+    assert agree(logits(loaded(tmp_path / "again")), logits(loaded(folders[1])))
 
 
 def test_a_layer_that_the_new_adapter_leaves_alone_is_the_base_again(folders, tmp_path: Path) -> None:
