@@ -82,7 +82,7 @@ def run(name: str, batch: int, arguments: argparse.Namespace) -> dict[str, Any]:
         "editor": editor.pretty_name,
         "batch": batch,
         "layers": list(editor.layers(model)),
-        "applied": sum(outcome.applied for outcome in outcomes),
+        "applied": sum(outcome.took for outcome in outcomes),
         "requested": len(requests),
         "seconds": seconds,
         "before": edited["before"],

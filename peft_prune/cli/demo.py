@@ -112,8 +112,9 @@ def _run(folder: Path, edits: int, alpha: float, items: int, console: Console) -
     )
     return {
         "requested": len(outcomes),
-        "applied": sum(outcome.applied for outcome in outcomes),
-        "failed": [{"index": o.id - 1, "reason": o.reason} for o in outcomes if not o.applied],
+        "applied": sum(outcome.took for outcome in outcomes),
+        "held": sum(outcome.applied for outcome in outcomes),
+        "failed": [{"index": o.id - 1, "reason": o.reason} for o in outcomes if not o.took],
         "columns": {name: {**figures, "layers": layers} for name, (figures, layers) in columns.items()},
         "course": asdict(course),
         "logit_difference": agreement,
@@ -202,7 +203,8 @@ def _condition_table(columns: dict[str, tuple[dict[str, Any], dict[str, Any]]]) 
 
 
 def _title(outcomes: list[EditResult]) -> str:
-    return f"{sum(outcome.applied for outcome in outcomes)} of {len(outcomes)} edits took"
+    took, held = sum(outcome.took for outcome in outcomes), sum(outcome.applied for outcome in outcomes)
+    return f"{took} of {len(outcomes)} edits took when they were made, {held} of them hold after all"
 
 
 def _agreement(
