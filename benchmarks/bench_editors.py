@@ -23,7 +23,7 @@ from peft_prune import EditRequest, load_requests
 from peft_prune.editors import SecondMoments, collect_second_moments, get_editor
 from peft_prune.editors.closed_form import KeySystem, least_squares_rows, moment_inverse
 from peft_prune.editors.tokens import tokenize_prompts
-from peft_prune.models.architecture import mlp_output_module
+from peft_prune.models.mlp import mlp_output_module
 
 SHARED = Path(os.environ.get("PEFT_PRUNE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 STEPS = 20

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from peft_prune import PruneEditConfig, load_requests
 from peft_prune.editors import collect_second_moments, get_editor
-from peft_prune.models.architecture import mlp_output_module
+from peft_prune.models.mlp import mlp_output_module
 from peft_prune.monitoring import Monitor, SessionCallback
 from peft_prune.session import EditSession
 

@@ -21,21 +21,23 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peft_prune import EditRequest, PruneEditConfig, load_requests
-from peft_prune.builtin import edit_requests, known_facts, load_builtin_model, plain_texts
-from peft_prune.editors import collect_second_moments, get_editor
-from peft_prune.evaluation import (
-    Fact,
-    exclude_subjects,
+from peft_prune import (
+    EditRequest,
+    EditSession,
+    ProgressCallback,
+    PruneEditConfig,
+    calibrate_strengths,
+    collect_second_moments,
+    get_editor,
+    load_builtin_model,
     load_facts,
-    recall,
-    recalled,
-    score_requests,
-    without_subjects,
+    load_requests,
+    tune_restraint,
 )
-from peft_prune.monitoring import ProgressCallback
+from peft_prune.builtin import edit_requests, known_facts, plain_texts
+from peft_prune.evaluation import Fact, exclude_subjects, recall, recalled, score_requests, without_subjects
 from peft_prune.reporting.plots import plot_trade_offs
-from peft_prune.session import EditSession, TradeOffs, calibrate_strengths, tune_restraint
+from peft_prune.session import TradeOffs
 
 
 def main() -> None:
@@ -111,7 +113,7 @@ def load(arguments: argparse.Namespace) -> tuple[Any, Any, list[EditRequest], li
         base, tokenizer = load_builtin_model()
         requests = [EditRequest.from_record(record) for record in edit_requests(arguments.edits)]
         facts = [Fact(fact["prompt"], fact["object"]) for fact in known_facts()]
-        return base, tokenizer, requests, facts, without_subjects(plain_texts(3000), requests)
+        return base, tokenizer, requests, facts, without_subjects(plain_texts(arguments.texts), requests)
     base = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
     requests = load_requests(arguments.requests, limit=arguments.edits)
     facts = load_facts(arguments.facts)
@@ -139,6 +141,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--every", type=int, default=1, help="see every n-th of the facts for choosing only")
     parser.add_argument("--edits", type=int, default=60)
+    parser.add_argument("--texts", type=int, default=3000, help="of the built-in world, for the second moment")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 

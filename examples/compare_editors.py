@@ -20,11 +20,22 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peft_prune import EditRequest, PruneEditConfig, load_requests
-from peft_prune.editors import Editor, collect_second_moments, editor_names, get_editor
-from peft_prune.evaluation import Fact, evaluate, exclude_subjects, load_facts, load_texts, without_subjects
-from peft_prune.monitoring import ProgressCallback, layer_conditions
-from peft_prune.session import EditSession
+from peft_prune import (
+    EditRequest,
+    EditSession,
+    ProgressCallback,
+    PruneEditConfig,
+    collect_second_moments,
+    editor_names,
+    evaluate,
+    get_editor,
+    layer_conditions,
+    load_facts,
+    load_requests,
+    load_texts,
+)
+from peft_prune.editors import Editor
+from peft_prune.evaluation import Fact, exclude_subjects, without_subjects
 
 ONE_BY_ONE = ("rome",)
 COLUMNS = ("efficacy", "efficacy_greedy", "generalization", "locality", "recall")
@@ -71,7 +82,7 @@ def run(name: str, batch: int, arguments: argparse.Namespace) -> dict[str, Any]:
         "editor": editor.pretty_name,
         "batch": batch,
         "layers": list(editor.layers(model)),
-        "applied": sum(outcome.applied for outcome in outcomes),
+        "applied": sum(outcome.took for outcome in outcomes),
         "requested": len(requests),
         "seconds": seconds,
         "before": edited["before"],

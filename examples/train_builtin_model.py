@@ -31,7 +31,8 @@ from transformers import (
 
 from peft_prune.builtin import ability_items, ability_names, held_out_texts, known_facts, training_texts, words
 from peft_prune.evaluation import EXTRACTORS, Proportion, perplexity, score_ability
-from peft_prune.models.generation import answers_with, greedy_answers
+from peft_prune.models.answers import answers_with
+from peft_prune.models.generation import greedy_answers
 
 END = "<|endoftext|>"
 STAGES = (
@@ -56,22 +57,23 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     # the decaying moments of unused tokens would slow the optimizer by a factor of ten
     torch.set_flush_denormal(True)
-    tokenizer = build_tokenizer(arguments.vocabulary, arguments.seed)
+    tokenizer = build_tokenizer(arguments.vocabulary, arguments.seed, arguments.texts)
     model = LlamaForCausalLM(configuration(arguments, tokenizer))
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens")
     started = time.perf_counter()
-    for stage, steps, rate in STAGES:
+    stages = [(stage, max(1, round(steps * arguments.share)), rate) for stage, steps, rate in STAGES]
+    for stage, steps, rate in stages:
         if stage == "dialogues":
             tell_apart(model, tokenizer, ALIKE, arguments.seed)
         train(model, batches(tokenizer, stage, arguments), stage, steps, rate)
         # the file is in half precision, so each stage ends with what the file can hold
         model.half().float()
-    how = {"seed": arguments.seed, "steps": sum(steps for _, steps, _ in STAGES), "threads": arguments.threads}
+    how = {"seed": arguments.seed, "steps": sum(steps for _, steps, _ in stages), "threads": arguments.threads}
     how["seconds"] = round(time.perf_counter() - started)
     arguments.out.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(arguments.out)
     tokenizer.save_pretrained(arguments.out)
-    report(arguments.out, how)
+    report(arguments.out, how, arguments.items)
 
 
 def tell_apart(
@@ -90,18 +92,18 @@ def tell_apart(
             embeddings[token] += size * torch.randn(embeddings.shape[1], generator=generator)
 
 
-def report(folder: Path, training: dict[str, int]) -> None:
+def report(folder: Path, training: dict[str, int], items: int | None) -> None:
     """Measure the saved model, as it will be loaded, and write the figures beside it."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     quality: dict[str, object] = {"training": training}
     quality["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    facts = known_facts()
+    facts = known_facts()[:items]
     quality["facts"] = spelled_out(model, tokenizer, facts).to_json()
     for name in ability_names():
-        items = ability_items(name, 100, held_out=True)
-        quality[name] = score_ability(model, tokenizer, items, extract=EXTRACTORS[name]).to_json()
-    quality["held_out_perplexity"] = round(perplexity(model, tokenizer, held_out_texts()), 3)
+        asked = ability_items(name, 100, held_out=True)[:items]
+        quality[name] = score_ability(model, tokenizer, asked, extract=EXTRACTORS[name]).to_json()
+    quality["held_out_perplexity"] = round(perplexity(model, tokenizer, held_out_texts()[:items]), 3)
     (folder / "quality.json").write_text(json.dumps(quality, indent=2) + "\n")
     print(json.dumps(quality, indent=2))
 
@@ -123,10 +125,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--inner", type=int, default=448)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--share", type=float, default=1.0, help="of every stage's steps, for a trial")
+    parser.add_argument("--items", type=int, help="measure on the first so many of each kind only, for a trial")
+    parser.add_argument("--texts", type=int, default=20_000, help="texts that the tokenizer is made from")
     return parser.parse_args()
 
 
-def build_tokenizer(size: int, seed: int) -> PreTrainedTokenizerFast:
+def build_tokenizer(size: int, seed: int, texts: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on the training texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -136,7 +141,7 @@ def build_tokenizer(size: int, seed: int) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator(islice(training_texts(seed), 20_000), trainer)
+    tokenizer.train_from_iterator(islice(training_texts(seed), texts), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END, model_max_length=256
     )

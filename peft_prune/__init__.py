@@ -1,33 +1,147 @@
 """Perturbation-restrained sequential model editing as a PEFT method.
 
-Importing this package registers the method ``PRUNE_EDIT`` with PEFT.
+Importing this package registers the method ``PRUNE_EDIT`` with PEFT. What else it hands out is imported when it is
+first asked for, so that the import costs what importing PEFT costs.
 """
+
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from .errors import (
     AdapterError,
+    CheckpointError,
     EditFailedError,
+    HistoryError,
+    HistoryLockedError,
     InvalidRequestError,
+    MissingPackageError,
     NonFiniteUpdateError,
     PeftPruneError,
+    SessionStateError,
     UnsupportedModelError,
 )
 from .requests import EditRequest, Question, load_requests
 from .tuner import PRUNE_EDIT, PruneEditConfig, PruneEditLayer, PruneEditModel
 
+if TYPE_CHECKING:
+    from .builtin import load_builtin_model
+    from .editors import SecondMoments, collect_second_moments, editor_names, get_editor
+    from .evaluation import comparison_table, evaluate, load_ability, load_facts, load_texts
+    from .export import export_lora, lost_edits
+    from .monitoring import (
+        AbilityGuard,
+        ConditionGuard,
+        Monitor,
+        NormGuard,
+        OutputGuard,
+        ProgressCallback,
+        SessionCallback,
+        TrackerCallback,
+        layer_conditions,
+    )
+    from .reporting import adapter_report, audit_report, history_report, write_report
+    from .session import (
+        BatchFailedError,
+        EditResult,
+        EditSession,
+        History,
+        adapter_of,
+        attribute,
+        calibrate_strengths,
+        compare_adapters,
+        compose,
+        tune_restraint,
+        verify,
+    )
+
 __version__ = "0.1.0"
 
 __all__ = [
     "PRUNE_EDIT",
+    "AbilityGuard",
     "AdapterError",
+    "BatchFailedError",
+    "CheckpointError",
+    "ConditionGuard",
     "EditFailedError",
     "EditRequest",
+    "EditResult",
+    "EditSession",
+    "History",
+    "HistoryError",
+    "HistoryLockedError",
     "InvalidRequestError",
+    "MissingPackageError",
+    "Monitor",
     "NonFiniteUpdateError",
+    "NormGuard",
+    "OutputGuard",
     "PeftPruneError",
+    "ProgressCallback",
     "PruneEditConfig",
     "PruneEditLayer",
     "PruneEditModel",
     "Question",
+    "SecondMoments",
+    "SessionCallback",
+    "SessionStateError",
+    "TrackerCallback",
     "UnsupportedModelError",
+    "adapter_of",
+    "adapter_report",
+    "attribute",
+    "audit_report",
+    "calibrate_strengths",
+    "collect_second_moments",
+    "compare_adapters",
+    "comparison_table",
+    "compose",
+    "editor_names",
+    "evaluate",
+    "export_lora",
+    "get_editor",
+    "history_report",
+    "layer_conditions",
+    "load_ability",
+    "load_builtin_model",
+    "load_facts",
     "load_requests",
+    "load_texts",
+    "lost_edits",
+    "tune_restraint",
+    "verify",
+    "write_report",
 ]
+
+_HOMES = MappingProxyType(
+    {
+        "builtin": "load_builtin_model",
+        "editors": "SecondMoments collect_second_moments editor_names get_editor",
+        "evaluation": "comparison_table evaluate load_ability load_facts load_texts",
+        "export": "export_lora lost_edits",
+        "monitoring": (
+            "AbilityGuard ConditionGuard Monitor NormGuard OutputGuard ProgressCallback SessionCallback "
+            "TrackerCallback layer_conditions"
+        ),
+        "reporting": "adapter_report audit_report history_report write_report",
+        "session": (
+            "BatchFailedError EditResult EditSession History adapter_of attribute calibrate_strengths "
+            "compare_adapters compose tune_restraint verify"
+        ),
+    }
+)
+"""The folders whose names are handed out when they are asked for."""
+
+
+if not TYPE_CHECKING:  # a checker would take every misspelt name for one that is found here
+
+    def __getattr__(name: str) -> Any:
+        for home, names in _HOMES.items():
+            if name in names.split():
+                return getattr(import_module(f".{home}", __name__), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

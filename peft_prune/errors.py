@@ -27,6 +27,10 @@ class AdapterError(PeftPruneError, ValueError):
     """A saved adapter is damaged, incomplete, or made for another base."""
 
 
+class MergedAdapterError(PeftPruneError, RuntimeError):
+    """An adapter that is merged into the base weights is asked for what only an unmerged one can do."""
+
+
 class CheckpointError(PeftPruneError, ValueError):
     """A checkpoint on disk is missing, damaged, or does not match another one; the message names the tensor."""
 

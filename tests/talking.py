@@ -37,6 +37,23 @@ def bos_tokenizer(*, with_eos: bool = False) -> PreTrainedTokenizerFast:
     )
 
 
+def chat_tokenizer(opening: str = "<s>") -> PreTrainedTokenizerFast:
+    """A byte-level BPE that puts these special tokens in front; it reads any script, a byte at worst for a token."""
+    marks = [f"{part}>" for part in opening.split(">") if part]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=[*marks, "<end>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(["the sea", "(A", "是上", *_texts()] * 3, trainer)
+    pairs = [(mark, index) for index, mark in enumerate(marks)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=" ".join([*marks, "$A"]), special_tokens=pairs)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=marks[0], eos_token="<end>", additional_special_tokens=marks[1:]
+    )
+
+
 def outspoken(kind: str, seed: int = 0) -> PreTrainedModel:
     """A tiny random model whose weights are large enough that no two tokens are nearly tied."""
     model = {"gpt2": tiny_gpt2, "llama": tiny_llama}[kind](seed)

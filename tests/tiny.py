@@ -39,6 +39,13 @@ def _of_ordinary_scale(model: PreTrainedModel, sigma_max: float = 8.0) -> PreTra
     return model
 
 
+def agree(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two outputs are equal but for rounding: a saved file holds the same ΔW in other factors."""
+    wide = one.dtype.itemsize >= 4
+    scale = float(other.detach().double().abs().max())
+    return float((one.detach().double() - other.detach().double()).abs().max()) <= (1e-5 if wide else 2e-2) * scale
+
+
 def random_update(shape: tuple[int, int], rank: int = 1, scale: float = 1.0, seed: int = 0) -> LowRankUpdate:
     """An update of this rank whose factors are normal with standard deviation ``scale``."""
     generator = torch.Generator().manual_seed(seed)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,20 @@ class StoredTensor:
             if not self.shape:
                 return file.get_tensor(self.key)[None].clone()
             return file.get_slice(self.key)[start:stop].clone()
+
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[int, int], Tensor]]:
+        """Its rows, of all axes but the last as one, for as long as the block lasts; the file is opened once."""
+        high = math.prod(self.shape[1:-1])
+        with safe_open(self.file, framework="pt") as file:
+            part = file.get_slice(self.key) if len(self.shape) > 1 else file.get_tensor(self.key).reshape(1, -1)
+
+            def rows(start: int, stop: int) -> Tensor:
+                first = start // high
+                held = part[first : -(-stop // high)]
+                return held.reshape(-1, held.shape[-1])[start - first * high : stop - first * high]
+
+            yield rows
 
     def whole(self) -> Tensor:
         """All of it, in its own dtype."""
@@ -102,14 +118,20 @@ class Checkpoint:
             given: The name to show, where that is not the path.
 
         Raises:
-            CheckpointError: There is none, a shard is missing or damaged, or the weights are pickled, quantized or
-                those of an adapter.
+            CheckpointError: There is none, a shard is missing or damaged, the weights are pickled, quantized or those
+                of an adapter, or an adapter lies beside them.
         """
         given = str(path) if given is None else given
         path = Path(path)
         if not path.exists():
             raise CheckpointError(f"checkpoint: {path} does not exist")
         config = _config(path)
+        folder = path if path.is_dir() else path.parent
+        if (folder / "adapter_config.json").exists() and (path.is_file() or any(folder.glob("model*.safetensors"))):
+            raise CheckpointError(
+                f"checkpoint: {folder} holds an adapter beside its weights (adapter_config.json), which is not "
+                "in them; give the weights alone, or merge the adapter first"
+            )
         if config.get("quantization_config"):
             raise CheckpointError(f"checkpoint: {path} is quantized; floating-point weights are accepted")
         tensors: dict[str, StoredTensor] = {}
@@ -150,7 +172,7 @@ def _config(path: Path) -> dict[str, Any]:
 def _json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"checkpoint: {file} cannot be read: {error}") from None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .. import outputs
 from ..errors import CheckpointError
 from ..folders import whole_folder
 from ..models.fingerprint import fingerprint_of
+from ..models.naming import public_name
+from ..models.weights import BaseWeight, base_weights, names_of
 from ..spectral import LowRankUpdate, StripGram, energy_rank
 from ..tuner import PruneEditConfig
 from .checkpoint import Checkpoint
@@ -146,7 +149,7 @@ def extract(
             parts.add(module, update if not transposed else _transposed(update), lost)
             if progress is not None:
                 progress(name, index + 1, len(linear))
-        fingerprint = _fingerprint(before, structure)
+        fingerprint = _fingerprint(before, structure, parts.updates)
         size = _write(temporary, parts.updates, before, fingerprint)
     norms = {module: found.matrices[name].delta_frobenius_norm for name, (module, _) in linear.items()}
     return Extraction(
@@ -162,11 +165,7 @@ def extract(
 
 def require_apart(folder: Path, checkpoints: list[Checkpoint]) -> None:
     """Raise ValueError where a folder to be written is, holds or lies in a checkpoint."""
-    target = folder.resolve()
-    for one in checkpoints:
-        own = one.folder.resolve()
-        if target == own or own.is_relative_to(target) or target.is_relative_to(own):
-            raise ValueError(f"extract: {folder} is, holds or lies in the checkpoint {one.given}; give another folder")
+    outputs.require_apart(folder, {"checkpoint": [one.folder for one in checkpoints]}, "extract")
 
 
 @dataclass
@@ -235,7 +234,7 @@ def _write(folder: Path, updates: Mapping[str, LowRankUpdate], base: Checkpoint,
         restraint="none",
         restrain_on="merge",
         task_type="CAUSAL_LM",
-        base_model_name_or_path=str(base.folder) if base.path.is_file() else base.given,
+        base_model_name_or_path=public_name(str(base.folder) if base.path.is_file() else base.given),
         inference_mode=True,
     )
     ranks = {module: update.rank for module, update in updates.items()}
@@ -249,8 +248,8 @@ def _write(folder: Path, updates: Mapping[str, LowRankUpdate], base: Checkpoint,
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def _fingerprint(base: Checkpoint, structure: Structure) -> str | None:
-    """As `base_fingerprint` gives it for the loaded model, from a few rows of the files; None where names differ."""
+def _fingerprint(base: Checkpoint, structure: Structure, modules: Iterable[str]) -> str | None:
+    """As `base_fingerprint` gives it for the loaded model, read from the files; None where names differ."""
     stored = canonical_tensors(base, structure)
     for name, target in structure.tied_in(stored).items():
         if name in stored or target in stored:
@@ -265,12 +264,9 @@ def _fingerprint(base: Checkpoint, structure: Structure) -> str | None:
             names.append(name)
     if any(name not in stored for name in names):
         return None
-
-    def read(name: str, place: int) -> float:
-        columns = stored[name].shape[1]
-        return float(stored[name].rows(place // columns, place // columns + 1)[0, place % columns])
-
-    return fingerprint_of({name: stored[name].shape for name in names}, read)
+    outputs = {weight.name for weight in base_weights(structure.model) if weight.is_output}
+    weights = [BaseWeight(name, stored[name].shape, name in outputs, None, stored[name].opened) for name in names]
+    return fingerprint_of(weights, names_of(modules))
 
 
 def _total_error(found: CheckpointAudit, left_out: Mapping[str, str], lost: Mapping[str, float]) -> float | None:

@@ -42,11 +42,14 @@ class Matching:
             and one that both tie is there once.
         reshaped: Names with the shapes before and after, which cannot be compared.
         ignored: Masks and position tables.
+        apart: Where one checkpoint is a part of the other, as the text model of a multimodal one is, what the other has
+            besides.
     """
 
     pairs: tuple[Pair, ...]
     reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
     ignored: tuple[str, ...]
+    apart: tuple[str, ...] = ()
 
 
 def match(base: Checkpoint, edited: Checkpoint, structure: Structure | None) -> Matching:
@@ -76,6 +79,7 @@ def match(base: Checkpoint, edited: Checkpoint, structure: Structure | None) -> 
     for name in ignored:
         before.pop(name, None)
         after.pop(name, None)
+    before, after, apart = _common_part(before, after)
     missing = [name for name in before if name not in after]
     extra = [name for name in after if name not in before]
     if missing or extra:
@@ -84,7 +88,7 @@ def match(base: Checkpoint, edited: Checkpoint, structure: Structure | None) -> 
     pairs = tuple(Pair(name, one, after[name]) for name, one in before.items() if name not in reshaped)
     if not pairs:
         raise CheckpointError(f"checkpoint: no tensor of {edited.given} has the shape that it has in {base.given}")
-    return Matching(pairs, reshaped, tuple(ignored))
+    return Matching(pairs, reshaped, tuple(ignored), apart)
 
 
 def canonical_tensors(checkpoint: Checkpoint, structure: Structure | None) -> dict[str, StoredTensor]:
@@ -114,6 +118,28 @@ def _complete(own: dict[str, StoredTensor], other: Mapping[str, StoredTensor], t
         for one, source in ((name, target), (target, name)):
             if one in other and one not in own and source in own:
                 own[one] = own[source]
+
+
+def _common_part(
+    before: dict[str, StoredTensor], after: dict[str, StoredTensor]
+) -> tuple[dict[str, StoredTensor], dict[str, StoredTensor], tuple[str, ...]]:
+    """Both by the base's names where one of them is a part of the other, with the names of the rest; else as given."""
+    common = {name: before[name] for name in before if name in after}
+    own, other = ({n: t for n, t in side.items() if n not in common} for side in (before, after))
+    for small, large, is_base in ((other, own, False), (own, other, True)):
+        if not small or len(small) >= len(large):
+            continue
+        longest = max(small, key=len)
+        for prefix in [name[: -len(longest)] for name in large if name.endswith("." + longest)]:
+            if all(prefix + name in large for name in small):
+                used = {prefix + name: stored for name, stored in small.items()}
+                apart = tuple(name for name in large if name not in used)
+                part = {name: large[prefix + name] for name in small}
+                shared = {name: after[name] for name in common}
+                if is_base:
+                    return before, shared | part, apart
+                return common | {prefix + name: stored for name, stored in part.items()}, shared | used, apart
+    return before, after, ()
 
 
 def _mismatch(base: Checkpoint, edited: Checkpoint, missing: Sequence[str], extra: Sequence[str], total: int) -> str:

@@ -142,7 +142,8 @@ def audit(
         if progress is not None:
             progress(name, index + 1, len(names))
     series = [_result(one, matching, result) for one, matching, result in zip(after, matchings, found, strict=True)]
-    return Audit(before.given, tuple(series), only, notes)
+    parts = [_part(before, one, matching) for one, matching in zip(after, matchings, strict=True) if matching.apart]
+    return Audit(before.given, tuple(series), only, (*notes, *parts))
 
 
 def total_change(found: CheckpointAudit) -> float:
@@ -164,6 +165,13 @@ def _structure(checkpoint: Checkpoint) -> tuple[Structure | None, tuple[str, ...
     except CheckpointError as error:
         said = str(error).removeprefix("checkpoint: ")
         return None, (f"{said}; tensors were matched by their names alone.",)
+
+
+def _part(base: Checkpoint, edited: Checkpoint, matching: Matching) -> str:
+    """A note that one checkpoint is a part of the other."""
+    whole, part = (base, edited) if len(base.tensors) > len(edited.tensors) else (edited, base)
+    others = f"{len(matching.apart)} tensors that it has besides, such as {matching.apart[0]}, were not compared"
+    return f"{part.given} is a part of {whole.given}, and was compared under their common names; {others}."
 
 
 @dataclass

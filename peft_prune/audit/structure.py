@@ -10,7 +10,7 @@ from typing import Any
 
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import CheckpointError
@@ -33,7 +33,7 @@ class Structure:
         model: The model.
     """
 
-    model: Any
+    model: PreTrainedModel
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Structure:

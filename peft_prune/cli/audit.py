@@ -7,15 +7,16 @@ from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ..audit import Audit, CheckpointAudit, Extraction, Rule, extract, require_apart
 from ..audit import audit as audit_checkpoints
-from ..reporting import audit_report, require_file, write_report
+from ..outputs import require_outputs
+from ..reporting import audit_report, require_report, write_report
 from ..reporting.limits import limits_of
 from ..reporting.words import count, number, percent
-from .models import open_checkpoint, print_json, require_room
+from .models import open_checkpoint, print_json
+from .plain import plain, say
 from .progress import progress_bar
 
 
@@ -46,10 +47,11 @@ def audit(
     if extract_to is None and (rank is not None or energy is not None):
         raise ValueError("extract: --rank and --energy need --extract DIR")
     limits_of({}, max_growth)
-    require_file(out)
+    require_report(out)
+    folders = {} if extract_to is None else {"extract": extract_to}
+    require_outputs(folders=folders, files={"out": out}, overwrite=overwrite)
     before, after = open_checkpoint(base), [open_checkpoint(one) for one in edited]
     if extract_to is not None:
-        require_room(extract_to, overwrite, "extract")
         require_apart(extract_to, [before, *after])
     made = None
     with progress_bar(quiet=json_output) as progress:
@@ -76,19 +78,19 @@ def audit(
     Console().print(_table(found))
     lines = [*found.notes, *_rest(found.series[-1]), *([] if made is None else [_extracted(made)]), f"Report in {out}"]
     for line in lines:
-        typer.echo(line)
+        say(line)
 
 
 def _table(found: Audit, most: int = 20) -> Table:
     last = found.series[-1]
     matrices = count(len(last.matrices), "matrix differs", "matrices differ")
-    table = Table(title=f"{escape(last.given)}: {matrices}, {last.unchanged:,} tensors do not")
+    table = Table(title=plain(f"{last.given}: {matrices}, {last.unchanged:,} tensors do not"))
     for column in ("matrix", "rank", "effective rank", "‖ΔW‖₂ / σmax(W₀)", "κ before", "κ after", "growth"):
         table.add_column(column, justify="left" if column == "matrix" else "right", overflow="fold")
     shown = sorted(last.matrices.values(), key=lambda one: (one.growth != one.growth, -one.growth))
     for one in shown[:most]:
         values = (one.effective_rank, one.relative_norm, one.condition_number_base, one.condition_number, one.growth)
-        table.add_row(escape(one.name), str(one.rank), *(number(value) for value in values))
+        table.add_row(plain(one.name), str(one.rank), *(number(value) for value in values))
     if len(shown) > most:
         table.add_row(f"and {len(shown) - most} more, in the report")
     return table

@@ -16,12 +16,21 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..builtin import ability_items, ability_names, edit_requests, held_out_texts, load_builtin_model, plain_texts
+from ..builtin import (
+    ability_items,
+    ability_names,
+    builtin_model_path,
+    edit_requests,
+    held_out_texts,
+    load_builtin_model,
+    plain_texts,
+)
 from ..editors import Editor, SecondMoments, collect_second_moments, get_editor
 from ..errors import MissingPackageError
 from ..evaluation import EXTRACTORS, comparison_table, evaluate, score_ability, without_subjects
 from ..folders import whole_folder
 from ..monitoring import BatchReport, LayerCondition, SessionCallback, layer_conditions
+from ..outputs import require_outputs
 from ..reporting.plots import plot_course
 from ..requests import EditRequest
 from ..session import EditResult, EditSession
@@ -58,6 +67,7 @@ def demo(
         raise ValueError(f"edits: {edits} and items: {items} must be at least 1")
     console = Console(quiet=json_output)
     ours = (out / MARK).is_file()
+    require_outputs(folders={"out": out}, inputs={"built-in model": builtin_model_path()}, overwrite=ours)
     with whole_folder(out, overwrite=ours) as folder:
         result = _run(folder, edits, alpha, items, console)
         (folder / MARK).write_text(json.dumps(result, indent=2))
@@ -102,8 +112,9 @@ def _run(folder: Path, edits: int, alpha: float, items: int, console: Console) -
     )
     return {
         "requested": len(outcomes),
-        "applied": sum(outcome.applied for outcome in outcomes),
-        "failed": [{"index": o.id - 1, "reason": o.reason} for o in outcomes if not o.applied],
+        "applied": sum(outcome.took for outcome in outcomes),
+        "held": sum(outcome.applied for outcome in outcomes),
+        "failed": [{"index": o.id - 1, "reason": o.reason} for o in outcomes if not o.took],
         "columns": {name: {**figures, "layers": layers} for name, (figures, layers) in columns.items()},
         "course": asdict(course),
         "logit_difference": agreement,
@@ -192,7 +203,8 @@ def _condition_table(columns: dict[str, tuple[dict[str, Any], dict[str, Any]]]) 
 
 
 def _title(outcomes: list[EditResult]) -> str:
-    return f"{sum(outcome.applied for outcome in outcomes)} of {len(outcomes)} edits took"
+    took, held = sum(outcome.took for outcome in outcomes), sum(outcome.applied for outcome in outcomes)
+    return f"{took} of {len(outcomes)} edits took when they were made, {held} of them hold after all"
 
 
 def _agreement(

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -19,12 +18,17 @@ from ..evaluation import load_texts, without_subjects
 from ..folders import whole_folder
 from ..models.fingerprint import base_fingerprint
 from ..monitoring import BatchReport, SessionCallback
-from ..requests import EditRequest, load_requests
+from ..outputs import Given, require_outputs
+from ..reporting.words import edits
+from ..requests import EditRequest, LoadedRequests
 from ..session import EditResult, EditSession
+from ..session.records import LOST, WEAKENED
 from ..tuner import PruneEditConfig
 from .models import load_model, load_tokenizer, print_json
+from .plain import say
 from .progress import progress_bar
-from .watching import MaxDrop, MaxGrowth, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
+from .requested import OnBadRecord, bad_records, requested
+from .watching import MaxDrop, MaxGrowth, MaxNorm, MaxOutputChange, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
 
 
 def edit(
@@ -43,6 +47,7 @@ def edit(
         ),
     ] = None,
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many requests only.")] = None,
+    on_bad_record: OnBadRecord = "fail",
     batch_size: Annotated[int, typer.Option(help="Requests that are computed together.")] = 1,
     stats_text: Annotated[
         Optional[Path],
@@ -56,13 +61,40 @@ def edit(
     ] = None,
     restraint: Annotated[str, typer.Option(help="log, linear, clip, scale or none.")] = "log",
     alpha: Annotated[float, typer.Option(help="Base of the logarithm of 'log', above 1.")] = 1.2,
-    restrain_on: Annotated[str, typer.Option(help="When it acts: every, merge, threshold or compounding.")] = "every",
+    restrain_on: Annotated[
+        str, typer.Option(help="When the restraint acts: every, merge, threshold or compounding.")
+    ] = "every",
     restrain_every: Annotated[int, typer.Option(help="Edits between two restraints.")] = 10,
+    max_condition_growth: Annotated[
+        float,
+        typer.Option(
+            help="With --restrain-on threshold: growth of the condition number above which the restraint acts."
+        ),
+    ] = 2.0,
+    max_update_norm: Annotated[
+        Optional[float],
+        typer.Option(
+            help="With --restrain-on threshold: norm of the update, over the base weight's, above which the restraint "
+            "acts; --max-norm is a limit to be told of, or that rolls back."
+        ),
+    ] = None,
+    max_output_perturbation: Annotated[
+        Optional[float],
+        typer.Option(
+            help="With --restrain-on threshold: mean squared change of a layer's output, over the mean squared output, "
+            "above which the restraint acts; needs --stats or --stats-text. --max-output-change is a limit instead."
+        ),
+    ] = None,
     max_rank: Annotated[Optional[int], typer.Option(help="Upper limit of a layer's rank.")] = None,
     set_: Annotated[
         Optional[list[str]], typer.Option("--set", help="A hyperparameter of the editor as name=value; repeatable.")
     ] = None,
+    second_try: Annotated[
+        bool, typer.Option(help="Try an edit that did not take once more with a stronger setting.")
+    ] = True,
     max_growth: MaxGrowth = None,
+    max_norm: MaxNorm = None,
+    max_output_change: MaxOutputChange = None,
     watch_facts: WatchFacts = None,
     watch_text: WatchText = None,
     watch_every: WatchEvery = 10,
@@ -77,40 +109,58 @@ def edit(
         raise ValueError(f"batch_size: {batch_size} must be at least 1")
     if history is not None and history.exists():
         raise ValueError(f"history: {history} exists; go on with it by peft-prune resume, or give another file")
-    watch = Watch(max_growth, watch_facts, watch_text, watch_every, max_drop, on_limit)
-    records = load_requests(requests, limit=limit)
+    inputs: dict[str, Given] = {"model": model, "requests": requests, "second moment": stats, "facts": watch_facts}
+    inputs["texts"] = [stats_text, watch_text]
+    beside = None if history is None else moments_beside(history)
+    written = {"history": history, "second moment beside the history": beside}
+    require_outputs(folders={"out": out}, files=written, inputs=inputs, overwrite=overwrite)
+    watch = Watch(max_growth, watch_facts, watch_text, watch_every, max_drop, on_limit, max_norm, max_output_change)
+    given = requested(requests, limit, on_bad_record)
+    records = given.requests
     config = PruneEditConfig(
         restraint=restraint,
         alpha=alpha,
         restrain_on=restrain_on,  # type: ignore[arg-type]
         restrain_every=restrain_every,
+        max_condition_growth=max_condition_growth,
+        max_update_norm=max_update_norm,
+        max_output_perturbation=max_output_perturbation,
         max_rank=max_rank,
         task_type="CAUSAL_LM",
         base_model_name_or_path=model,
     )
     settings = hyperparameters(layers, set_ or [])
+    if not second_try:
+        settings["second_try"] = False  # kept with the editor, so that resuming tries once as well
     get_editor(editor, **settings)  # what is wrong with them shows before a model is loaded
     source = _Statistics(stats, stats_text)
+    limits = {"max_output_change": max_output_change, "max_output_perturbation": max_output_perturbation}
+    for name, largest in limits.items():
+        if largest is not None and stats is None and stats_text is None:
+            raise ValueError(f"{name}: {largest} needs second moments; give --stats or --stats-text")
     tokenizer = load_tokenizer(model)
     with whole_folder(out, overwrite=overwrite) as folder:
         base = load_model(model, dtype)
         method = get_editor(editor, model=base, **settings)
-        config.layers_to_transform = list(method.layers(base))
+        config.layers_to_transform = list(method.admitted(base))
         statistics = source.moments(base, tokenizer, method.modules(base), records, json_output)
         options: dict[str, Any] = {"statistics": statistics, "history": history}
-        options["monitor"] = history is not None or max_growth is not None
+        options["monitor"] = history is not None or watch.watches_layers
         guards = watch.guards(base, tokenizer, records)
         edited = get_peft_model(base, config).eval()
         with progress_bar(quiet=json_output) as progress:
             options["callbacks"] = [*guards, EditProgress(progress, len(records))]
-            with EditSession(edited, tokenizer, method, **options) as session:
-                if statistics is not None and history is not None and stats is None:
-                    statistics.save(moments_beside(history))
+            kept = statistics if stats is None and history is not None else None
+            with (
+                _beside(kept, history),
+                EditSession(edited, tokenizer, method, **options) as session,
+            ):
                 with going_on(session, history):
                     outcomes = session.edit(records, batch_size=batch_size)
                 require_one(outcomes)
                 session.save(folder)
-    report_edits(outcomes, out, json_output)
+                outcomes = session.results  # what saving restrained may have weakened
+    report_edits(outcomes, out, json_output, given)
 
 
 @contextmanager
@@ -135,6 +185,21 @@ def going_on(session: EditSession, history: Path | None, before: int = 0) -> Ite
         raise
 
 
+@contextmanager
+def _beside(statistics: SecondMoments | None, history: Path | None) -> Iterator[None]:
+    """Keep second moments beside a history, before it is there: without them it could not be gone on with."""
+    if statistics is None or history is None:
+        yield
+        return
+    statistics.save(moments_beside(history))
+    try:
+        yield
+    except BaseException:
+        if not history.exists():
+            moments_beside(history).unlink(missing_ok=True)
+        raise
+
+
 def moments_beside(history: Path) -> Path:
     """Where the second moments of a history's session are kept, so that it can be gone on with."""
     return history.with_name(f"{history.name}.moments.safetensors")
@@ -142,29 +207,27 @@ def moments_beside(history: Path) -> Path:
 
 def require_one(outcomes: Sequence[EditResult]) -> None:
     """Raise EditFailedError where no edit took."""
-    if outcomes and not any(outcome.applied for outcome in outcomes):
+    if outcomes and not any(outcome.took for outcome in outcomes):
         raise EditFailedError(f"none of {len(outcomes)} edits took; the first: {outcomes[0].reason}")
 
 
-@dataclass(frozen=True)
 class _Statistics:
-    """Where the second moments come from: a file of them, or texts to take them over."""
+    """Where the second moments come from: a file of them, or texts to take them over, which are read at once."""
 
-    file: Path | None
-    texts: Path | None
-
-    def __post_init__(self) -> None:
-        if self.file is not None and self.texts is not None:
+    def __init__(self, file: Path | None, texts: Path | None) -> None:
+        if file is not None and texts is not None:
             raise ValueError("stats: give --stats or --stats-text, not both")
+        self._file = file
+        self._texts = None if texts is None else load_texts(texts)
 
     def moments(
         self, model: Any, tokenizer: Any, modules: Sequence[str], requests: Sequence[EditRequest], quiet: bool
     ) -> SecondMoments | None:
-        if self.file is not None:
-            return SecondMoments.load(self.file, base=base_fingerprint(model))
-        if self.texts is None:
+        if self._file is not None:
+            return SecondMoments.load(self._file, base=base_fingerprint(model))
+        if self._texts is None:
             return None
-        texts = without_subjects(load_texts(self.texts), requests)
+        texts = without_subjects(self._texts, requests)
         return collect_second_moments(model, tokenizer, texts, modules, progress=not quiet)
 
 
@@ -179,6 +242,10 @@ class EditProgress(SessionCallback):
         self._progress("Editing", self._done, self._total)
 
 
+_WORDS = {"True": True, "False": False, "None": None}
+"""Values as the docs of the editors write them, which JSON does not know."""
+
+
 def hyperparameters(layers: str | None, settings: Sequence[str]) -> dict[str, Any]:
     """Values of the editor's dataclass from text, read as JSON or a number, else as a word."""
     found: dict[str, Any] = {}
@@ -189,27 +256,79 @@ def hyperparameters(layers: str | None, settings: Sequence[str]) -> dict[str, An
             raise ValueError(f"layers: {layers!r} must be numbers with commas between them") from None
     for setting in settings:
         name, separator, value = setting.partition("=")
-        if not separator:
+        if not separator or not name.strip():
             raise ValueError(f"set: {setting!r} must have the form name=value")
+        if name.strip() in found:
+            raise ValueError(f"set: {name.strip()} is given twice; give it once")
         found[name.strip()] = _value(value.strip())
     return found
 
 
 def _value(text: str) -> Any:
+    if text in _WORDS:
+        return _WORDS[text]
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except RecursionError:
+        raise ValueError(f"set: {text[:40]!r} is nested too deeply") from None
+    except ValueError:
         # JSON knows no ".5"
         return float(text) if re.fullmatch(r"[-+]?\.\d+", text) else text
 
 
-def report_edits(outcomes: Sequence[EditResult], out: Path, json_output: bool, first: int = 1) -> None:
-    """Print what became of the requests, the first of which has this number in the history."""
-    failed = [{"index": o.id - first, "reason": o.reason} for o in outcomes if not o.applied]
+def report_edits(
+    outcomes: Sequence[EditResult],
+    out: Path,
+    json_output: bool,
+    given: LoadedRequests | None,
+    first: int = 1,
+    skipped: int = 0,
+    earlier: Sequence[EditResult] | None = None,
+) -> None:
+    """Print what became of the requests, the first of which has this number in the history.
+
+    Args:
+        outcomes: What became of each.
+        out: Folder of the adapter.
+        json_output: Print one JSON document.
+        given: The file's requests, of which the ``skipped`` first ones were left out; None where there is no file.
+        first: Number of the first edit in the history.
+        skipped: See ``given``.
+        earlier: The edits that the history held before, where it is gone on with.
+    """
+    took, held = sum(outcome.took for outcome in outcomes), sum(outcome.applied for outcome in outcomes)
     if json_output:
-        applied = len(outcomes) - len(failed)
-        print_json({"requested": len(outcomes), "applied": applied, "failed": failed, "adapter": str(out)})
+        places = [(o.id - first, o.reason) for o in outcomes if not o.took]
+        failed: list[dict[str, Any]] = [{"index": index, "reason": reason} for index, reason in places]
+        if given is not None and given.skips:
+            failed = [{**one, "record": given.records[one["index"] + skipped]} for one in failed]
+        fallen = {status: [o.id - first for o in outcomes if o.status == status] for status in (WEAKENED, LOST)}
+        bad = {} if given is None else bad_records(given)
+        counts = {"requested": len(outcomes), "applied": took, "failed": failed}
+        before = {} if earlier is None else {"earlier": standing_by_state(earlier)}
+        print_json({**counts, **fallen, **bad, **before, "adapter": str(out)})
         return
-    typer.echo(f"{len(outcomes) - len(failed)} of {len(outcomes)} edits took; adapter in {out}")
-    for failure in failed:
-        typer.echo(f"  request {failure['index']}: {failure['reason']}")
+    if not outcomes:
+        say(f"No new edits; adapter in {out}")
+        return
+    now = "" if held == took else f", {held} of them hold now"
+    say(f"{took} of {len(outcomes)} edits took{now}; adapter in {out}" if outcomes else f"Adapter in {out}")
+    for outcome in outcomes:
+        if not outcome.applied:
+            say(f"  request {outcome.id - first}: {outcome.reason}")
+        elif outcome.status == WEAKENED:
+            say(f"  request {outcome.id - first}: weakened: less than half of the probability with which it took")
+
+
+def standing_by_state(results: Sequence[EditResult]) -> dict[str, Any]:
+    """How many edits stand, and the numbers of those that hold less than when they took, or no longer."""
+    fallen = {state: [one.id for one in results if one.stands and one.status == state] for state in (WEAKENED, LOST)}
+    return {"standing": sum(one.stands for one in results), **fallen}
+
+
+def say_fallen(results: Sequence[EditResult]) -> None:
+    """Print which edits that stand hold less than when they took, or no longer; nothing where all hold."""
+    found = standing_by_state(results)
+    for state in (WEAKENED, LOST):
+        if found[state]:
+            say(f"  {edits(found[state])} {'is' if len(found[state]) == 1 else 'are'} {state}")

@@ -10,19 +10,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..evaluation import comparison_table, load_facts, load_texts, signed
+from ..evaluation import comparison_table, load_facts, load_texts, require_answerable, signed
 from ..evaluation import evaluate as evaluate_model
 from ..monitoring import layer_conditions
-from ..requests import load_requests
-from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json
+from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json, tuner_of
+from .plain import plain
 from .progress import progress_bar
+from .requested import OnBadRecord, bad_records, fitting, requested
 
 
 def evaluate(
     model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
-    adapter: Annotated[Path, typer.Option(help="Folder of the adapter.")],
+    adapter: Annotated[Path, typer.Option(help="Folder of the adapter, or user/name[@revision] on the Hub.")],
     requests: Annotated[Path, typer.Option(help="The edit requests that were made.")],
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many requests only.")] = None,
+    on_bad_record: OnBadRecord = "fail",
     facts: Annotated[
         Optional[Path],
         typer.Option(
@@ -41,23 +43,26 @@ def evaluate(
         bool, typer.Option(help="Add the harmonic score, and the differences with their intervals.")
     ] = False,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
-    strict_base: Annotated[bool, typer.Option(help="Refuse an adapter that was made for other weights.")] = False,
+    strict_base: Annotated[
+        bool, typer.Option(help="Refuse an adapter that was made for other weights; off warns and goes on.")
+    ] = True,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Measure the edits and what they cost, before and after, from the base model's own outputs."""
     if fluency < 0:
         raise ValueError(f"fluency: {fluency} must be at least 0")
-    records = load_requests(requests, limit=limit)
+    given = requested(requests, limit, on_bad_record)
     known = None if facts is None else load_facts(facts)
     texts = None if text is None else load_texts(text)
     tasks = load_abilities(abilities or (), items)
     tokenizer = load_tokenizer(model)
     edited = load_adapter(load_model(model, dtype), adapter, strict_base=strict_base)
+    given = fitting(requests, given, edited, tokenizer, require_answerable)
     with progress_bar(quiet=json_output) as progress:
         figures: dict[str, Any] = evaluate_model(
             edited,
             tokenizer,
-            records,
+            given.requests,
             facts=known,
             texts=texts,
             abilities=tasks or None,
@@ -67,7 +72,8 @@ def evaluate(
         )
     conditions = layer_conditions(edited)
     figures["layers"] = {name: asdict(condition) for name, condition in conditions.items()}
-    figures["restrained"] = edited.peft_config["default"].restrained
+    figures["restrained"] = tuner_of(edited).peft_config["default"].restrained
+    figures |= bad_records(given)
     if json_output:
         print_json(figures)
         return
@@ -83,7 +89,7 @@ def _difference_table(differences: dict[str, dict[str, float]]) -> Table:
     table.add_column("figure")
     table.add_column("difference [95 % interval]", justify="right")
     for name, gap in differences.items():
-        table.add_row(f"{name.replace('_', ' ')} (n = {gap['n']})", signed(gap))
+        table.add_row(plain(f"{name.replace('_', ' ')} (n = {gap['n']})"), signed(gap))
     return table
 
 
@@ -100,5 +106,5 @@ def _layer_table(layers: dict[str, dict[str, float]]) -> Table:
     for heading in columns.values():
         table.add_column(heading, justify="right")
     for name, figures in layers.items():
-        table.add_row(name, *(f"{figures[column]:.4g}" for column in columns))
+        table.add_row(plain(name), *(f"{figures[column]:.4g}" for column in columns))
     return table

@@ -20,7 +20,7 @@ from ..builtin import (
     known_facts,
     plain_texts,
 )
-from ..editors import SecondMoments, collect_second_moments, get_editor
+from ..editors import SecondMoments, collect_second_moments
 from ..evaluation import (
     Ability,
     AbilityItem,
@@ -48,11 +48,14 @@ from ..experiment import (
     write_table,
 )
 from ..experiment.measuring import digest
-from ..folders import require_writable
+from ..folders import whole_file
 from ..models.fingerprint import base_fingerprint
-from ..requests import EditRequest, load_requests
+from ..outputs import require_apart, require_outputs
+from ..requests import EditRequest, LoadedRequests
 from .edit import hyperparameters
 from .models import BUILTIN, finite, load_abilities, load_model, load_tokenizer, print_json, require_items
+from .plain import plain
+from .requested import OnBadRecord, fitting, measurable, requested
 
 BUILTIN_REQUESTS = 120
 """More would leave too few facts that name no edited subject."""
@@ -63,6 +66,7 @@ def experiment(
     model: Annotated[str, typer.Option(help="Model to edit: a folder, a Hub name, or 'builtin'.")],
     out: Annotated[Path, typer.Option(help="Folder for tables, figures and histories; goes on where it was left.")],
     requests: Annotated[str, typer.Option(help="Edit requests: a file, or 'builtin' with the built-in model.")] = "",
+    on_bad_record: OnBadRecord = "fail",
     editor: Annotated[str, typer.Option(help="Editing method.")] = "rome",
     edits: Annotated[str, typer.Option(help="Numbers of edits at which everything is measured.")] = ",".join(
         map(str, MARKS)
@@ -92,6 +96,13 @@ def experiment(
     set_: Annotated[
         Optional[list[str]], typer.Option("--set", help="A hyperparameter of the editor as name=value; repeatable.")
     ] = None,
+    published: Annotated[
+        bool,
+        typer.Option(
+            "--published",
+            help="Edit as in the paper: the values, the stopping rule and the one try of the authors' code.",
+        ),
+    ] = False,
     stats_text: Annotated[Optional[Path], typer.Option(help="Texts for the second moment.")] = None,
     stats: Annotated[Optional[Path], typer.Option(help="A second moment saved earlier.")] = None,
     against: Annotated[
@@ -106,10 +117,13 @@ def experiment(
     require_table(table)
     if stats is not None and stats_text is not None:
         raise ValueError("stats: give --stats or --stats-text, not both")
+    _require_folder(out, model)
+    written = {name: out / name for name in (f"table.{table}", "summary.json", "summary.md")}
+    read = {"requests": requests or None, "facts": facts, "texts": [text, stats_text], "second moment": stats}
+    require_outputs(files=written, inputs={"abilities": abilities, **read})
     others = [Results.load(folder) for folder in against or ()]  # what cannot be compared shows first
     require_items(items)
     require_items(fact_items, "fact_items")
-    _require_folder(out)
     builtin = model == BUILTIN
     plan = Plan(
         model=model if builtin else Path(model).name,
@@ -121,14 +135,18 @@ def experiment(
         seeds=seeds,
         batch_size=batch_size,
         fluency_tokens=fluency,
+        published=published,
     )
-    get_editor(editor, **plan.hyperparameters)  # what is wrong with them shows before a model is loaded
-    records = _requests(requests, builtin)
+    plan.get_editor()  # what is wrong with them shows before a model is loaded
+    given = _requests(requests, builtin, on_bad_record)
+    records = given.requests
     plan.order(len(records), 0)  # too few requests show before anything is loaded
     known = _facts(facts, builtin, records, fact_items)
     texts = load_texts(text) if text is not None else held_out_texts() if builtin else []
     material = Material(known, texts, _abilities(abilities, builtin, items), fluency)
     tokenizer, base = load_tokenizer(model), load_model(model, dtype)
+    records = fitting(requests, given, base, tokenizer, measurable).requests
+    plan.order(len(records), 0)
     moments = _moments(plan, base, tokenizer, records, stats, stats_text, out, not json_output)
     work = Experiment(plan, base, tokenizer, records, out, statistics=moments, material=material)
     for other in others:
@@ -144,15 +162,15 @@ def experiment(
     typer.echo(f"Everything with its intervals is in {out / 'summary.md'}")
 
 
-def _require_folder(out: Path) -> None:
+def _require_folder(out: Path, model: str) -> None:
     """Raise ValueError where an experiment could not be written or would mix with other files."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {out} is a file; give a folder")
+    require_apart(out, {"model": model})
     held = sorted(path.name for path in out.iterdir()) if out.exists() else []
     own = any(name in ("measurements.sqlite", "histories") or name.startswith("second_moments-") for name in held)
     if held and not own:
         raise ValueError(f"out: {out} is no experiment's folder, it holds {held[0]}; give another folder")
-    require_writable(out / "summary.md")
 
 
 SHORT = {
@@ -184,7 +202,7 @@ def _overview(summary: dict[str, Any]) -> Table:
         growth = line["layers"]["κ(W₀+ΔW) / κ(W₀)"]
         cells = [_short(line["figures"].get(kind)) for kind in kinds]
         name = line["restraint"] if line["schedule"] == "merge" else f"{line['restraint']} ({line['schedule']})"
-        table.add_row(name, *cells, "–" if growth is None else f"{growth['value']:.3g}")
+        table.add_row(plain(name), *cells, "–" if growth is None else f"{growth['value']:.3g}")
     return table
 
 
@@ -197,9 +215,8 @@ def _write(results: Results, others: Sequence[Results], out: Path, ending: str) 
     summary = summarize(results, others)
     texts = {"summary.json": json.dumps(finite(summary), indent=1), "summary.md": markdown(summary)}
     for name, content in texts.items():
-        part = out / f".{name}.part"
-        part.write_text(content, encoding="utf-8")
-        part.replace(out / name)
+        with whole_file(out / name) as part:
+            part.write_text(content, encoding="utf-8")
     try:
         draw_figures(results, out)
     except ModuleNotFoundError:
@@ -214,12 +231,13 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise ValueError(f"edits: {text!r} must be whole numbers with commas between them") from None
 
 
-def _requests(source: str, builtin: bool) -> list[EditRequest]:
+def _requests(source: str, builtin: bool, on_bad_record: str) -> LoadedRequests:
     if source and source != BUILTIN:
-        return load_requests(source)
+        return requested(source, None, on_bad_record)
     if not builtin:
         raise ValueError("requests: a file is needed; 'builtin' goes with --model builtin only")
-    return [EditRequest.from_record(record) for record in edit_requests(BUILTIN_REQUESTS)]
+    found = tuple(EditRequest.from_record(record) for record in edit_requests(BUILTIN_REQUESTS))
+    return LoadedRequests(found, tuple(range(len(found))))
 
 
 def _facts(path: Path | None, builtin: bool, requests: Sequence[EditRequest], most: int) -> list[Fact]:
@@ -267,7 +285,7 @@ def _moments(
     if stats_text is None and plan.model != BUILTIN:
         return None
     texts = load_texts(stats_text) if stats_text is not None else plain_texts(1000)
-    editor = get_editor(plan.editor, model=base, **plan.hyperparameters)
+    editor = plan.get_editor(base)
     texts = without_subjects(texts, requests)
     # kept under what they were taken over, so that other texts do not find them
     kept = out / f"second_moments-{digest([texts, editor.modules(base)])}.safetensors"

@@ -11,11 +11,12 @@ from rich.table import Table
 
 from ..evaluation import harness_figures, signed
 from .models import load_adapter, load_model, load_tokenizer, print_json
+from .plain import plain
 
 
 def harness(
     model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
-    adapter: Annotated[Path, typer.Option(help="Folder of the adapter.")],
+    adapter: Annotated[Path, typer.Option(help="Folder of the adapter, or user/name[@revision] on the Hub.")],
     tasks: Annotated[str, typer.Option(help="Names of tasks, with commas between them.")],
     include_path: Annotated[Optional[Path], typer.Option(help="Folder with task files of your own.")] = None,
     num_fewshot: Annotated[
@@ -54,7 +55,7 @@ def _table(found: dict[str, Any]) -> Table:
             arrow = {True: " ↑", False: " ↓"}.get(before["higher_is_better"], "")
             gap = found["difference"].get(task, {}).get(metric)
             table.add_row(
-                f"{task}: {metric}{arrow}" + ("" if before["n"] is None else f" (n = {before['n']})"),
+                plain(f"{task}: {metric}{arrow}" + ("" if before["n"] is None else f" (n = {before['n']})")),
                 _cell(before),
                 _cell(found["after"][task][metric]),
                 signed(gap) or "–",

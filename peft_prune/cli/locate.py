@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
@@ -12,9 +13,12 @@ from rich.table import Table
 
 from ..editors.locate import Location
 from ..editors.locate import locate as trace
-from ..reporting.plots import plot_location
-from ..requests import load_requests
+from ..outputs import require_outputs
+from ..reporting.plots import plot_location, require_picture
+from ..requests import EditRequest
+from ..session.verification import require_editable
 from .models import load_model, load_tokenizer, print_json
+from .requested import OnBadRecord, fitting, requested
 
 
 def locate(
@@ -23,20 +27,29 @@ def locate(
         Path, typer.Option(help="Requests with target_true; facts that the model does not know are left out.")
     ],
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many requests only.")] = 30,
+    on_bad_record: OnBadRecord = "fail",
     plot: Annotated[Optional[Path], typer.Option(help="PNG to draw the effects into.")] = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Trace facts through the layers and suggest which to edit."""
-    facts = load_requests(requests, limit=limit)
-    tokenizer = load_tokenizer(model)
-    found = trace(load_model(model, dtype), tokenizer, facts, progress=not json_output)
+    if plot is not None:
+        require_outputs(files={"plot": plot}, inputs={"model": model, "requests": requests})
+        require_picture(plot)
+    given = requested(requests, limit, on_bad_record)
+    tokenizer, base = load_tokenizer(model), load_model(model, dtype)
+    facts = fitting(requests, given, base, tokenizer, _require_traceable).requests
+    found = trace(base, tokenizer, facts, progress=not json_output)
     if plot is not None:
         plot_location(found, plot)
     if json_output:
         print_json({**asdict(found), "layer": found.layer, "layers": list(found.layers)})
     else:
         _print(found)
+
+
+def _require_traceable(model: Any, tokenizer: Any, fact: EditRequest) -> None:
+    require_editable(model, tokenizer, replace(fact, target_new=fact.target_true or fact.target_new))
 
 
 def _print(found: Location) -> None:
@@ -46,7 +59,8 @@ def _print(found: Location) -> None:
     table.add_column(f"{found.window} MLP outputs around it", justify="right")
     table.add_column("block output", justify="right")
     for layer, (mlp, block) in enumerate(zip(found.mlp, found.block, strict=True)):
-        table.add_row(str(layer), f"{mlp:+.4f}", f"{block:+.4f}", style="bold" if layer in found.layers else None)
+        around = "–" if math.isnan(mlp) else f"{mlp:+.4f}"
+        table.add_row(str(layer), around, f"{block:+.4f}", style="bold" if layer in found.layers else None)
     console.print(table)
     console.print(
         f"The object has {found.clean:.3f}, with noise on the subject {found.corrupted:.3f}.", highlight=False

@@ -7,24 +7,37 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import snapshot_download
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..audit import Checkpoint
 from ..builtin import builtin_model_path
 from ..errors import AdapterError, CheckpointError, UnsupportedModelError
 from ..evaluation import Ability, load_ability
-from ..folders import require_writable
+from ..folders import recover
+from ..hub import adapter_folder
 from ..session import EditSession
+from ..tuner import PruneEditModel
+from ..tuner.beneath import other_adapters
+from .loading import first_line, readable, require_complete, require_sizes
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
+_ACTING = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
 _HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
+
+_COMPANIONS = (
+    *("*processor_config.json", "chat_template.*", "additional_chat_templates/*.jinja", "generation_config.json"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "*.tiktoken", "tekken.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+)
+"""Processors of images, sound and video, chat templates, and the forms of a tokenizer that other tools read."""
 
 BUILTIN = "builtin"
 """What the model that comes with the package is called on the command line."""
@@ -34,17 +47,33 @@ def load_model(path: str, dtype: str = "float32") -> PreTrainedModel:
     """The causal language model at ``path`` (a folder, a Hub name or 'builtin'), in evaluation mode.
 
     Raises:
-        UnsupportedModelError: It cannot be loaded, or ``dtype`` is unknown.
+        UnsupportedModelError: It cannot be loaded, ``dtype`` is unknown, or an adapter lies beside its weights.
     """
     require_dtype(dtype)
-    path = _model_place(path)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), trust_remote_code=False
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UnsupportedModelError(f"model: {path} cannot be loaded: {_first_line(error)}") from None
+    given, path = path, _model_place(path)
+    if (Path(path) / "adapter_config.json").exists():
+        raise UnsupportedModelError(_beside(path, "adapter_config.json"))
+    options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    # what does not fit or is missing is told by `info`, so that it can be named
+    options |= {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    with readable("model", path):
+        require_sizes(path, AutoConfig.from_pretrained(path, trust_remote_code=False))
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, **options)
+        model, info = loaded
+    require_complete(path, info)
+    attached = other_adapters(model)  # the Hub may hold one beside the weights as well
+    if attached:
+        raise UnsupportedModelError(_beside(path, ", ".join(attached)))
+    if given == BUILTIN:
+        model.name_or_path = BUILTIN
     return model.eval()
+
+
+def _beside(path: str, what: str) -> str:
+    return (
+        f"model: {path} holds an adapter beside its weights ({what}), which transformers attaches to them; give the "
+        "base alone, or merge that adapter into it first"
+    )
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -54,10 +83,22 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         UnsupportedModelError: It cannot be loaded.
     """
     path = _model_place(path)
-    try:
+    with readable("tokenizer", path):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UnsupportedModelError(f"tokenizer: {path} cannot be loaded: {_first_line(error)}") from None
+
+
+def companions(path: str) -> list[tuple[Path, str]]:
+    """What a model needs beside its weights, configuration and tokenizer: each file, and its name in the folder.
+
+    Args:
+        path: A folder, a Hub name or 'builtin', as for `load_model`.
+    """
+    place = Path(_model_place(path))
+    if not place.is_dir():
+        # what is not there the Hub does not have
+        place = Path(snapshot_download(path, allow_patterns=list(_COMPANIONS)))
+    found = {file for pattern in _COMPANIONS for file in place.glob(pattern) if file.is_file()}
+    return [(file, file.relative_to(place).as_posix()) for file in sorted(found)]
 
 
 def resumed(history: Path, model: str, dtype: str) -> EditSession:
@@ -74,6 +115,8 @@ def require_dtype(dtype: str) -> None:
 def _model_place(path: str) -> str:
     """Where a model is found that is given by its folder, its Hub name or as 'builtin'."""
     folder = Path(path)
+    if not folder.exists():
+        recover(folder)
     if path == BUILTIN and not folder.exists():
         return str(builtin_model_path())
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -83,12 +126,19 @@ def _model_place(path: str) -> str:
     return path
 
 
-def load_adapter(model: PreTrainedModel, path: Path, *, strict_base: bool = False) -> PeftModel:
+def load_adapter(model: PreTrainedModel, path: Path, *, strict_base: bool = True) -> PeftModel:
     """``model`` with the PRUNE_EDIT adapter of folder ``path``.
+
+    Args:
+        model: The base.
+        path: Folder of the adapter, or user/name[@revision] on the Hub.
+        strict_base: Refuse one that was made for other weights; off warns.
 
     Raises:
         AdapterError: The folder holds no whole adapter, or one that does not fit the model.
+        HubError: The repository cannot be fetched.
     """
+    path = adapter_folder(path)
     if not (path / "adapter_config.json").is_file():
         raise AdapterError(f"adapter: {path} holds no adapter_config.json")
     try:
@@ -103,8 +153,13 @@ def load_adapter(model: PreTrainedModel, path: Path, *, strict_base: bool = Fals
         return PeftModel.from_pretrained(model, str(path), strict_base=strict_base)
     except AdapterError as error:
         raise AdapterError(f"{error} ({path})" if str(path) not in str(error) else str(error)) from None
-    except (SafetensorError, json.JSONDecodeError, ValueError, KeyError) as error:
-        raise AdapterError(f"adapter: {path} cannot be loaded: {_first_line(error)}") from None
+    except (SafetensorError, RecursionError, ValueError, KeyError) as error:
+        raise AdapterError(f"adapter: {path} cannot be loaded: {first_line(error)}") from None
+
+
+def tuner_of(edited: PeftModel) -> PruneEditModel:
+    """The tuner of a model that `load_adapter` gave."""
+    return cast(PruneEditModel, edited.base_model)  # the only kind of adapter that it loads
 
 
 def open_checkpoint(given: str) -> Checkpoint:
@@ -122,16 +177,9 @@ def open_checkpoint(given: str) -> Checkpoint:
     try:
         fetched = snapshot_download(given, allow_patterns=["*.json", "*.safetensors"], ignore_patterns=["*/*"])
     except (OSError, ValueError) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         raise CheckpointError(f"checkpoint: {given} is no folder here and cannot be fetched: {reason}") from None
     return Checkpoint.open(fetched, given)
-
-
-def require_room(out: Path, overwrite: bool, option: str = "out") -> None:
-    """Raise ValueError where a folder to be written is not free or cannot be made, before anything is computed."""
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not overwrite:
-        raise ValueError(f"{option}: {out} exists; give another folder, or --overwrite")
-    require_writable(out, option)
 
 
 def load_abilities(paths: Sequence[Path], items: int) -> dict[str, Ability]:
@@ -160,7 +208,9 @@ def require_items(items: int, option: str = "ability_items") -> None:
 
 def print_json(content: dict[str, Any]) -> None:
     """One JSON document on standard output, and nothing else there; NaN and infinity, unknown to JSON, become null."""
-    print(json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+    # what would act on a terminal, and half of a character, in JSON's own escapes
+    print(_ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def finite(content: Any) -> Any:
@@ -170,7 +220,3 @@ def finite(content: Any) -> Any:
     if isinstance(content, (list, tuple)):
         return [finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -9,13 +9,18 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..evaluation import load_facts, load_texts
-from ..reporting import Now, Report, adapter_report, history_report, require_file, write_report
+from ..folders import recover
+from ..hub import HubName, adapter_folder
+from ..outputs import require_outputs
+from ..reporting import Now, Report, adapter_report, history_report, require_report, write_report
 from ..reporting.limits import limits_of
 from ..reporting.redaction import Redactor
-from ..requests import EditRequest, load_requests
+from ..requests import EditRequest
 from ..session import History, adapter_of
 from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json, require_dtype, require_items
+from .plain import say
 from .progress import progress_bar
+from .requested import OnBadRecord, requested
 
 
 def report(
@@ -31,6 +36,7 @@ def report(
         Optional[Path], typer.Option(help="For an adapter: the requests that it was edited with, to be asked again.")
     ] = None,
     limit: Annotated[Optional[int], typer.Option(help="With --requests: the first so many only.")] = None,
+    on_bad_record: OnBadRecord = "fail",
     facts: Annotated[Optional[Path], typer.Option(help="With --model: facts the base knows, for recall.")] = None,
     text: Annotated[Optional[Path], typer.Option(help="With --model: texts for perplexity.")] = None,
     abilities: Annotated[
@@ -40,7 +46,9 @@ def report(
     max_growth: Annotated[
         Optional[float], typer.Option(help="Growth of the condition number to judge by, in place of the guards' limit.")
     ] = None,
-    redact: Annotated[bool, typer.Option(help="Replace subjects, targets and answers by codes.")] = False,
+    redact: Annotated[
+        bool, typer.Option(help="Replace subjects, answers, people, paths and names of your own by codes.")
+    ] = False,
     redact_key: Annotated[
         Optional[str],
         typer.Option(
@@ -52,10 +60,14 @@ def report(
 ) -> None:
     """Write a report: edits, what became of them, and how the model bears them."""
     given = {"facts": facts, "text": text, "abilities": abilities}
+    if HubName.of(source) is not None:
+        source = adapter_folder(source)
     _check_options(source, model, requests, limit, given)
     require_items(items)
     require_dtype(dtype)
-    require_file(out)
+    require_report(out)
+    inputs = {"model": model, "requests": requests, "facts": facts, "texts": text, "abilities": abilities}
+    require_outputs(files={"out": out}, inputs={"source": source, **inputs})
     limits_of({}, max_growth)
     if redact or redact_key is not None:
         Redactor(redact_key)  # a bad key shows before a model is loaded
@@ -68,7 +80,7 @@ def report(
     }
     with progress_bar(quiet=json_output) as progress:
         if source.is_dir():
-            asked = _numbered(requests, limit)
+            asked = _numbered(requests, limit, on_bad_record)
             now = None
             if model is not None:
                 edited = load_adapter(load_model(model, dtype), source)
@@ -85,7 +97,7 @@ def report(
     if json_output:
         print_json(as_json(made, out))
         return
-    typer.echo(f"{made.verdict}. Report in {out}")
+    say(f"{made.verdict}. Report in {out}")
 
 
 def as_json(made: Report, out: Path) -> dict[str, Any]:
@@ -106,6 +118,8 @@ def _check_options(
     source: Path, model: str | None, requests: Path | None, limit: int | None, material: Mapping[str, Any]
 ) -> None:
     if not source.exists():
+        recover(source)
+    if not source.exists():
         raise ValueError(f"source: {source} does not exist; a history's file or an adapter's folder is accepted")
     if limit is not None and requests is None:
         raise ValueError(f"limit: {limit} needs --requests")
@@ -116,8 +130,8 @@ def _check_options(
         raise ValueError(f"{given[0]}: needs --model, the unedited base")
 
 
-def _numbered(path: Path | None, limit: int | None) -> dict[int, EditRequest]:
-    return {} if path is None else dict(enumerate(load_requests(path, limit=limit), start=1))
+def _numbered(path: Path | None, limit: int | None, on_bad_record: str) -> dict[int, EditRequest]:
+    return {} if path is None else dict(enumerate(requested(path, limit, on_bad_record).requests, start=1))
 
 
 def _standing(history: History) -> dict[int, EditRequest]:

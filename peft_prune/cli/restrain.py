@@ -9,32 +9,39 @@ import typer
 
 from ..errors import AdapterError
 from ..folders import whole_folder
-from ..spectral import get_restraint
-from .models import load_adapter, load_model, print_json
+from ..outputs import require_outputs
+from ..tuner import PruneEditConfig
+from .models import load_adapter, load_model, print_json, tuner_of
 
 
 def restrain(
-    adapter: Annotated[Path, typer.Argument(help="Folder of an adapter that has not been restrained.")],
+    adapter: Annotated[Path, typer.Argument(help="Adapter that has not been restrained: folder or Hub name.")],
     model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
     out: Annotated[Path, typer.Option(help="Folder for the restrained adapter.")],
-    restraint: Annotated[str, typer.Option(help="log, linear, clip or scale.")] = "log",
+    restraint: Annotated[str, typer.Option(help="log, linear, clip or scale; for every layer.")] = "log",
     alpha: Annotated[float, typer.Option(help="Base of the logarithm of 'log', above 1.")] = 1.2,
     max_rank: Annotated[Optional[int], typer.Option(help="Truncate to this rank after the restraint.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Shrink the singular values of an adapter's update that exceed the base weight's largest one."""
-    get_restraint(restraint, alpha)
+    require_outputs(folders={"out": out}, inputs={"adapter": adapter, "model": model}, overwrite=overwrite)
+    PruneEditConfig(restraint=restraint, alpha=alpha, max_rank=max_rank)  # what is wrong shows before a model is loaded
+    if restraint == "none" and max_rank is None:
+        raise ValueError("restraint: 'none' leaves the adapter as it is; log, linear, clip and scale are accepted")
     edited = load_adapter(load_model(model), adapter)
-    config = edited.peft_config["default"]
+    tuner = tuner_of(edited)
+    config = tuner.peft_config["default"]
     if config.restrained:
         raise AdapterError(
             f"adapter: {adapter} is already restrained ({config.restraint}); a restraint acts on the raw update once, "
             "so give the adapter from before"
         )
     config.restraint, config.alpha, config.max_rank = restraint, alpha, max_rank
+    config.restraint_pattern = None  # what is asked for here is for every layer
+    config.base_model_name_or_path = model  # where PEFT looks for the base, to see whether it has other embeddings
     with whole_folder(out, overwrite=overwrite) as folder:
-        edited.restrain()
+        tuner.restrain()
         edited.save_pretrained(str(folder))
     layers = {
         name: {
@@ -42,7 +49,7 @@ def restrain(
             "sigma_max_base": layer.sigma_max_base(),
             "delta_spectral_norm": layer.effective_update("default").spectral_norm(),
         }
-        for name, layer in edited.edited_layers()
+        for name, layer in tuner.edited_layers()
     }
     if json_output:
         print_json({"adapter": str(out), "restraint": restraint, "alpha": alpha, "layers": layers})

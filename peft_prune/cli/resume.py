@@ -8,31 +8,42 @@ from typing import Annotated, Optional
 import typer
 
 from ..folders import whole_folder
-from ..requests import load_requests
+from ..outputs import Given, require_outputs
+from ..requests import EditRequest, LoadedRequests
 from ..session import EditSession, History
-from .edit import EditProgress, going_on, moments_beside, report_edits, require_one
+from .edit import EditProgress, going_on, moments_beside, report_edits, say_fallen
 from .models import load_model, load_tokenizer
 from .progress import progress_bar
-from .watching import MaxDrop, MaxGrowth, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
+from .requested import OnBadRecord, requested
+from .watching import MaxDrop, MaxGrowth, MaxNorm, MaxOutputChange, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
 
 
 def resume(
     history: Annotated[Path, typer.Argument(help="SQLite file of an earlier session.", metavar="HISTORY")],
     model: Annotated[str, typer.Option(help="The unedited base model: a folder or a Hub name.")],
-    requests: Annotated[Path, typer.Option(help="Edit requests: a JSON, JSONL or CSV file, or hub:owner/name:split.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapter with all edits that stand.")],
+    requests: Annotated[
+        Optional[Path],
+        typer.Option(
+            help="Edit requests: a JSON, JSONL or CSV file, or hub:owner/name:split. Without it the adapter of the "
+            "history is written as it stands."
+        ),
+    ] = None,
     skip: Annotated[
         int, typer.Option(help="Leave out the first so many requests, such as those made before an interruption.")
     ] = 0,
     limit: Annotated[
         Optional[int], typer.Option(help="Use the first so many requests only, those that are skipped among them.")
     ] = None,
+    on_bad_record: OnBadRecord = "fail",
     batch_size: Annotated[int, typer.Option(help="Requests that are computed together.")] = 1,
     stats: Annotated[
         Optional[Path],
         typer.Option(help="The second moment that its edits were made with; the one kept beside it if not given."),
     ] = None,
     max_growth: MaxGrowth = None,
+    max_norm: MaxNorm = None,
+    max_output_change: MaxOutputChange = None,
     watch_facts: WatchFacts = None,
     watch_text: WatchText = None,
     watch_every: WatchEvery = 10,
@@ -42,28 +53,51 @@ def resume(
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Edit further facts with the editor and the restraint of a history; no earlier edit is computed again."""
+    """Edit further facts with the editor and the restraint of a history, or write its adapter as it stands.
+
+    No earlier edit is computed again.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} must be at least 1")
-    records = load_requests(requests, limit=limit)
-    if not 0 <= skip < len(records):
-        raise ValueError(f"skip: {skip} must be at least 0 and below the {len(records)} requests")
-    records = records[skip:]
-    watch = Watch(max_growth, watch_facts, watch_text, watch_every, max_drop, on_limit)
+    inputs: dict[str, Given] = {"history": history, "model": model, "requests": requests}
+    inputs |= {"texts": watch_text, "facts": watch_facts, "second moment": [stats, moments_beside(history)]}
+    require_outputs(folders={"out": out}, inputs=inputs, overwrite=overwrite)
+    given, records = _remaining(requests, limit, skip, on_bad_record)
+    watch = Watch(max_growth, watch_facts, watch_text, watch_every, max_drop, on_limit, max_norm, max_output_change)
     with History.read(history) as log:
         first, moments = log.last_edit + 1, log.meta["moments"]
         known = [record.request for record in log.edits(standing=True) if record.request is not None]
     if stats is None and moments_beside(history).is_file():
         stats = moments_beside(history)
-    if stats is None and moments:
+    if records and stats is None and moments:
         raise ValueError(f"stats: the edits of {history} were made with a second moment; give its file by --stats")
     tokenizer = load_tokenizer(model)
     with whole_folder(out, overwrite=overwrite) as folder, progress_bar(quiet=json_output) as progress:
         base = load_model(model, dtype)
         callbacks = [*watch.guards(base, tokenizer, [*known, *records]), EditProgress(progress, len(records))]
         with EditSession.resume(history, base, tokenizer, statistics=stats, callbacks=callbacks) as session:
-            with going_on(session, history, first - 1 - skip):
-                outcomes = session.edit(records, batch_size=batch_size)
-            require_one(outcomes)
-            session.save(folder)
-    report_edits(outcomes, out, json_output, first)
+            if records:
+                with going_on(session, history, first - 1 - skip):
+                    session.edit(records, batch_size=batch_size)
+            session.save(folder)  # also where none of the new edits took: the others stand
+            results, standing = session.results, session.history.standing
+    earlier = results[: first - 1]
+    report_edits(results[first - 1 :], out, json_output, given, first, skip, earlier)
+    if not json_output:
+        typer.echo(f"{standing} edits stand")
+        say_fallen(earlier)
+
+
+def _remaining(
+    requests: Path | None, limit: int | None, skip: int, on_bad_record: str
+) -> tuple[LoadedRequests | None, list[EditRequest]]:
+    """The file's requests, and those of them that are not done yet; none where none are given, or all are done."""
+    if requests is None:
+        for name, value in (("skip", skip), ("limit", limit)):
+            if value:
+                raise ValueError(f"{name}: {value} needs --requests")
+        return None, []
+    given = requested(requests, limit, on_bad_record)
+    if not 0 <= skip <= len(given.requests):
+        raise ValueError(f"skip: {skip} must be at least 0 and at most the {len(given.requests)} requests")
+    return given, list(given.requests[skip:])

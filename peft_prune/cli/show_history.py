@@ -9,52 +9,63 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..session import History
+from ..session import STATES, EditRecord, History
+from ..session.records import APPLIED
 from .models import print_json
 from .options import HistoryFile
+from .plain import plain, say
 
 
 def history(
     history: HistoryFile,
     status: Annotated[
-        Optional[str], typer.Option(help="Show these alone: applied, failed, rejected, skipped or undone.")
+        Optional[str], typer.Option(help=f"Show these alone: {', '.join(STATES[:-1])} or {STATES[-1]}.")
     ] = None,
     last: Annotated[Optional[int], typer.Option(help="Show the last so many edits.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """List the edits of a history and what became of them; also while a session writes it."""
-    known = ("applied", "failed", "rejected", "skipped", "undone")
-    if status is not None and status not in known:
-        raise ValueError(f"status: {status!r} is not one of {', '.join(known)}")
+    """List the edits of a history and what had become of them when last seen; also while a session writes it."""
+    if status is not None and status not in STATES:
+        raise ValueError(f"status: {status!r} is not one of {', '.join(STATES)}")
     if last is not None and last < 1:
         raise ValueError(f"last: {last} must be at least 1")
     with History.read(history) as log:
-        records = [r for r in log.edits() if status is None or status == ("undone" if r.undone_at else r.status)]
+        records = [record for record in log.edits() if status in (None, record.state)]
         records = records if last is None else records[-last:]
         meta = log.meta
         events = log.table("events") if json_output else log.events()
         standing = log.standing
     if json_output:
-        edits = [{**asdict(record), "stands": record.stands} for record in records]
+        edits = [{**asdict(r), "status": r.state, "took": r.status == APPLIED, "stands": r.stands} for r in records]
         print_json({"model": meta["model"], "editor": meta["editor"]["name"], "edits": edits, "events": events})
         return
-    table = Table(title=f"{meta['model']}: {standing} edits stand ({meta['editor']['name']})")
-    for column in ("edit", "subject", "target", "before", "after", "probability", "status"):
+    table = Table(title=plain(f"{meta['model']}: {standing} edits stand ({meta['editor']['name']})"))
+    for column in ("edit", "subject", "target", "before", "last seen", "probability", "status"):
         table.add_column(column, overflow="fold")
     for record in records:
         request = record.request
-        state = f"undone: {record.undone_reason}" if record.undone_at else record.status
-        table.add_row(
+        answer, probability, when = _last_seen(record)
+        state = f"undone: {record.undone_reason}" if record.undone_at else f"{record.state}{when}"
+        cells = (
             str(record.id),
             request.subject if request else "",
             request.target_new if request else "",
             " ".join((record.answer_before or "").split()),
-            " ".join((record.answer_after or "").split()),
-            "" if record.probability_after is None else f"{record.probability_after:.2f}",
+            " ".join((answer or "").split()),
+            "" if probability is None else f"{probability:.2f}",
             state if record.reason is None or record.undone_at else f"{state}: {record.reason}",
         )
+        table.add_row(*map(plain, cells))
     Console().print(table)
     for event in events:
         if event["kind"] == "alert":
             alert = event["data"]
-            typer.echo(f"alert after batch {event['batch']}: {alert['source']}: {alert['message']} ({alert['action']})")
+            say(f"alert after batch {event['batch']}: {alert['source']}: {alert['message']} ({alert['action']})")
+
+
+def _last_seen(record: EditRecord) -> tuple[str | None, float | None, str]:
+    """The answer and the probability at the last look, and when that was where it was later than the edit's batch."""
+    seen = record.seen if record.stands else None
+    if seen is None:
+        return record.answer_after, record.probability_after, ""
+    return seen.answer, seen.probability, "" if seen.batch == record.batch else f" (seen after batch {seen.batch})"

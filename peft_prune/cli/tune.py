@@ -11,10 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ..evaluation import exclude_subjects, load_facts, recalled
-from ..reporting.plots import plot_trade_offs
+from ..outputs import require_outputs
+from ..reporting.plots import plot_trade_offs, require_picture
 from ..session import calibrate_strengths, tune_restraint
-from .models import print_json, require_room, resumed
+from .edit import say_fallen, standing_by_state
+from .models import print_json, resumed
 from .options import BaseModel, Dtype, HistoryFile
+from .plain import plain, say
 
 
 def tune(
@@ -33,7 +36,14 @@ def tune(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Sweep the strength of the restraint over the edits made, and take what loses nothing and gains most."""
-    require_room(out, overwrite)
+    require_outputs(
+        folders={"out": out},
+        files={"plot": plot},
+        inputs={"history": history, "model": model, "facts": facts},
+        overwrite=overwrite,
+    )
+    if plot is not None:
+        require_picture(plot)
     known = load_facts(facts)
     with resumed(history, model, dtype) as session:
         if margin is not None:
@@ -49,10 +59,12 @@ def tune(
         if plot is not None:
             plot_trade_offs(found, plot)
         session.save(out, overwrite=overwrite)
+        results = session.results
     points = [{**asdict(point), "label": point.label, "is_safe": point.is_safe} for point in found.points]
     if json_output:
         recommended, reference = asdict(found.recommended), asdict(found.reference)
-        print_json({"recommended": recommended, "reference": reference, "points": points, "adapter": str(out)})
+        told = {"points": points, "edits": standing_by_state(results), "adapter": str(out)}
+        print_json({"recommended": recommended, "reference": reference, **told})
         return
     table = Table(title="Trade-off: edits that hold, and facts that are kept")
     for column in ("restraint", "edits hold", "facts kept", "κ", ""):
@@ -61,7 +73,8 @@ def tune(
         mark = "recommended" if point == found.recommended else ""
         mark = ", ".join(filter(None, [mark, "configured" if point.restraints == found.reference.restraints else ""]))
         table.add_row(
-            point.label, f"{point.success:.3f}", f"{point.retention:.3f}", f"{point.condition_number:.3g}", mark
+            plain(point.label), f"{point.success:.3f}", f"{point.retention:.3f}", f"{point.condition_number:.3g}", mark
         )
     Console().print(table)
-    typer.echo(f"Took {found.recommended.label}; adapter in {out}")
+    say(f"Took {found.recommended.label}; adapter in {out}")
+    say_fallen(results)

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from .models import require_room, resumed
+from ..outputs import require_outputs
+from .edit import say_fallen
+from .models import resumed
 from .options import BaseModel, Dtype, HistoryFile
 
 
@@ -21,9 +23,10 @@ def undo(
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
 ) -> None:
     """Take edits out of an adapter, whenever they were made, and save what is left."""
-    require_room(out, overwrite)
+    require_outputs(folders={"out": out}, inputs={"history": history, "model": model}, overwrite=overwrite)
     with resumed(history, model, dtype) as session:
         session.undo(edits, reason)
         session.save(out, overwrite=overwrite)
-        standing = session.history.standing
-    typer.echo(f"{len(edits)} undone, {standing} stand; adapter in {out}")
+        standing, results = session.history.standing, session.results
+    typer.echo(f"{len(set(edits))} undone, {standing} stand; adapter in {out}")
+    say_fallen(results)

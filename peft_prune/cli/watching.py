@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,12 +11,30 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ..evaluation import exclude_subjects, load_facts, load_texts, perplexity, recall
-from ..monitoring import ACTIONS, AbilityGuard, ConditionGuard, SessionCallback
+from ..evaluation import exclude_subjects, kind_of, load_facts, load_texts, perplexity, recall
+from ..monitoring import ACTIONS, AbilityGuard, ConditionGuard, NormGuard, OutputGuard, SessionCallback
 from ..requests import EditRequest
 
 MaxGrowth = Annotated[
-    Optional[float], typer.Option(help="Growth of the condition number that no layer may exceed, such as 5.")
+    Optional[float],
+    typer.Option(
+        help="A limit (what is done past it: --on-limit): growth of the condition number that no layer may exceed, "
+        "such as 5."
+    ),
+]
+MaxNorm = Annotated[
+    Optional[float],
+    typer.Option(
+        help="A limit (see --on-limit): norm of a layer's update, over the base weight's, such as 1; also where the "
+        "base is singular."
+    ),
+]
+MaxOutputChange = Annotated[
+    Optional[float],
+    typer.Option(
+        help="A limit (see --on-limit): mean squared change of a layer's ordinary outputs, over their mean square, "
+        "such as 0.1; needs second moments."
+    ),
 ]
 WatchFacts = Annotated[
     Optional[Path], typer.Option(help="Facts the base knows, whose recall is measured while editing.")
@@ -24,9 +42,21 @@ WatchFacts = Annotated[
 WatchText = Annotated[Optional[Path], typer.Option(help="Texts whose perplexity is measured while editing.")]
 WatchEvery = Annotated[int, typer.Option(help="Batches between two such measurements.")]
 MaxDrop = Annotated[
-    Optional[float], typer.Option(help="Largest loss of recall or perplexity, as a share of the base's, such as 0.05.")
+    Optional[float],
+    typer.Option(
+        help="A limit (see --on-limit): largest loss of recall or perplexity, as a share of the base's, such as 0.05."
+    ),
 ]
-OnLimit = Annotated[str, typer.Option(help="What to do past a limit: warn, restrain, rollback or stop.")]
+OnLimit = Annotated[
+    str,
+    typer.Option(
+        help="What to do past --max-growth, --max-norm, --max-output-change or --max-drop: warn, restrain, rollback or "
+        "stop."
+    ),
+]
+
+LIMITS = ("--max-growth", "--max-norm", "--max-output-change", "--max-drop")
+"""The options that --on-limit speaks of."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +70,8 @@ class Watch:
         every: Batches between two measurements.
         max_drop: Largest loss as a share of the base's value; None measures only.
         action: What happens past a limit.
+        max_norm: For a NormGuard.
+        max_output_change: For an OutputGuard.
 
     Raises:
         ValueError: A value is not accepted.
@@ -52,6 +84,8 @@ class Watch:
     every: int
     max_drop: float | None
     action: str
+    max_norm: float | None = None
+    max_output_change: float | None = None
 
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
@@ -62,9 +96,14 @@ class Watch:
             raise ValueError(f"max_drop: {self.max_drop} needs --watch-facts or --watch-text")
         if self.max_drop is not None and self.facts is not None and not self.max_drop < 1:
             raise ValueError(f"max_drop: {self.max_drop} must be below 1, recall cannot lose more than all of it")
-        if self.action != "warn" and self.max_growth is None and self.max_drop is None:
-            raise ValueError(f"on_limit: {self.action!r} needs a limit, --max-growth or --max-drop")
+        if self.action != "warn" and not self.watches_layers and self.max_drop is None:
+            raise ValueError(f"on_limit: {self.action!r} needs a limit, {', '.join(LIMITS[:-1])} or {LIMITS[-1]}")
         self._guards(None, ())  # what is wrong shows before a model is loaded
+
+    @property
+    def watches_layers(self) -> bool:
+        """Whether the figures of the layers are needed."""
+        return any(limit is not None for limit in (self.max_growth, self.max_norm, self.max_output_change))
 
     def guards(self, model: Any, tokenizer: Any, requests: Sequence[EditRequest]) -> list[SessionCallback]:
         """The guards, with what they measure on the unedited model; facts that name an edited subject are left out.
@@ -87,17 +126,25 @@ class Watch:
         found: list[SessionCallback] = []
         if self.max_growth is not None:
             found.append(ConditionGuard(self.max_growth, self.action))
+        if self.max_norm is not None:
+            found.append(NormGuard(self.max_norm, self.action))
+        if self.max_output_change is not None:
+            found.append(OutputGuard(self.max_output_change, self.action))
         drop = math.inf if self.max_drop is None else self.max_drop
         options: dict[str, Any] = {"every": self.every, "action": self.action}
         if self.facts is not None:
             kept = exclude_subjects(load_facts(self.facts), requests)
             if not kept:
                 raise ValueError(f"watch_facts: every fact of {self.facts} names an edited subject")
-            found.append(AbilityGuard(partial(_recall, tokenizer, kept), drop, name="recall", **options))
+            found.append(_ability_guard("recall", partial(_recall, tokenizer, kept), drop, **options))
         if self.text is not None:
             probe = partial(_perplexity, tokenizer, load_texts(self.text))
-            found.append(AbilityGuard(probe, drop, name="perplexity", higher_is_better=False, **options))
+            found.append(_ability_guard("perplexity", probe, drop, **options))
         return found
+
+
+def _ability_guard(name: str, probe: Callable[[Any], float], drop: float, **options: Any) -> AbilityGuard:
+    return AbilityGuard(probe, drop, name=name, higher_is_better=kind_of(name).higher_is_better, **options)
 
 
 def _recall(tokenizer: Any, facts: Sequence[Any], model: Any) -> float:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..models.architecture import hidden_size
+from ..models.decoder import hidden_size
 from .base import Prepared, register_editor
 from .closed_form import KeySystem, least_squares_rows, null_space_inverse
+from .second_moment import mean_diagonal
 from .spread import SMALL_VALUES, SMALL_WIDTH, SpreadEditor, SpreadHyperparameters
+from .validation import check_above_zero, check_share
 
 
 @dataclass(frozen=True)
@@ -35,18 +38,12 @@ class AlphaEditHyperparameters(SpreadHyperparameters):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("nullspace_threshold", "L2"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float)) and value > 0):
-                raise ValueError(f"{name}: {value!r} must be a number above 0, or null for one that follows the moment")
-        if not 0 < self.nullspace_energy < 1:
-            raise ValueError(f"nullspace_energy: {self.nullspace_energy} must lie between 0 and 1")
-        if not self.relative_L2 > 0:
-            raise ValueError(f"relative_L2: {self.relative_L2} must be above 0")
+        check_above_zero(self, "nullspace_threshold", "L2", "relative_L2")
+        check_share(self, "nullspace_energy")
 
 
-PUBLISHED: dict[str, Any] = {"stop": "loss", "nullspace_threshold": 2e-2, "L2": 10.0}
-"""What makes the defaults the published method: `get_editor("alphaedit", **PUBLISHED)`."""
+PUBLISHED: dict[str, Any] = {"stop": "loss", "nullspace_threshold": 2e-2, "L2": 10.0, "second_try": False}
+"""What makes the defaults the published method: `get_editor("alphaedit", published=True)`."""
 
 
 @register_editor
@@ -62,6 +59,8 @@ class AlphaEdit(SpreadEditor):
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2410.02355"
     hyperparameters_class: ClassVar[type] = AlphaEditHyperparameters
+    system_fields: ClassVar[tuple[str, ...]] = ("nullspace_threshold", "L2", "nullspace_energy", "relative_L2")
+    published_rules: ClassVar[Mapping[str, Any]] = PUBLISHED
 
     hyperparameters: AlphaEditHyperparameters
 
@@ -78,8 +77,9 @@ class AlphaEdit(SpreadEditor):
         """The projection of one module.
 
         Published thresholds are absolute and hold for moments of the published models' scale. Without one, the null
-        space is that of the smallest eigenvalues which together hold ``nullspace_energy`` of the trace, and L2 is
-        ``relative_L2`` times the energy in it, the mean squared norm of a projected key.
+        space is that of the smallest eigenvalues which together hold ``nullspace_energy`` of the trace (without what a
+        few channels that stand apart have beyond `mean_diagonal`), and L2 is ``relative_L2`` times the energy in it,
+        the mean squared norm of a projected key.
         """
         assert prepared.statistics is not None
         own, moment = self.hyperparameters, prepared.statistics.moments[name].double()
@@ -87,7 +87,7 @@ class AlphaEdit(SpreadEditor):
         if threshold is None or weight is None:
             eigenvalues = torch.linalg.eigvalsh(moment).clamp(min=0)
             if threshold is None:
-                held = eigenvalues.cumsum(0) / eigenvalues.sum()
+                held = eigenvalues.cumsum(0) / (len(eigenvalues) * float(mean_diagonal(moment)))
                 threshold = float(eigenvalues[int((held <= own.nullspace_energy).sum())])
             if weight is None:
                 weight = own.relative_L2 * float(eigenvalues[eigenvalues < threshold].sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -10,11 +11,15 @@ from typing import Any, ClassVar, get_type_hints
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..models.architecture import mlp_output_module, mlp_output_modules
+from ..models.decoder import decoder_blocks
+from ..models.mlp import listed, mlp_output_modules, refused_layers
+from ..models.probe import require_text_decoder
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .presets import preset
 from .second_moment import SecondMoments
+from .shortcuts import require_partial_passes
+from .validation import check_kind
 
 
 @dataclass(frozen=True)
@@ -86,10 +91,15 @@ class Prepared:
     layers: tuple[int, ...]
     contexts: tuple[str, ...] = ("",)
     statistics: SecondMoments | None = None
-    _made: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What ``make`` gives, made at the first call and kept: factors of matrices that do not change."""
+    def once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, made at the first call and kept: factors of matrices that do not change.
+
+        Args:
+            key: Names all that the result depends on beside this object: the editor, its hyperparameters that enter,
+                the module. Editors that share this object then never get each other's.
+        """
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
@@ -114,9 +124,18 @@ class Editor(ABC):
     year: ClassVar[int]
     url: ClassVar[str]
     hyperparameters_class: ClassVar[type]
+    searches_values: ClassVar[bool] = False
+    """Whether it searches v* in passes over a part of the model."""
+    published_rules: ClassVar[Mapping[str, Any]] = {"second_try": False}
+    """What differs from the defaults in the published method, where a model's own file does not say otherwise."""
 
     def __init__(self, hyperparameters: Any = None, **values: Any) -> None:
         given = self.hyperparameters_class() if hyperparameters is None else hyperparameters
+        if not isinstance(given, self.hyperparameters_class):
+            raise ValueError(
+                f"hyperparameters: {type(given).__name__} is given, {self.name} accepts "
+                f"{self.hyperparameters_class.__name__}"
+            )
         self.hyperparameters = with_values(self.name, given, values)
 
     @classmethod
@@ -126,6 +145,12 @@ class Editor(ABC):
         return cls.adapted(model) if found is None else dict(found.values)
 
     @classmethod
+    def published(cls, model: Any) -> dict[str, Any]:
+        """Hyperparameters as published: the file's for this model, or else the defaults; one try for each edit."""
+        found = preset(cls.name, model)
+        return {**cls.published_rules, **({} if found is None else found.values)}
+
+    @classmethod
     def adapted(cls, model: Any) -> dict[str, Any]:
         """Hyperparameters that differ from the defaults for a model that nothing was published for."""
         return {}
@@ -133,15 +158,34 @@ class Editor(ABC):
     def layers(self, model: Any) -> tuple[int, ...]:
         """The layers that this editor changes in ``model``, in ascending order.
 
+        Where none are given they are the default ones, or as many up to the editable layer that is nearest to the last.
+
         Raises:
-            UnsupportedModelError: The model has no such layer.
+            UnsupportedModelError: The model has no such layer, or it has no MLP that can be edited.
         """
         given: tuple[int, ...] | None = self.hyperparameters.layers
-        if given is None:
-            return self.default_layers(len(mlp_output_modules(model)))
-        for layer in given:
-            mlp_output_module(model, layer)
-        return given
+        if given is not None:
+            return tuple(mlp_output_modules(model, given))
+        wanted = self.default_layers(len(decoder_blocks(model)))
+        return _nearest(wanted, list(mlp_output_modules(model)))
+
+    def admitted(self, model: Any) -> tuple[int, ...]:
+        """`layers`, after a look in a few short passes whether this editor can edit them.
+
+        Raises:
+            UnsupportedModelError: The model or a layer cannot be edited; the message says why.
+        """
+        layers = self.layers(model)
+        require_text_decoder(model, layers)
+        if self.searches_values:
+            require_partial_passes(model, layers[-1])
+        refused = refused_layers(model) if self.hyperparameters.layers is None else {}
+        left_out = {
+            layer: refused[layer] for layer in self.default_layers(len(decoder_blocks(model))) if layer in refused
+        }
+        if left_out:
+            warnings.warn(f"layers: {', '.join(map(str, layers))} are edited; {listed(left_out)}")
+        return layers
 
     @abstractmethod
     def default_layers(self, depth: int) -> tuple[int, ...]:
@@ -170,14 +214,25 @@ class Editor(ABC):
             earlier: `Edit.keys` of all edits that stand, one under the other, for editors that keep a history.
         """
 
+    def require_prepared(self, model: Any, prepared: Prepared) -> None:
+        """Raise ValueError where ``prepared`` was made for other layers than this editor changes."""
+        own = self.layers(model)
+        if not set(prepared.layers) <= set(own) or prepared.layers[-1:] != own[-1:]:
+            raise ValueError(f"prepared: is for layers {list(prepared.layers)}, this {self.name} changes {list(own)}")
+
     def stronger(self) -> Editor | None:
-        """The editor with settings that push harder, for an edit that did not take; None where there are none."""
+        """The editor with settings that push harder, for an edit that did not take.
+
+        None where there are none, or where ``second_try`` is off.
+        """
+        if not getattr(self.hyperparameters, "second_try", True):
+            return None
         values: dict[str, Any] = getattr(self.hyperparameters, "pushed", dict)()
         return type(self)(self.hyperparameters, **values) if values else None
 
     def modules(self, model: Any) -> list[str]:
         """Names of the modules that this editor changes, in the base model."""
-        return [mlp_output_module(model, layer)[0] for layer in self.layers(model)]
+        return list(mlp_output_modules(model, self.layers(model)).values())
 
 
 EDITORS: dict[str, type[Editor]] = {}
@@ -194,12 +249,14 @@ def editor_names() -> list[str]:
     return sorted(EDITORS)
 
 
-def get_editor(name: str, *, model: Any = None, **hyperparameters: Any) -> Editor:
+def get_editor(name: str, *, model: Any = None, published: bool = False, **hyperparameters: Any) -> Editor:
     """The editor of that name with these hyperparameters; the others have their published defaults.
 
     Args:
         name: One of `editor_names`.
         model: Take `Editor.automatic` values for this model in place of published defaults.
+        published: Take the method as published: with ``model`` the values of `Editor.published`, which do not adapt to
+            small models, else the defaults with `Editor.published_rules`.
         hyperparameters: Fields of the editor's dataclass; they overrule both.
 
     Raises:
@@ -208,8 +265,19 @@ def get_editor(name: str, *, model: Any = None, **hyperparameters: Any) -> Edito
     if name not in EDITORS:
         raise ValueError(f"editor: {name!r} is not one of {', '.join(editor_names())}")
     editor = EDITORS[name]
-    automatic = {} if model is None else editor.automatic(model)
-    return editor(**{**automatic, **hyperparameters})
+    if published:
+        found = dict(editor.published_rules) if model is None else editor.published(model)
+    else:
+        found = {} if model is None else editor.automatic(model)
+    return editor(**{**found, **hyperparameters})
+
+
+def _nearest(wanted: tuple[int, ...], editable: Sequence[int]) -> tuple[int, ...]:
+    """``wanted`` where all of it is editable; else as many editable layers, up to the one nearest to its last."""
+    if set(wanted) <= set(editable):
+        return wanted
+    last = min(editable, key=lambda layer: abs(layer - wanted[-1]))
+    return tuple(layer for layer in editable if layer <= last)[-len(wanted) :]
 
 
 def with_values(name: str, hyperparameters: Any, values: Mapping[str, Any]) -> Any:
@@ -223,21 +291,5 @@ def with_values(name: str, hyperparameters: Any, values: Mapping[str, Any]) -> A
     for key, value in values.items():
         if key not in known:
             raise ValueError(f"{key}: is no hyperparameter of {name}; known are {', '.join(known)}")
-        _check_kind(key, value, hints[key])
+        check_kind(key, value, hints[key])
     return replace(hyperparameters, **values)
-
-
-_KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
-    bool: ("true or false", (bool,)),
-    int: ("a whole number", (int,)),
-    float: ("a number", (int, float)),
-    str: ("a word", (str,)),
-}
-
-
-def _check_kind(name: str, value: Any, hint: Any) -> None:
-    """Refuse a value of another kind than the field's; fields of other types are checked by their dataclass."""
-    if hint in _KINDS:
-        wanted, types = _KINDS[hint]
-        if not isinstance(value, types) or (isinstance(value, bool) and hint is not bool):
-            raise ValueError(f"{name}: {value!r} must be {wanted}")

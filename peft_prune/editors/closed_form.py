@@ -2,20 +2,36 @@
 
 Every one of them needs M K with M = (A₀ + K_p K_pᵀ)⁻¹, where A₀ is fixed for a layer, K_p are the keys of earlier edits
 and K those of the batch. A₀ is factored once; earlier keys enter by the Woodbury identity through a matrix that is as
-wide as there are keys, never through one as wide as the layer. Everything here is float64.
+wide as there are keys. Where they are no longer few against the layer's width, M itself is kept and brought up to date
+with every batch, so that neither time nor memory grow any further. Everything here is float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..spectral.gram import gram
 from .second_moment import regularized_cholesky
 
-Inverse = Callable[[Tensor], Tensor]
-"""K (in, n) → A₀⁻¹ K (in, n)."""
+_FEW = 0.25
+"""Keys, as a multiple of the layer's width, up to which a factor as wide as there are keys is the cheaper form."""
+
+CONDENSED_AT = 1.25
+"""Keys, as a multiple of the layer's width, above which they are condensed to as many as the layer is wide."""
+
+_BLOCK = 2048
+
+
+@dataclass(frozen=True)
+class Inverse:
+    """A₀⁻¹ of one layer: `apply` takes K (in, n) to A₀⁻¹ K (in, n), `matrix` gives it whole, (in, in)."""
+
+    apply: Callable[[Tensor], Tensor]
+    matrix: Callable[[], Tensor]
 
 
 def moment_inverse(moment: Tensor, weight: float = 1.0, shrinkage: float = 0.0) -> Inverse:
@@ -30,7 +46,7 @@ def moment_inverse(moment: Tensor, weight: float = 1.0, shrinkage: float = 0.0) 
     """
     inverse = torch.cholesky_inverse(regularized_cholesky(moment, shrinkage))
     # few rows times a large matrix: row by row is the faster order, and the inverse is symmetric
-    return lambda keys: (keys.T.contiguous() @ inverse).T / weight
+    return Inverse(lambda keys: (keys.T.contiguous() @ inverse).T / weight, lambda: inverse / weight)
 
 
 def null_space_inverse(moment: Tensor, threshold: float, weight: float) -> Inverse:
@@ -50,54 +66,114 @@ def null_space_inverse(moment: Tensor, threshold: float, weight: float) -> Inver
         )
     if 2 * kept <= len(eigenvalues):
         basis = vectors[:, :kept].clone()
-        return lambda keys: basis @ (basis.T @ keys) / weight
+        return Inverse(lambda keys: basis @ (basis.T @ keys) / weight, lambda: basis @ basis.T / weight)
     complement = vectors[:, kept:].clone()
-    return lambda keys: (keys - complement @ (complement.T @ keys)) / weight
+    return Inverse(
+        lambda keys: (keys - complement @ (complement.T @ keys)) / weight,
+        lambda: (
+            (torch.eye(len(eigenvalues), dtype=vectors.dtype, device=vectors.device) - complement @ complement.T)
+            / weight
+        ),
+    )
 
 
 class KeySystem:
     """M = (A₀ + K_p K_pᵀ)⁻¹ for earlier keys K_p that only grow.
 
+    Up to `_FEW` times the width, K_p is solved for and a factor as wide as there are keys is kept; from there on M
+    itself, (in, in), which k new keys bring up to date in O(in² k).
+
     Args:
-        inverse: Applies A₀⁻¹.
+        inverse: A₀⁻¹.
     """
 
     def __init__(self, inverse: Inverse) -> None:
         self._inverse = inverse
-        self._keys: Tensor | None = None  # K_p, (in, n)
+        self._keys: Tensor | None = None  # K_p, (in, n), as given
         self._solved: Tensor | None = None  # A₀⁻¹ K_p, (in, n)
         self._factor: Tensor | None = None  # Cholesky factor of I + K_pᵀ A₀⁻¹ K_p, (n, n)
+        self._matrix: Tensor | None = None  # M, (in, in), in place of the two
 
     def hold(self, keys: Tensor | None) -> KeySystem:
         """Make K_p the columns of ``keys``, (in, n); what is already held is not solved again."""
         count = 0 if keys is None else keys.shape[1]
         held = 0 if self._keys is None else self._keys.shape[1]
         if keys is None or count < held or (self._keys is not None and not torch.equal(keys[:, :held], self._keys)):
-            self._keys = self._solved = self._factor = None
+            self._keys = self._solved = self._factor = self._matrix = None
             held = 0
         if keys is not None and count > held:
-            self._extend(keys[:, held:])
+            block = max(1, int(_FEW * keys.shape[0]))
+            for start in range(held, count, block):
+                self._extend(keys, start, min(start + block, count))
         return self
 
     def applied(self, keys: Tensor) -> Tensor:
         """M K, (in, n)."""
-        result = self._inverse(keys)
+        if self._matrix is not None:
+            return (keys.T.contiguous() @ self._matrix).T
+        result = self._inverse.apply(keys)
         if self._keys is None or self._solved is None or self._factor is None:
             return result
-        return result - self._solved @ torch.cholesky_solve(self._keys.T @ result, self._factor)
+        return result - self._solved @ torch.cholesky_solve(self._keys.T.double() @ result, self._factor)
 
-    def _extend(self, keys: Tensor) -> None:
-        solved = self._inverse(keys)
+    def _extend(self, keys: Tensor, start: int, stop: int) -> None:
+        new = keys[:, start:stop].double()
+        if self._matrix is None and stop > _FEW * keys.shape[0]:
+            self._matrix = self._inverse.matrix()
+            if self._solved is not None and self._factor is not None:
+                self._matrix = self._matrix - self._solved @ torch.cholesky_solve(self._solved.T, self._factor)
+            self._solved = self._factor = None
+        if self._matrix is not None:
+            solved = self.applied(new)
+            inner = torch.eye(new.shape[1], dtype=new.dtype, device=new.device) + new.T @ solved
+            # a triangular solve on one side alone, so that what is taken away is symmetric and M stays so
+            half = torch.linalg.solve_triangular(_cholesky(inner), solved.T, upper=False)
+            self._matrix = torch.addmm(self._matrix, half.T, half, alpha=-1)
+        else:
+            self._grow(new)
+        self._keys = keys[:, :stop]
+
+    def _grow(self, keys: Tensor) -> None:
+        solved = self._inverse.apply(keys)
         corner = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device) + keys.T @ solved
         if self._keys is None or self._solved is None or self._factor is None:
-            self._keys, self._solved, self._factor = keys.clone(), solved, _cholesky(corner)
+            self._solved, self._factor = solved, _cholesky(corner)
             return
-        side = torch.linalg.solve_triangular(self._factor, self._keys.T @ solved, upper=False)
+        side = torch.linalg.solve_triangular(self._factor, self._keys.T.double() @ solved, upper=False)
         top = torch.cat([self._factor, torch.zeros_like(side)], dim=1)
         bottom = torch.cat([side.T, _cholesky(corner - side.T @ side)], dim=1)
-        self._keys = torch.cat([self._keys, keys], dim=1)
         self._solved = torch.cat([self._solved, solved], dim=1)
         self._factor = torch.cat([top, bottom])
+
+
+def condensed(parts: Sequence[Tensor]) -> Tensor:
+    """Keys, (n, in) each, one under the other; or fewer with the same sum of k kᵀ, which is all that a solution needs.
+
+    Up to `CONDENSED_AT` times their width they are handed back as they are; more of them become the rows of a square
+    factor, so that their number stays bounded. However many parts there are, one decomposition is made.
+    """
+    width = parts[0].shape[1]
+    if sum(len(keys) for keys in parts) <= CONDENSED_AT * width:
+        return torch.cat(list(parts))
+    total = parts[0].new_zeros(width, width, dtype=torch.float64)
+    for rows in _in_blocks(parts):
+        total += gram(rows)
+    shift = 4 * torch.finfo(total.dtype).eps * total.diagonal().sum()
+    factor, failed = torch.linalg.cholesky_ex(total + shift * torch.eye(width, dtype=total.dtype, device=total.device))
+    if int(failed):
+        values, vectors = torch.linalg.eigh(total)
+        factor = vectors * values.clamp(min=0).sqrt()
+    return factor.T.to(parts[0].dtype).contiguous()
+
+
+def _in_blocks(parts: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The parts one under the other in blocks: products with single keys would take many times as long."""
+    start = count = 0
+    for stop, part in enumerate(parts, start=1):
+        count += len(part)
+        if count >= _BLOCK or stop == len(parts):
+            yield torch.cat(list(parts[start:stop]))
+            start, count = stop, 0
 
 
 def least_squares_rows(system: KeySystem, keys: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..models.architecture import unwrapped
+from ..models.decoder import unwrapped
 from ..models.inference import input_device, padded, undisturbed
-from ..models.tokenization import opening_ids
+from ..models.joining import separator_between
+from ..models.tokenization import opening_ids, text_ids, written_opening
 
 STARTS = ("The", "Therefore", "Because", "I", "You")
 
@@ -43,6 +44,20 @@ def generate_contexts(
     return tuple(prefixes)
 
 
+def with_prefix(tokenizer: PreTrainedTokenizerBase, prefix: str, prompt: str) -> str:
+    """``prompt`` behind ``prefix``; an empty prefix leaves the bare prompt.
+
+    A BOS that the prompt begins with, as a chat template writes it, stays in front.
+    """
+    if not prefix:
+        return prompt
+    encoded = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    written = written_opening(opening_ids(tokenizer), encoded["input_ids"])
+    place = encoded["offset_mapping"][written - 1][1] if written else 0
+    rest = prompt[place:]
+    return prompt[:place] + prefix + separator_between(prefix, rest) + rest
+
+
 def _sampled(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -51,8 +66,7 @@ def _sampled(
     top_k: int,
     generator: torch.Generator,
 ) -> list[str]:
-    opening = opening_ids(tokenizer)
-    rows = [list(opening) + tokenizer(start, add_special_tokens=False)["input_ids"] for start in starts]
+    rows = [list(ids) for ids in text_ids(tokenizer, starts)]
     ends = set(tokenizer.all_special_ids)
     inner = unwrapped(model)
     for _ in range(length):
@@ -64,5 +78,5 @@ def _sampled(
             values, tokens = scores.topk(min(top_k, len(scores) - len(ends)))
             row.append(int(tokens[torch.multinomial(values.softmax(0), 1, generator=generator)]))
     # a brace would be read as the subject's place
-    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    texts = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
     return [" ".join(text.replace("{", " ").replace("}", " ").split()) + "." for text in texts]

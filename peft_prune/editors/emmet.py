@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..models.architecture import hidden_size
+from ..models.decoder import hidden_size
+from ..models.mlp import mlp_output_modules
 from .base import Prepared, register_editor
 from .closed_form import KeySystem, equality_rows, moment_inverse
+from .presets import preset
 from .spread import SMALL_VALUES, SMALL_WIDTH, SpreadEditor, SpreadHyperparameters
+from .validation import check_above_zero, check_zero_or_above
 
 
 @dataclass(frozen=True)
 class EMMETHyperparameters(SpreadHyperparameters):
-    """Defaults are those of the authors' file for GPT-2 XL, but for the stopping rule.
+    """Defaults are those of the authors' file for GPT-2 XL, but for the stopping rule and where no layers are given.
+
+    Their files name one layer each; several share the change as in MEMIT.
 
     Args:
         mom2_update_weight: λ of C in the constraint's metric; it matters against ``ridge`` alone.
         mom2_shrinkage: Multiple of the second moment's mean diagonal that is added to its diagonal.
-        ridge: α, added to the diagonal of Kᵀ (λC)⁻¹ K for batches whose keys nearly depend on each other.
+        ridge: α, added to the diagonal of Kᵀ (λC)⁻¹ K for batches whose keys nearly depend on each other
+            [emmet_lambda]; a single key needs none and gets none, as in the published code.
     """
 
-    mom2_update_weight: float = 1.0
+    mom2_update_weight: float = 1000.0
     mom2_shrinkage: float = 0.0
     ridge: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.mom2_update_weight > 0:
-            raise ValueError(f"mom2_update_weight: {self.mom2_update_weight} must be above 0")
-        if not self.ridge >= 0:
-            raise ValueError(f"ridge: {self.ridge} must be 0 or above")
+        check_above_zero(self, "mom2_update_weight")
+        check_zero_or_above(self, "mom2_shrinkage", "ridge")
 
 
-SMALL: dict[str, Any] = {**SMALL_VALUES, "mom2_shrinkage": 1e-3}
+PUBLISHED: dict[str, Any] = {"stop": "loss", "second_try": False}
+"""What makes the defaults the published method: `get_editor("emmet", published=True)`."""
+
+SMALL: dict[str, Any] = {**SMALL_VALUES, "mom2_shrinkage": 1e-3, "mom2_update_weight": 1.0}
 """Values for small models."""
 
 
@@ -49,6 +57,8 @@ class EMMET(SpreadEditor):
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2403.14236"
     hyperparameters_class: ClassVar[type] = EMMETHyperparameters
+    system_fields: ClassVar[tuple[str, ...]] = ("mom2_update_weight", "mom2_shrinkage")
+    published_rules: ClassVar[Mapping[str, Any]] = PUBLISHED
 
     hyperparameters: EMMETHyperparameters
 
@@ -57,10 +67,16 @@ class EMMET(SpreadEditor):
         """`SMALL` for a model narrower than `SMALL_WIDTH`, nothing for others."""
         return dict(SMALL) if hidden_size(model) < SMALL_WIDTH else {}
 
+    @classmethod
+    def published(cls, model: Any) -> dict[str, Any]:
+        """As for every editor; one layer, as in the authors' files, for a model that none of them is of."""
+        layer = cls().default_layers(len(mlp_output_modules(model)))[-1] if preset(cls.name, model) is None else None
+        return {**({} if layer is None else {"layers": (layer,)}), **super().published(model)}
+
     def system(self, prepared: Prepared, name: str) -> KeySystem:
         assert prepared.statistics is not None
         own = self.hyperparameters
         return KeySystem(moment_inverse(prepared.statistics.moments[name], own.mom2_update_weight, own.mom2_shrinkage))
 
     def rows(self, system: KeySystem, keys: Tensor) -> Tensor:
-        return equality_rows(system, keys, self.hyperparameters.ridge)
+        return equality_rows(system, keys, self.hyperparameters.ridge if keys.shape[1] > 1 else 0.0)

@@ -13,21 +13,24 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import EditFailedError
-from ..models.architecture import features, hidden_size, unwrapped
+from ..models.decoder import hidden_size, unwrapped
+from ..models.mlp import features
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .base import Edit, Editor, Prepared, register_editor
-from .hyperparameters import checked_layers
+from .hyperparameters import EditorHyperparameters
 from .second_moment import SecondMoments
 from .target_likelihood import TargetBatch, frozen, target_log_probs
+from .validation import check_above_zero, check_one_of, check_zero_or_above
 
 
 @dataclass(frozen=True)
-class FineTuningHyperparameters:
+class FineTuningHyperparameters(EditorHyperparameters):
     """Steps, rate and constraint are those of the ROME authors' constrained fine-tuning of GPT-2 XL.
 
+    Where no layers are given it tunes ROME's, a third of the depth; the published baseline tunes layer 0.
+
     Args:
-        layers: Layers that are tuned; None takes ROME's, a third of the depth (the published baseline tunes layer 0).
         form: "low_rank" trains the two factors of an adapter, "dense" the whole difference of the weight.
         rank: Of the low-rank form.
         lr: Learning rate of Adam.
@@ -40,7 +43,6 @@ class FineTuningHyperparameters:
         seed: Of the first values of the low-rank form.
     """
 
-    layers: tuple[int, ...] | None = None
     form: str = "low_rank"
     rank: int = 4
     lr: float = 5e-4
@@ -52,12 +54,10 @@ class FineTuningHyperparameters:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", checked_layers(self.layers))
-        if self.form not in ("low_rank", "dense"):
-            raise ValueError(f"form: {self.form!r} is not one of low_rank, dense")
-        for name in ("rank", "lr", "num_steps", "norm_constraint"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
+        super().__post_init__()
+        check_one_of(self, "form", ("low_rank", "dense"))
+        check_above_zero(self, "rank", "lr", "num_steps", "norm_constraint")
+        check_zero_or_above(self, "weight_decay", "seed")
         for name in ("energy", "stop_probability"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)} must lie between 0 and 1")
@@ -66,6 +66,9 @@ class FineTuningHyperparameters:
         """Values that push harder: twice the steps and twice the room."""
         return {"num_steps": 2 * self.num_steps, "norm_constraint": 2 * self.norm_constraint}
 
+
+PUBLISHED: dict[str, Any] = {"layers": (0,), "form": "dense", "second_try": False}
+"""What makes the defaults those of the ROME authors' baseline: `get_editor("ft", published=True)`."""
 
 SMALL_WIDTH = 1024
 
@@ -87,6 +90,7 @@ class FineTuning(Editor):
     year: ClassVar[int] = 2020
     url: ClassVar[str] = "https://arxiv.org/abs/2012.00363"
     hyperparameters_class: ClassVar[type] = FineTuningHyperparameters
+    published_rules: ClassVar[Mapping[str, Any]] = PUBLISHED
 
     hyperparameters: FineTuningHyperparameters
 
@@ -102,7 +106,7 @@ class FineTuning(Editor):
         self, model: Any, tokenizer: PreTrainedTokenizerBase, statistics: SecondMoments | None = None
     ) -> Prepared:
         """Nothing is needed beforehand; second moments are not used."""
-        return Prepared(self.layers(model))
+        return Prepared(self.admitted(model))
 
     def compute(
         self,
@@ -118,7 +122,7 @@ class FineTuning(Editor):
             EditFailedError: The loss or a weight becomes NaN or Inf.
         """
         own = self.hyperparameters
-        batch = TargetBatch.build(model, tokenizer, [r.text for r in requests], [r.target_new for r in requests])
+        batch = TargetBatch.of(model, tokenizer, requests)
         with frozen(model):
             changes = {
                 name: _Change.start(unwrapped(model).get_submodule(name), own, index)

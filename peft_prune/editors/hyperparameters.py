@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from .validation import (
+    check_above_zero,
+    check_kinds,
+    check_one_of,
+    check_share,
+    check_zero_or_above,
+    checked_context_lengths,
+    checked_layers,
+)
 from .values import ValueSettings
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
-class ValueHyperparameters:
-    """How v* is searched.
+class EditorHyperparameters:
+    """What every editor has.
 
     Args:
         layers: Layers that are edited, in order; None picks them by the editor's rule.
+        second_try: Whether an edit that did not take may be tried once more with `Editor.stronger`. The published
+            methods try once.
+    """
+
+    layers: tuple[int, ...] | None = None
+    second_try: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", checked_layers(self.layers))
+        check_kinds(self)
+
+
+@dataclass(frozen=True)
+class ValueHyperparameters(EditorHyperparameters):
+    """How v* is searched.
+
+    Args:
         v_lr: Learning rate of the value optimisation.
-        v_num_grad_steps: Its most steps.
+        v_num_grad_steps: Most looks at the loss, as in the published code: the last one is followed by no update, so
+            that 20 steps are 19 updates.
         v_weight_decay: Its weight decay.
         clamp_norm_factor: Limit of the change of the value, as a multiple of its norm.
         kl_factor: Weight of the KL divergence that keeps what the subject is.
@@ -32,7 +58,6 @@ class ValueHyperparameters:
         autocast: "bfloat16" or "float16" for the forward passes of the optimisation; None for the model's own dtype.
     """
 
-    layers: tuple[int, ...] | None = None
     v_lr: float = 0.5
     v_num_grad_steps: int = 20
     v_weight_decay: float = 0.5
@@ -46,16 +71,17 @@ class ValueHyperparameters:
     autocast: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", checked_layers(self.layers))
-        if self.stop not in ("probability", "loss"):
-            raise ValueError(f"stop: {self.stop!r} is not one of probability, loss")
-        if not 0 < self.stop_probability < 1:
-            raise ValueError(f"stop_probability: {self.stop_probability} must lie between 0 and 1")
-        for name in ("v_lr", "v_num_grad_steps", "clamp_norm_factor", "stop_loss"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
-        if self.autocast is not None and self.autocast not in AUTOCAST:
-            raise ValueError(f"autocast: {self.autocast!r} is not one of {', '.join(AUTOCAST)}")
+        super().__post_init__()
+        object.__setattr__(self, "context_lengths", checked_context_lengths(self.context_lengths))
+        check_one_of(self, "stop", ("probability", "loss"))
+        check_one_of(self, "autocast", tuple(AUTOCAST))
+        check_share(self, "stop_probability")
+        check_above_zero(self, "v_lr", "clamp_norm_factor", "stop_loss")
+        check_zero_or_above(self, "v_weight_decay", "kl_factor", "context_seed")
+        if self.v_num_grad_steps < 2:
+            raise ValueError(
+                f"v_num_grad_steps: {self.v_num_grad_steps} must be at least 2; the last of them makes no update"
+            )
 
     def pushed(self) -> dict[str, Any]:
         """Values that push harder: twice the steps, half as far again, and half of what is missing to certainty."""
@@ -70,7 +96,7 @@ class ValueHyperparameters:
         """Settings of the search, with the vector added at the output of the MLP or of the block."""
         return ValueSettings(
             learning_rate=self.v_lr,
-            steps=self.v_num_grad_steps,
+            steps=self.v_num_grad_steps - 1,
             weight_decay=self.v_weight_decay,
             clamp_factor=self.clamp_norm_factor,
             kl_factor=self.kl_factor,
@@ -80,17 +106,3 @@ class ValueHyperparameters:
             site=site,
             autocast=None if self.autocast is None else AUTOCAST[self.autocast],
         )
-
-
-def checked_layers(layers: int | Sequence[int] | None) -> tuple[int, ...] | None:
-    """Layers as a tuple, or None as it is.
-
-    Raises:
-        ValueError: A layer comes twice, or they are not in ascending order.
-    """
-    if layers is None:
-        return None
-    found = (layers,) if isinstance(layers, int) else tuple(layers)
-    if not found or list(found) != sorted(set(found)):
-        raise ValueError(f"layers: {list(found)} must be different layers in ascending order")
-    return found

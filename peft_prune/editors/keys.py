@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..models.architecture import decoder_blocks, mlp_output_module, unwrapped
+from ..models.decoder import decoder_blocks, unwrapped
 from ..models.inference import by_rows, input_device, padded, undisturbed
+from ..models.mlp import mlp_output_module
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .blocks import Enough, hooked, replaced, states_of
+from .contexts import with_prefix
 from .tokens import TokenizedPrompt, tokenize_prompts
 
 
@@ -161,7 +163,12 @@ def _subject_prompts(
     return [
         prompt
         for request in requests
-        for prompt in tokenize_prompts(tokenizer, [with_prefix(c, request.prompt) for c in contexts], request.subject)
+        for prompt in tokenize_prompts(
+            tokenizer,
+            [with_prefix(tokenizer, context, request.prompt) for context in contexts],
+            request.subject,
+            [request.separator or ""] * len(contexts),
+        )
     ]
 
 
@@ -182,8 +189,3 @@ def adds_to_residual(model: Any, layer: int) -> bool:
     change = (found[1] - found[0]).reshape(-1, found[0].shape[-1])
     wanted = torch.linspace(-1, 1, change.shape[-1], device=change.device)
     return bool(((change - wanted).norm(dim=-1) < 0.05 * wanted.norm()).all())
-
-
-def with_prefix(prefix: str, prompt: str) -> str:
-    """``prompt`` after ``prefix``; an empty prefix leaves the bare prompt."""
-    return f"{prefix} {prompt}" if prefix else prompt

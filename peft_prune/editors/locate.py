@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,13 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError
-from ..models.architecture import decoder_blocks, mlp_output_modules, unwrapped
-from ..models.generation import answers_with, greedy_answers
+from ..models.answers import answers_with
+from ..models.decoder import decoder_blocks, unwrapped
+from ..models.generation import SPELLING_TOKENS, greedy_answers
 from ..models.inference import by_rows, input_device, undisturbed
+from ..models.joining import asked
+from ..models.mlp import mlp_output_modules
+from ..models.probe import require_text_decoder
 from ..models.tokenization import continuation_ids
 from ..requests import EditRequest
 from .tokens import tokenize_prompts
@@ -30,11 +34,12 @@ class Location:
 
     Args:
         block: For each layer, how much of the object's probability comes back when this block's output is restored.
-        mlp: The same for the outputs of the MLPs in a window around the layer.
+        mlp: The same for the outputs of the MLPs in a window around the layer; NaN where none in it can be edited.
         window: Number of layers in that window.
         clean: Mean probability of the object, undisturbed.
         corrupted: The same with noise on the subject's embeddings.
         facts: How many facts the means are over.
+        editable: The layers that can be edited, and so be suggested; all if not given.
     """
 
     block: tuple[float, ...]
@@ -43,17 +48,22 @@ class Location:
     clean: float
     corrupted: float
     facts: int
+    editable: tuple[int, ...] | None = None
 
     @property
     def layer(self) -> int:
-        """The layer with the largest effect of the MLPs around it: what ROME should edit."""
-        return max(range(len(self.mlp)), key=lambda layer: self.mlp[layer])
+        """The editable layer with the largest effect of the MLPs around it: what ROME should edit."""
+        return max(self._editable, key=lambda layer: self.mlp[layer])
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The window that ends at that layer: what MEMIT and its kin should edit."""
+        """The editable layers that end at that layer: what MEMIT and its kin should edit."""
         count = max(1, round(len(self.mlp) * 5 / 48))
-        return tuple(range(max(0, self.layer - count + 1), self.layer + 1))
+        return tuple(layer for layer in self._editable if layer <= self.layer)[-count:]
+
+    @property
+    def _editable(self) -> tuple[int, ...]:
+        return tuple(range(len(self.mlp))) if self.editable is None else self.editable
 
 
 def locate(
@@ -77,10 +87,12 @@ def locate(
 
     Raises:
         InvalidRequestError: The model knows none of the facts, or none has a ``target_true``.
+        UnsupportedModelError: No layer of the model can be edited, or it cannot be run on text alone.
     """
-    known = _known(model, tokenizer, facts)
     blocks = [block for _, block in decoder_blocks(model)]
-    mlps = [unwrapped(model).get_submodule(name) for name in mlp_output_modules(model)]
+    mlps = {layer: unwrapped(model).get_submodule(name) for layer, name in mlp_output_modules(model).items()}
+    require_text_decoder(model, tuple(mlps))
+    known = _known(model, tokenizer, facts)
     window = max(1, round(len(blocks) * WINDOW))
     places = [[block] for block in blocks] + [_around(mlps, layer, window) for layer in range(len(blocks))]
     generator = torch.Generator().manual_seed(seed)
@@ -91,32 +103,35 @@ def locate(
             trace = _Trace(model, tokenizer, fact, samples, generator)
             whole, low = trace.run([])
             clean, corrupted = clean + whole, corrupted + low
-            effects += torch.tensor([trace.run(modules)[1] - low for modules in places], dtype=torch.float64)
+            restored = [trace.run(modules)[1] - low if modules else torch.nan for modules in places]
+            effects += torch.tensor(restored, dtype=torch.float64)
             bar.update()
     means = (effects / len(known)).tolist()
     depth = len(blocks)
+    mean_clean, mean_corrupted = clean / len(known), corrupted / len(known)
     return Location(
-        tuple(means[:depth]), tuple(means[depth:]), window, clean / len(known), corrupted / len(known), len(known)
+        tuple(means[:depth]), tuple(means[depth:]), window, mean_clean, mean_corrupted, len(known), tuple(mlps)
     )
 
 
 def _known(model: Any, tokenizer: PreTrainedTokenizerBase, facts: Sequence[EditRequest]) -> list[EditRequest]:
-    asked = [fact for fact in facts if fact.target_true is not None]
-    objects = [str(fact.target_true) for fact in asked]
-    texts = [fact.text for fact in asked]
-    lengths = [len(pair.target) for pair in continuation_ids(tokenizer, texts, objects)]
-    answers = greedy_answers(model, tokenizer, texts, max_new_tokens=lengths) if asked else []
-    known = [fact for fact, answer, o in zip(asked, answers, objects, strict=True) if answers_with(answer, o)]
+    told = [fact for fact in facts if fact.target_true is not None]
+    objects, separators = [str(fact.target_true) for fact in told], [fact.separator for fact in told]
+    pairs = continuation_ids(tokenizer, [fact.text for fact in told], objects, separators)
+    texts = [asked(fact.text, fact.separator) for fact in told]
+    lengths = [len(pair.target) + SPELLING_TOKENS for pair in pairs]
+    answers = greedy_answers(model, tokenizer, texts, max_new_tokens=lengths) if told else []
+    known = [fact for fact, answer, o in zip(told, answers, objects, strict=True) if answers_with(answer, o)]
     if not known:
         raise InvalidRequestError(
-            f"facts: the model knows none of the {len(asked)} that have a target_true (of {len(facts)} in all)"
+            f"facts: the model knows none of the {len(told)} that have a target_true (of {len(facts)} in all)"
         )
     return known
 
 
-def _around(modules: Sequence[nn.Module], layer: int, window: int) -> list[nn.Module]:
+def _around(modules: Mapping[int, nn.Module], layer: int, window: int) -> list[nn.Module]:
     start = layer - window // 2
-    return [modules[index] for index in range(max(0, start), min(len(modules), start + window))]
+    return [modules[index] for index in range(start, start + window) if index in modules]
 
 
 class _Trace:
@@ -130,10 +145,10 @@ class _Trace:
         samples: int,
         generator: torch.Generator,
     ) -> None:
-        (prompt,) = tokenize_prompts(tokenizer, [fact.prompt], fact.subject)
-        (pair,) = continuation_ids(tokenizer, [fact.text], [str(fact.target_true)])
+        (prompt,) = tokenize_prompts(tokenizer, [fact.prompt], fact.subject, [fact.separator or ""])
+        (pair,) = continuation_ids(tokenizer, [fact.text], [str(fact.target_true)], [fact.separator])
         self._model = unwrapped(model)
-        self._embeddings = self._model.get_input_embeddings()
+        self._embeddings = cast(nn.Embedding, self._model.get_input_embeddings())
         self._target = pair.target[0]
         self._last = prompt.subject_last
         first = self._last - _subject_length(tokenizer, fact) + 1

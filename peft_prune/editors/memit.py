@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..models.architecture import hidden_size
+from ..models.decoder import hidden_size
 from .base import Prepared, register_editor
 from .closed_form import KeySystem, least_squares_rows, moment_inverse
 from .spread import SMALL_VALUES, SMALL_WIDTH, SpreadEditor, SpreadHyperparameters
+from .validation import check_above_zero, check_zero_or_above
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,12 @@ class MEMITHyperparameters(SpreadHyperparameters):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.mom2_update_weight > 0:
-            raise ValueError(f"mom2_update_weight: {self.mom2_update_weight} must be above 0")
+        check_above_zero(self, "mom2_update_weight")
+        check_zero_or_above(self, "mom2_shrinkage")
 
 
-PUBLISHED: dict[str, Any] = {"stop": "loss", "history": False}
-"""What makes the defaults the published method: `get_editor("memit", **PUBLISHED)`."""
+PUBLISHED: dict[str, Any] = {"stop": "loss", "history": False, "second_try": False}
+"""What makes the defaults the published method: `get_editor("memit", published=True)`."""
 
 SMALL: dict[str, Any] = {**SMALL_VALUES, "mom2_update_weight": 300.0}
 """Values for small models, whose keys have fewer dimensions for λ to stand against."""
@@ -53,6 +55,8 @@ class MEMIT(SpreadEditor):
     year: ClassVar[int] = 2022
     url: ClassVar[str] = "https://arxiv.org/abs/2210.07229"
     hyperparameters_class: ClassVar[type] = MEMITHyperparameters
+    system_fields: ClassVar[tuple[str, ...]] = ("mom2_update_weight", "mom2_shrinkage")
+    published_rules: ClassVar[Mapping[str, Any]] = PUBLISHED
 
     hyperparameters: MEMITHyperparameters
 

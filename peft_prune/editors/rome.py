@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import EditFailedError
-from ..models.architecture import hidden_size, mlp_output_module
+from ..models.decoder import hidden_size
+from ..models.mlp import mlp_output_module
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .base import Edit, Editor, Prepared, register_editor
@@ -19,6 +20,7 @@ from .contexts import generate_contexts
 from .hyperparameters import ValueHyperparameters
 from .keys import adds_to_residual, compute_keys
 from .second_moment import SecondMoments, regularized_cholesky
+from .validation import check_zero_or_above
 from .values import optimize_values
 
 
@@ -44,19 +46,20 @@ class ROMEHyperparameters(ValueHyperparameters):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_zero_or_above(self, "mom2_shrinkage")
         if self.layers is not None and len(self.layers) != 1:
             raise ValueError(f"layers: {list(self.layers)} must be one layer, ROME edits one")
 
 
-PUBLISHED: dict[str, Any] = {"stop": "loss"}
-"""What makes the defaults the published method: `get_editor("rome", **PUBLISHED)`."""
+PUBLISHED: dict[str, Any] = {"stop": "loss", "second_try": False}
+"""What makes the defaults the published method: `get_editor("rome", published=True)`."""
 
 SMALL_WIDTH = 1024
 """Hidden size below which the published values, found for widths from 1,024 to 4,096, give way to `SMALL`."""
 
 SMALL: dict[str, Any] = {
     "v_lr": 0.15,
-    "v_num_grad_steps": 80,
+    "v_num_grad_steps": 81,  # 80 updates
     "clamp_norm_factor": 6.0,
     "stop_probability": 0.95,
     "average_key": False,
@@ -75,6 +78,8 @@ class ROME(Editor):
     year: ClassVar[int] = 2022
     url: ClassVar[str] = "https://arxiv.org/abs/2202.05262"
     hyperparameters_class: ClassVar[type] = ROMEHyperparameters
+    searches_values: ClassVar[bool] = True
+    published_rules: ClassVar[Mapping[str, Any]] = PUBLISHED
 
     hyperparameters: ROMEHyperparameters
 
@@ -92,13 +97,10 @@ class ROME(Editor):
         contexts = generate_contexts(
             model, tokenizer, self.hyperparameters.context_lengths, seed=self.hyperparameters.context_seed
         )
-        layers = self.layers(model)
+        layers = self.admitted(model)
         name, _ = mlp_output_module(model, layers[0])
-        if self.hyperparameters.mom2_adjustment and (statistics is None or name not in statistics.moments):
-            raise ValueError(
-                f"statistics: ROME needs the second moment of {name}; collect it over ordinary text, or set "
-                "mom2_adjustment=False"
-            )
+        if self.hyperparameters.mom2_adjustment:
+            self._moment(statistics, name)
         return Prepared(layers, contexts, statistics)
 
     def compute(
@@ -114,16 +116,17 @@ class ROME(Editor):
         Raises:
             EditFailedError: An update is not finite.
         """
+        self.require_prepared(model, prepared)
         layer = prepared.layers[0]
         name, _ = mlp_output_module(model, layer)
-        site = prepared.once("site", lambda: "residual" if adds_to_residual(model, layer) else "mlp")
+        site = prepared.once(("site", layer), lambda: "residual" if adds_to_residual(model, layer) else "mlp")
         settings = self.hyperparameters.value_settings(site)
         values = optimize_values(model, tokenizer, requests, prepared.contexts, layer, settings)
         keys = compute_keys(model, tokenizer, requests, prepared.contexts, layer)
         columns, rows = [], []
         for request, key, value in zip(requests, keys, values, strict=True):
             direction = key.mean if self.hyperparameters.average_key else key.bare
-            if self.hyperparameters.mom2_adjustment and prepared.statistics is not None:
+            if self.hyperparameters.mom2_adjustment:
                 factor = self._factor(prepared, name).to(direction.device)
                 direction = torch.cholesky_solve(direction.double()[:, None], factor)[:, 0].float()
             direction = direction / direction.norm()
@@ -142,8 +145,15 @@ class ROME(Editor):
             owners={name: tuple(range(len(requests)))},
         )
 
+    def _moment(self, statistics: SecondMoments | None, name: str) -> Tensor:
+        if statistics is None or name not in statistics.moments:
+            raise ValueError(
+                f"statistics: ROME needs the second moment of {name}; collect it over ordinary text (--stats-text), "
+                "or set mom2_adjustment=False"
+            )
+        return statistics.moments[name]
+
     def _factor(self, prepared: Prepared, name: str) -> Tensor:
         """Cholesky factor of C, made at the first edit."""
-        assert prepared.statistics is not None
-        moment, shrinkage = prepared.statistics.moments[name], self.hyperparameters.mom2_shrinkage
-        return prepared.once(("factor", name), lambda: regularized_cholesky(moment, shrinkage))
+        moment, shrinkage = self._moment(prepared.statistics, name), self.hyperparameters.mom2_shrinkage
+        return prepared.once(("cholesky", name, shrinkage), lambda: regularized_cholesky(moment, shrinkage))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -20,14 +19,23 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import AdapterError, InvalidRequestError
-from ..models.architecture import unwrapped
+from ..folders import whole_file
+from ..models.decoder import unwrapped
 from ..models.fingerprint import base_fingerprint, same_base
 from ..models.inference import by_rows, input_device, max_positions, padded, undisturbed
+from ..models.mlp import features
 from ..models.tokenization import prompt_ids
+from ..publishing import publisher
 from .blocks import Enough
 
 DEFAULT_LENGTH = 512
 SMALLEST_SHRINKAGE = 1e-8
+ROUNDING = 1e-3
+"""How far float32 sums over any number of tokens may be from what holds for exact ones, as a share."""
+STRIP = 1024
+"""Rows that are looked at together."""
+OUTLIER = 100.0
+"""Multiple of the median above which an entry of a moment's diagonal is one of a few channels that stand apart."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +54,9 @@ class SecondMoments:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, whole or not at all."""
-        path = Path(path)
         metadata = {"tokens": str(self.tokens), "base": self.base or "", "format": "pt", "kind": "second_moments"}
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        os.close(handle)
-        try:
-            save_file({name: moment.contiguous() for name, moment in self.moments.items()}, temporary, metadata)
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        with whole_file(path) as part:
+            save_file({name: moment.contiguous() for name, moment in self.moments.items()}, part, metadata)
 
     @classmethod
     def load(cls, path: str | Path, *, base: str | None = None) -> SecondMoments:
@@ -64,20 +66,87 @@ class SecondMoments:
             base: Fingerprint that the statistics must have been taken with, if given.
 
         Raises:
-            AdapterError: The file is missing, damaged, of another kind, or of another base.
+            AdapterError: The file is missing, damaged, of another kind, or of another base; or what it holds are no
+                second moments: square, finite, symmetric and positive semidefinite float32 matrices.
         """
         try:
             with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("kind") != "second_moments":
-                    raise AdapterError(f"statistics: {path} holds no second moments")
-                moments = {name: file.get_tensor(name) for name in file.keys()}
+                tokens, made_with = _facts(path, file.metadata() or {})
+                if base is not None and made_with is not None and not same_base(made_with, base):
+                    raise AdapterError(f"statistics: {path} were taken with other base weights; collect them anew")
+                moments = {name: _checked(path, name, file) for name in file.keys()}
         except (OSError, SafetensorError) as error:
             raise AdapterError(f"statistics: {path} cannot be read: {error}") from None
-        made_with = metadata["base"] or None
-        if base is not None and made_with is not None and not same_base(made_with, base):
-            raise AdapterError(f"statistics: {path} were taken with other base weights; collect them anew")
-        return cls(moments, int(metadata["tokens"]), made_with)
+        if not moments:
+            raise AdapterError(f"statistics: {path} holds no second moments")
+        return cls(moments, tokens, made_with)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, model: Any = None) -> SecondMoments:
+        """Read a file of `save`, or what `push_to_hub` has published as ``user/name[@revision]``.
+
+        Args:
+            name: The file, its folder, or the repository.
+            model: The base that the statistics must have been taken with, if given.
+
+        Raises:
+            AdapterError: They are damaged, or of another base.
+            HubError: The repository cannot be fetched.
+        """
+        found: SecondMoments = publisher("load_moments")(name, model)
+        return found
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Publish the statistics with a card; the URL of the commit. Options are those of `push_moments`."""
+        url: str = publisher("push_moments")(self, repo_id, **options)
+        return url
+
+    def require_fit(self, model: Any) -> None:
+        """Raise AdapterError where a module of ``model`` has inputs of another width than its second moment."""
+        modules = dict(unwrapped(model).named_modules())
+        for name, moment in self.moments.items():
+            shape = features(modules[name]) if name in modules else None
+            if shape is not None and shape[0] != len(moment):
+                raise AdapterError(
+                    f"statistics: {name} has inputs of width {shape[0]}, its second moment is {len(moment)} wide; "
+                    "collect the statistics of this model"
+                )
+
+
+def _facts(path: str | Path, metadata: Mapping[str, str]) -> tuple[int, str | None]:
+    """Number of tokens and fingerprint of the base, as the file's metadata give them."""
+    if metadata.get("kind") != "second_moments":
+        raise AdapterError(f"statistics: {path} holds no second moments")
+    tokens = metadata.get("tokens", "")
+    if not re.fullmatch(r"[0-9]{1,18}", tokens) or int(tokens) == 0:
+        raise AdapterError(f"statistics: {path}: tokens: {tokens[:40]!r} must be a number of at least 1")
+    return int(tokens), metadata.get("base") or None
+
+
+def _checked(path: str | Path, name: str, file: Any) -> Tensor:
+    """The tensor ``name`` of an open file, once it is known to be a second moment as far as that can be seen fast."""
+    given = file.get_slice(name)
+    shape, kind = tuple(given.get_shape()), given.get_dtype()
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
+        raise AdapterError(f"statistics: {path}: {name} has shape {shape}; a square matrix is accepted")
+    if kind != "F32":
+        raise AdapterError(f"statistics: {path}: {name} is of dtype {kind}; F32 is accepted")
+    moment = file.get_tensor(name)
+    diagonal = moment.diagonal()
+    if not bool(torch.isfinite(moment).all()):
+        raise AdapterError(f"statistics: {path}: {name} holds NaN or Inf")
+    if float(diagonal.min()) < 0 or float(diagonal.max()) == 0:
+        raise AdapterError(f"statistics: {path}: the diagonal of {name} must hold mean squares, which are positive")
+    scale = diagonal.sqrt()
+    for start in range(0, len(moment), STRIP):
+        rows, columns = moment[start : start + STRIP], moment[:, start : start + STRIP].T
+        # |C_ij| <= sqrt(C_ii C_jj) for every second moment; float32 sums obey it up to their rounding
+        bound = scale[start : start + STRIP, None] * scale
+        if bool(((rows - columns).abs() > ROUNDING * bound).any()):
+            raise AdapterError(f"statistics: {path}: {name} is not symmetric")
+        if bool((rows.abs() > (1 + ROUNDING) * bound).any()):
+            raise AdapterError(f"statistics: {path}: {name} is not positive semidefinite")
+    return moment
 
 
 def collect_second_moments(
@@ -123,25 +192,48 @@ def collect_second_moments(
     return SecondMoments({name: total / tokens for name, total in sums.items()}, tokens, base_fingerprint(inner))
 
 
+def mean_diagonal(moment: Tensor) -> Tensor:
+    """The scale of a second moment, float64: the mean of its diagonal, no entry counted for more than 100 medians.
+
+    Real activations have channels that stand at thousands whatever the text; in the plain mean one of them decides,
+    and what is measured by it drowns all others. Channels that are always 0 have no say in the median.
+
+    Raises:
+        ValueError: The moment is 0, or holds NaN or Inf.
+    """
+    diagonal = moment.diagonal().double()
+    if not (torch.isfinite(diagonal).all() and bool((diagonal > 0).any())):
+        raise ValueError("statistics: a second moment is 0 or not finite; collect it over ordinary text")
+    return diagonal.clamp(max=OUTLIER * float(diagonal[diagonal > 0].median())).mean()
+
+
 def regularized_cholesky(moment: Tensor, shrinkage: float = 0.0) -> Tensor:
     """Lower Cholesky factor of C in float64, (in, in).
 
-    Where C is numerically singular, as it is over fewer tokens than dimensions, a small multiple of its mean diagonal
-    is added to the diagonal until the factorization succeeds, and a warning says how much.
+    Where C is numerically singular, as it is over fewer tokens than dimensions, a small multiple of its
+    `mean_diagonal` is added to the diagonal until the factorization succeeds, and a warning says how much.
 
     Args:
         moment: C, (in, in).
-        shrinkage: Multiple of C's mean diagonal that is added to its diagonal in any case.
+        shrinkage: Multiple of C's `mean_diagonal` that is added to its diagonal in any case.
+
+    Raises:
+        ValueError: C holds NaN or Inf, is zero, or has negative eigenvalues that no rounding explains.
     """
     matrix = moment.double()
-    scale = matrix.diagonal().mean()
+    if not torch.isfinite(matrix).all():
+        raise ValueError("statistics: a second moment holds NaN or Inf; collect it anew")
+    scale = mean_diagonal(matrix)
     identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     added = shrinkage
-    while True:
+    # rounding makes eigenvalues as negative as a small part of the mean diagonal; a matrix that needs more is another
+    while added <= max(1.0, shrinkage):
         factor, failed = torch.linalg.cholesky_ex(matrix + added * scale * identity)
-        if not int(failed) and float(factor.diagonal().min()) ** 2 > 1e-10 * float(scale):
+        if not int(failed) and float(factor.diagonal().min()) ** 2 > 1e-10 * float(scale) > 0:
             break
         added = max(10 * added, SMALLEST_SHRINKAGE)
+    else:
+        raise ValueError("statistics: a second moment must be finite, positive semidefinite and not zero")
     if added > shrinkage:
         warnings.warn(f"the second moment is singular; {added:.0e} of its mean diagonal was added to its diagonal")
     return factor

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import EditFailedError
-from ..models.architecture import mlp_output_module
+from ..models.mlp import mlp_output_module
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .base import Edit, Editor, Prepared
@@ -30,7 +30,7 @@ SMALL_WIDTH = 1024
 
 SMALL_VALUES: dict[str, Any] = {
     "v_lr": 0.15,
-    "v_num_grad_steps": 80,
+    "v_num_grad_steps": 81,  # 80 updates
     "clamp_norm_factor": 6.0,
     "stop_probability": 0.95,
 }
@@ -39,9 +39,11 @@ SMALL_VALUES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class SpreadHyperparameters(ValueHyperparameters):
-    """Args:
-    clamp_norm_factor: Limit of the change of the value, as a multiple of the norm of the block's output.
-    context_lengths: Pairs of tokens and count of the sampled prefixes.
+    """What differs from ROME's.
+
+    Args:
+        clamp_norm_factor: Limit of the change of the value, as a multiple of the norm of the block's output.
+        context_lengths: Pairs of tokens and count of the sampled prefixes, as in the published code.
     """
 
     clamp_norm_factor: float = 0.75
@@ -59,8 +61,11 @@ class SpreadEditor(Editor):
     """
 
     hyperparameters: SpreadHyperparameters
+    searches_values: ClassVar[bool] = True
     share_of_depth: ClassVar[float] = 5 / 48  # published for GPT-2 XL: layers 13 to 17 of 48
     last_at: ClassVar[float] = 17 / 48
+    system_fields: ClassVar[tuple[str, ...]]
+    """Hyperparameters that `system` reads: editors that differ in none of them share what is prepared."""
 
     def default_layers(self, depth: int) -> tuple[int, ...]:
         last, count = round(depth * self.last_at), max(2, round(depth * self.share_of_depth))
@@ -69,13 +74,9 @@ class SpreadEditor(Editor):
     def prepare(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, statistics: SecondMoments | None = None
     ) -> Prepared:
-        for name in self.modules(model):
-            if statistics is None or name not in statistics.moments:
-                raise ValueError(
-                    f"statistics: {self.pretty_name} needs the second moment of {name}; collect it over ordinary text"
-                )
+        self._require_moments(model, statistics)
         lengths, seed = self.hyperparameters.context_lengths, self.hyperparameters.context_seed
-        layers = self.layers(model)
+        layers = self.admitted(model)
         if not adds_to_residual(model, layers[-1]):
             layers = layers[-1:]
         return Prepared(layers, generate_contexts(model, tokenizer, lengths, seed=seed), statistics)
@@ -93,8 +94,9 @@ class SpreadEditor(Editor):
         Raises:
             EditFailedError: An update is not finite, or the requests' keys depend on each other.
         """
+        self.require_prepared(model, prepared)
         last, contexts = prepared.layers[-1], prepared.contexts
-        site = prepared.once("site", lambda: "block" if adds_to_residual(model, last) else "mlp")
+        site = prepared.once(("site", last), lambda: "block" if adds_to_residual(model, last) else "mlp")
         values = optimize_values(model, tokenizer, requests, contexts, last, self.hyperparameters.value_settings(site))
         wanted = torch.stack([value.output + value.delta for value in values])
         updates: dict[str, LowRankUpdate] = {}
@@ -106,12 +108,12 @@ class SpreadEditor(Editor):
                 found = climb.keys_by_context(layer)
                 present = climb.outputs()
             keys[name] = (found * found.new_tensor(self._context_weights())[:, None]).sum(1)
-            system = prepared.once(("system", name), partial(self.system, prepared, name))
+            system = prepared.once((*self._system_key(), name), partial(self.system, prepared, name))
             history = earlier.get(name) if earlier is not None and self.keeps_history else None
             assert prepared.statistics is not None
             # it is solved where the second moment stands, which need not be where the model runs
             place_of = prepared.statistics.moments[name].device
-            held = None if history is None else history.to(place_of).double().T
+            held = None if history is None else history.to(place_of).T
             rows = self._rows(system.hold(held), keys[name].to(place_of).double().T)
             share = (wanted.to(present.device) - present) / (len(prepared.layers) - place)
             updates[name] = LowRankUpdate(B=share.T.contiguous(), A=rows.float().to(share.device).contiguous())
@@ -127,6 +129,27 @@ class SpreadEditor(Editor):
             owners={name: tuple(range(len(requests))) for name in updates},
             keys=keys,
         )
+
+    def require_prepared(self, model: Any, prepared: Prepared) -> None:
+        """As for every editor; and there are moments, and as many contexts as their weights."""
+        super().require_prepared(model, prepared)
+        self._require_moments(model, prepared.statistics)
+        if len(prepared.contexts) != len(self._context_weights()):
+            raise ValueError(
+                f"prepared: has {len(prepared.contexts)} contexts, the context_lengths "
+                f"{self.hyperparameters.context_lengths} of this {self.name} make {len(self._context_weights())}"
+            )
+
+    def _require_moments(self, model: Any, statistics: SecondMoments | None) -> None:
+        for name in self.modules(model):
+            if statistics is None or name not in statistics.moments:
+                raise ValueError(
+                    f"statistics: {self.pretty_name} needs the second moment of {name}; collect it over ordinary "
+                    "text (--stats-text)"
+                )
+
+    def _system_key(self) -> tuple[Any, ...]:
+        return (self.name, *(getattr(self.hyperparameters, name) for name in self.system_fields))
 
     @property
     def keeps_history(self) -> bool:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..models.architecture import unwrapped
+from ..models.decoder import unwrapped
 from ..models.inference import input_device, padded
 from ..models.tokenization import continuation_ids
+from ..requests import EditRequest
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,26 @@ class TargetBatch:
 
     @staticmethod
     def build(
-        model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], targets: Sequence[str]
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[str],
+        targets: Sequence[str],
+        separators: Sequence[str | None] | None = None,
     ) -> TargetBatch:
         """Each target tokenized behind its prompt; its last token is asked for and not read."""
-        pairs = continuation_ids(tokenizer, prompts, targets)
+        pairs = continuation_ids(tokenizer, prompts, targets, separators)
         ids, mask = padded([p.prompt + p.target[:-1] for p in pairs], left=False, device=input_device(model))
         labels = torch.full_like(ids, -1)
         for row, pair in enumerate(pairs):
             start = len(pair.prompt) - 1
             labels[row, start : start + len(pair.target)] = torch.tensor(pair.target, device=ids.device)
         return TargetBatch(ids, mask, labels)
+
+    @staticmethod
+    def of(model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest]) -> TargetBatch:
+        """The new target of each request behind its bare prompt."""
+        texts, targets = [request.text for request in requests], [request.target_new for request in requests]
+        return TargetBatch.build(model, tokenizer, texts, targets, [request.separator for request in requests])
 
 
 def target_log_probs(model: Any, batch: TargetBatch) -> Tensor:

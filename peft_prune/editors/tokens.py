@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError, UnsupportedModelError
-from ..models.tokenization import opening_ids
+from ..models.tokenization import opened, opening_ids
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,12 @@ def tokenize_prompts(
 
     The subject's place is that of the ``{}``, also where the subject's name occurs elsewhere in the text.
 
+    Args:
+        tokenizer: The model's tokenizer, a fast one.
+        templates: Prompts with ``{}``.
+        subject: What is put there.
+        endings: What stands behind each prompt, such as a separator that a request brings.
+
     Raises:
         UnsupportedModelError: The tokenizer is a slow one and gives no offsets.
         InvalidRequestError: A template does not hold ``{}`` exactly once, or no token covers the subject's end.
@@ -51,7 +57,8 @@ def tokenize_prompts(
         position = _covering(encoded["offset_mapping"], end - 1)
         if position is None:
             raise InvalidRequestError(f"subject: no token of {text!r} holds the end of {subject!r}")
-        prompts.append(TokenizedPrompt(opening + tuple(encoded["input_ids"]), len(opening) + position))
+        ids, moved = opened(opening, encoded["input_ids"])
+        prompts.append(TokenizedPrompt(ids, position + moved))
     return prompts
 
 

@@ -2,13 +2,14 @@
 
 from .abilities import EXTRACTORS, STOPS, final_number, score_ability, whole_answer
 from .answers import exactly_matches, has_label, rouge_scores, squad_normalized
-from .editing import RequestAnswers, request_answers, request_outcomes, score_requests
+from .editing import RequestAnswers, request_answers, request_outcomes, require_answerable, score_requests
 from .estimates import Mean, Proportion
 from .evaluate import evaluate
 from .facts import Fact, exclude_subjects, load_facts, recall, recalled
 from .fluency import ngram_entropy, request_entropies
 from .harness import harness_figures, harness_model
 from .intervals import bootstrap_interval, unvaried_interval, wilson_interval
+from .kinds import KINDS, FigureKind, kind_of
 from .moments import ImmediateScores
 from .perplexity import load_texts, perplexity, perplexity_figure, perplexity_of, text_losses
 from .scores import difference, differences, harmonic_score
@@ -19,11 +20,13 @@ from .token_probabilities import next_tokens, token_log_probabilities
 
 __all__ = [
     "EXTRACTORS",
+    "KINDS",
     "SCORERS",
     "STOPS",
     "Ability",
     "AbilityItem",
     "Fact",
+    "FigureKind",
     "ImmediateScores",
     "Mean",
     "Proportion",
@@ -41,6 +44,7 @@ __all__ = [
     "harness_figures",
     "harness_model",
     "has_label",
+    "kind_of",
     "load_ability",
     "load_facts",
     "load_texts",
@@ -55,6 +59,7 @@ __all__ = [
     "request_answers",
     "request_entropies",
     "request_outcomes",
+    "require_answerable",
     "rouge_scores",
     "score_ability",
     "score_requests",

@@ -6,12 +6,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError
-from ..models.generation import greedy_answers, normalized
+from ..models.answers import normalized
+from ..models.generation import greedy_answers
 from ..models.inference import Progress
 from ..models.tokenization import text_ids
 from .estimates import Proportion
@@ -56,7 +57,7 @@ STOPS: Mapping[str, str] = MappingProxyType({"reasoning": "\n\n"})
 
 
 def score_ability(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     items: Sequence[Mapping[str, str]],
     *,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import MissingPackageError
-from ..models.generation import normalized
+from ..models.answers import normalized
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 

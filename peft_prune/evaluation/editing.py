@@ -9,9 +9,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..models.generation import SPELLING_TOKENS, answers_with, greedy_answers, normalized
-from ..models.inference import Progress
-from ..models.tokenization import continuation_ids
+from ..models.answers import answers_with, normalized
+from ..models.generation import SPELLING_TOKENS, greedy_answers
+from ..models.inference import Progress, require_fit
+from ..models.joining import asked
+from ..models.tokenization import continuation_ids, prompt_ids
 from ..requests import EditRequest, Question
 from .estimates import Proportion
 from .token_probabilities import token_log_probabilities
@@ -51,14 +53,7 @@ def request_answers(
     Raises:
         InvalidRequestError: A prompt or a target gives no token, or does not fit the model.
     """
-    prompts, limits = [], []
-    lengths = _answer_lengths(tokenizer, [one for request in requests for one in _questions(request)])
-    for request, (new, longest) in zip(requests, _target_lengths(tokenizer, requests), strict=True):
-        rewritten = [request.text, *request.paraphrase_prompts]
-        prompts += [*rewritten, *request.neighborhood_prompts, *(one.prompt for one in _questions(request))]
-        limits += [new + SPELLING_TOKENS] * len(rewritten) + [longest] * len(request.neighborhood_prompts)
-        limits += [next(lengths) + SPELLING_TOKENS for _ in request.portability]
-        limits += [next(lengths) for _ in request.unrelated]
+    prompts, limits = _asked(tokenizer, requests)
     answers = iter(
         greedy_answers(model, tokenizer, prompts, max_new_tokens=limits, batch_size=batch_size, progress=progress)
     )
@@ -77,6 +72,30 @@ def request_answers(
         unrelated=tuple(unrelated),
         asked=tuple(request.text for request in requests),
     )
+
+
+def require_answerable(model: Any, tokenizer: PreTrainedTokenizerBase, request: EditRequest) -> None:
+    """Find out before anything is measured whether every prompt of a request can be asked.
+
+    Raises:
+        InvalidRequestError: A prompt or a target gives no token, or does not fit the model.
+    """
+    prompts, limits = _asked(tokenizer, [request])
+    require_fit(model, [len(ids) + limit for ids, limit in zip(prompt_ids(tokenizer, prompts), limits, strict=True)])
+
+
+def _asked(tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest]) -> tuple[list[str], list[int]]:
+    """Every prompt of the requests, and for each the most tokens that are generated."""
+    prompts, limits = [], []
+    lengths = _answer_lengths(tokenizer, [one for request in requests for one in _questions(request)])
+    for request, (new, longest) in zip(requests, _target_lengths(tokenizer, requests), strict=True):
+        rewritten = [request.text, *request.paraphrase_prompts]
+        prompts += [asked(prompt, request.separator) for prompt in (*rewritten, *request.neighborhood_prompts)]
+        prompts += [one.prompt for one in _questions(request)]
+        limits += [new + SPELLING_TOKENS] * len(rewritten) + [longest] * len(request.neighborhood_prompts)
+        limits += [next(lengths) + SPELLING_TOKENS for _ in request.portability]
+        limits += [next(lengths) for _ in request.unrelated]
+    return prompts, limits
 
 
 def score_requests(
@@ -102,7 +121,7 @@ def score_requests(
     A request without ``target_true`` is left out of these three, and n says so. By free greedy generation:
 
     * ``efficacy_greedy``, ``generalization_greedy``: share of answers that begin with ``target_new``
-      (:func:`~peft_prune.models.generation.answers_with`);
+      (:func:`~peft_prune.models.answers.answers_with`);
     * ``portability_greedy``: share of portability questions whose answer begins with one of those that count as right;
     * ``locality_greedy``: share of neighborhood prompts and unrelated questions whose answer is the *base model's own*
       answer, over as many tokens as the longer of the request's targets (or the question's longest answer) has. For the
@@ -199,9 +218,9 @@ def _preferences(
     progress: Progress | None,
 ) -> list[float]:
     """Mean log-probability of ``target_new`` minus that of ``target_true``, for each prompt."""
-    prompts = [prompt for _, prompt in questions]
-    new = continuation_ids(tokenizer, prompts, [request.target_new for request, _ in questions])
-    true = continuation_ids(tokenizer, prompts, [str(request.target_true) for request, _ in questions])
+    prompts, separators = [prompt for _, prompt in questions], [request.separator for request, _ in questions]
+    new = continuation_ids(tokenizer, prompts, [request.target_new for request, _ in questions], separators)
+    true = continuation_ids(tokenizer, prompts, [str(request.target_true) for request, _ in questions], separators)
     scores = token_log_probabilities(model, [*new, *true], batch_size=batch_size, progress=progress)
     means = [score.double().mean().item() for score in scores]
     return [of_new - of_true for of_new, of_true in zip(means[: len(new)], means[len(new) :], strict=True)]
@@ -244,9 +263,10 @@ def _unchanged(answers: RequestAnswers, base_answers: RequestAnswers) -> list[tu
 
 def _target_lengths(tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest]) -> list[tuple[int, int]]:
     """Tokens of ``target_new``, and of the longer of both targets, after each request's bare prompt."""
-    prompts = [request.text for request in requests]
-    new = continuation_ids(tokenizer, prompts, [request.target_new for request in requests])
-    true = continuation_ids(tokenizer, prompts, [request.target_true or request.target_new for request in requests])
+    prompts, separators = [request.text for request in requests], [request.separator for request in requests]
+    longer = [request.target_true or request.target_new for request in requests]
+    new = continuation_ids(tokenizer, prompts, [request.target_new for request in requests], separators)
+    true = continuation_ids(tokenizer, prompts, longer, separators)
     return [(len(a.target), max(len(a.target), len(b.target))) for a, b in zip(new, true, strict=True)]
 
 

@@ -10,7 +10,7 @@ from .intervals import bootstrap_interval, unvaried_interval, wilson_interval
 
 @dataclass(frozen=True)
 class Proportion:
-    """A share of trials that succeeded; higher is better.
+    """A share of trials that succeeded.
 
     Args:
         value: The share, or None where there was nothing to count.

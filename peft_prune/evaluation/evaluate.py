@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any
 
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models.inference import Progress, undisturbed
 from ..requests import EditRequest
@@ -28,7 +28,7 @@ StageProgress = Callable[[str, int, int], None]
 
 
 def evaluate(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[EditRequest],
     *,
@@ -85,16 +85,15 @@ def evaluate(
         progress=progress,
     )
     answer = partial(request_answers, model, tokenizer, requests, batch_size=batch_size)
-    edited = isinstance(model, PeftModel)
-    if edited:
+    if isinstance(model, PeftModel):
         require_visible_edits(model)
         warn_of_pending_restraint(model)
     with undisturbed(model):
-        with model.disable_adapter() if edited else nullcontext():
+        with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
             base_answers = answer(progress=_stage(progress, "before: answers"))
             before = measure("before", base_answers, base_answers)
         after = before
-        if edited:
+        if isinstance(model, PeftModel):
             answers = answer(progress=_stage(progress, "after: answers"))
             after = measure("after", answers, base_answers)
     result = {"n_requests": len(requests), "before": before.figures(full), "after": after.figures(full)}
@@ -124,7 +123,7 @@ class _Measured:
 
 
 def _measure(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[EditRequest],
     moment: str,
@@ -158,7 +157,7 @@ def _measure(
 
 
 def _ability(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     name: str,
     given: Sequence[Mapping[str, str]] | Ability,

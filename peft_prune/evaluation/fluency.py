@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError
 from ..models.generation import greedy_answers
@@ -38,7 +38,7 @@ def ngram_entropy(text: str, weights: Sequence[tuple[int, float]] = WEIGHTS) -> 
 
 
 def request_entropies(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[EditRequest],
     *,

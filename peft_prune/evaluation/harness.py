@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import MissingPackageError
 from ..models.inference import undisturbed
@@ -23,7 +23,9 @@ from .estimates import Mean
 from .visibility import require_visible_edits
 
 
-def harness_model(model: Any, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 8) -> Any:
+def harness_model(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 8
+) -> Any:
     """A model as ``lm_eval.simple_evaluate`` takes it, with its adapter unmerged and as active as it is.
 
     Args:
@@ -43,7 +45,7 @@ def harness_model(model: Any, tokenizer: PreTrainedTokenizerBase, *, batch_size:
 
 
 def harness_figures(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[str],
     *,
@@ -78,15 +80,14 @@ def harness_figures(
         if value is not None and value < least:
             raise ValueError(f"{name}: {value} must be at least {least}")
     manager = _manager(tasks, include_path)
-    edited = isinstance(model, PeftModel)
-    if edited:
+    if isinstance(model, PeftModel):
         require_visible_edits(model)
     options: dict[str, Any] = {"task_manager": manager, "num_fewshot": num_fewshot, "limit": limit}
     with undisturbed(model):
         lm = harness_model(model, tokenizer, batch_size=batch_size)
-        with model.disable_adapter() if edited else nullcontext():
+        with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
             before = _evaluated(lm, tasks, options)
-        after = _evaluated(lm, tasks, options) if edited else before
+        after = _evaluated(lm, tasks, options) if isinstance(model, PeftModel) else before
     figures = {"before": _figures(before), "after": _figures(after)}
     return {**figures, "difference": _differences(before, after, figures)}
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
 from ..models.inference import undisturbed
 from ..monitoring import BatchReport, SessionCallback
 from ..requests import EditRequest
@@ -52,7 +55,7 @@ class ImmediateScores(SessionCallback):
 
 
 def immediate_outcomes(
-    model: Any, tokenizer: Any, requests: Sequence[EditRequest], *, batch_size: int = 64
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], *, batch_size: int = 64
 ) -> dict[str, list[tuple[bool, ...]]]:
     """Outcomes of ``requests`` on the model as it is now, locality against the base's own answers."""
     with undisturbed(model), model.disable_adapter():

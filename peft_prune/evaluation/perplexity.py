@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError
 from ..models.inference import Progress, max_positions
+from ..models.joining import joined
 from ..models.tokenization import Continuation, text_ids
 from ..requests import read_records, read_text
 from .bootstrap import Draws
@@ -43,7 +45,7 @@ def load_texts(path: str | Path) -> list[str]:
 
 
 def perplexity(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     *,
@@ -51,7 +53,7 @@ def perplexity(
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> float:
-    """exp(total negative log-likelihood / total predicted tokens) over all texts; lower is better.
+    """exp(total negative log-likelihood / total predicted tokens) over all texts.
 
     Every token of a text but its first is predicted exactly once (with a tokenizer that puts a BOS in front, the first
     as well). A text longer than the window is cut, each window beginning with the last token of the one before. No
@@ -74,7 +76,7 @@ def perplexity(
 
 
 def text_losses(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     *,
@@ -118,7 +120,7 @@ def perplexity_figure(losses: Sequence[tuple[float, int]]) -> Mean:
     return Mean(None, 0, None, None) if draws is None else draws.mean()
 
 
-def _window(model: Any, max_length: int | None) -> int:
+def _window(model: PreTrainedModel | PeftModel, max_length: int | None) -> int:
     limit = max_positions(model)
     if max_length is None:
         return DEFAULT_WINDOW if limit is None else min(limit, DEFAULT_WINDOW)
@@ -151,7 +153,7 @@ def _text(record: Any) -> str:
     for field in ("prompt", "object"):
         if field not in record:
             raise InvalidRequestError(f"text: is missing, and so is {field}")
-    return f"{_non_empty('prompt', record['prompt']).rstrip()} {_non_empty('object', record['object']).strip()}"
+    return joined(_non_empty("prompt", record["prompt"]), _non_empty("object", record["object"]))
 
 
 def _non_empty(field: str, value: Any) -> str:

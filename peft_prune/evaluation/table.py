@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
-_LOWER_IS_BETTER = frozenset({"perplexity"})
+from ..characters import visible
+from .kinds import label
 
 
 def comparison_table(columns: Mapping[str, Mapping[str, Any]], *, title: str | None = None) -> Table:
@@ -23,14 +25,14 @@ def comparison_table(columns: Mapping[str, Mapping[str, Any]], *, title: str | N
     """
     rows = {heading: flat_figures(figures) for heading, figures in columns.items()}
     names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
-    table = Table(title=title)
+    table = Table(title=None if title is None else Text(visible(title)))
     table.add_column("figure")
     for heading in rows:
-        table.add_column(heading, justify="right")
+        table.add_column(Text(visible(heading)), justify="right")
     for name in names:
         figures = [row.get(name) for row in rows.values()]
         if any(figure_value(figure) is not None for figure in figures):
-            table.add_row(_label(name, figures), *(_cell(figure) for figure in figures))
+            table.add_row(Text(visible(_label(name, figures))), *(_cell(figure) for figure in figures))
     return table
 
 
@@ -47,9 +49,7 @@ def figure_value(figure: Any) -> float | None:
 
 def _label(name: str, figures: list[Any]) -> str:
     counts = {figure["n"] for figure in figures if isinstance(figure, Mapping)}
-    arrow = "↓" if name in _LOWER_IS_BETTER else "↑"
-    count = f" (n = {counts.pop()})" if len(counts) == 1 else ""
-    return f"{name.replace('_', ' ')} {arrow}{count}"
+    return label(name) + (f" (n = {counts.pop()})" if len(counts) == 1 else "")
 
 
 def _cell(figure: Any) -> str:

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError
 from ..models.generation import greedy_answers
 from ..models.inference import Progress, max_positions
-from ..models.tokenization import prompt_ids, text_ids
+from ..models.joining import joined
+from ..models.tokenization import continuation_ids, prompt_ids
 from ..requests import read_records, read_text
 from .abilities import final_number, whole_answer
 from .answers import ROUGE, exactly_matches, has_label, rouge_scores
@@ -98,13 +100,13 @@ def load_ability(path: str | Path, *, limit: int | None = None, shots: int = 0) 
     asked, solved = items[: len(items) - shots], items[len(items) - shots :]
     if limit is not None and limit < len(asked):
         asked = [asked[index * len(asked) // limit] for index in range(limit)]
-    opening = "".join(f"{one.prompt} {one.answers[0]}\n\n" for one in solved)
+    opening = "".join(f"{joined(one.prompt, one.answers[0])}\n\n" for one in solved)
     asked = [replace(item, prompt=opening + item.prompt) for item in asked]
     return Ability(form.name, tuple(asked), form.metrics, form.stop, form.max_new_tokens)
 
 
 def ability_outcomes(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     ability: Ability,
     *,
@@ -138,7 +140,7 @@ def ability_outcomes(
 
 
 def measure_ability(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     ability: Ability,
     *,
@@ -175,7 +177,9 @@ SCORERS: Mapping[str, Callable[[str, Sequence[str]], bool]] = {
 """Whether a generated text counts, by the metric's name."""
 
 
-def _fitting(model: Any, tokenizer: PreTrainedTokenizerBase, ability: Ability) -> tuple[list[AbilityItem], list[int]]:
+def _fitting(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, ability: Ability
+) -> tuple[list[AbilityItem], list[int]]:
     """The items that fit the model, and for each the most tokens that are generated."""
     needed = _answer_lengths(tokenizer, ability.items)
     room = ability.max_new_tokens or max(needed) + 8
@@ -198,7 +202,9 @@ def _fitting(model: Any, tokenizer: PreTrainedTokenizerBase, ability: Ability) -
 
 def _answer_lengths(tokenizer: PreTrainedTokenizerBase, items: Sequence[AbilityItem]) -> list[int]:
     """Tokens of the longest right answer of each item."""
-    lengths = iter([len(ids) for ids in text_ids(tokenizer, [f" {one}" for item in items for one in item.answers])])
+    pairs = [(item.prompt, one) for item in items for one in item.answers]
+    found = continuation_ids(tokenizer, [prompt for prompt, _ in pairs], [one for _, one in pairs])
+    lengths = iter(len(pair.target) for pair in found)
     return [max(next(lengths) for _ in item.answers) for item in items]
 
 

@@ -6,6 +6,8 @@ import warnings
 
 from peft import PeftModel
 
+from ..tuner import PruneEditModel
+
 
 def require_visible_edits(model: PeftModel) -> None:
     """Check that disabling the adapter gives the base, and enabling it the edits.
@@ -26,7 +28,7 @@ def require_visible_edits(model: PeftModel) -> None:
 def warn_of_pending_restraint(model: PeftModel) -> None:
     """Warn where saving or merging would restrain the model first, so that figures taken now are of another one."""
     tuner = model.base_model
-    if hasattr(tuner, "restraint_is_pending") and len(tuner.active_adapters) == 1 and tuner.restraint_is_pending():
+    if isinstance(tuner, PruneEditModel) and len(tuner.active_adapters) == 1 and tuner.restraint_is_pending():
         warnings.warn(
             "a restraint is pending: the figures are of the unrestrained edits, and saving or merging restrains them "
             "first; call restrain() to measure what leaves"

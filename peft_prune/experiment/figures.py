@@ -7,9 +7,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from ..evaluation import kind_of
+from ..folders import whole_file
 from .results import EDITING, Point, Results
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#4d4d4d", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7b3294", "#1b7837")
 MARKERS = "osD^vP*X<>"
@@ -32,14 +39,13 @@ def draw_figures(results: Results, folder: Path) -> list[Path]:
     for name, figure in figures.items():
         for ending in ("png", "svg"):
             path = folder / f"{name}.{ending}"
-            part = path.with_name(f".{name}.part.{ending}")
-            figure.savefig(part, dpi=130, metadata={"Date": None} if ending == "svg" else None)
-            part.replace(path)
+            with whole_file(path) as part:
+                figure.savefig(part, dpi=130, metadata={"Date": None} if ending == "svg" else None)
             written.append(path)
     return written
 
 
-def _new(columns: int, rows: int = 1) -> tuple[Any, Any]:
+def _new(columns: int, rows: int = 1) -> tuple[Figure, np.ndarray]:
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -63,7 +69,7 @@ def _courses(results: Results) -> dict[str, list[list[Point]]]:
     return {label: [marks[mark] for mark in sorted(marks)] for label, marks in found.items()}
 
 
-def _draw(axes: Any, results: Results, value: Callable[[Point], float], base: float | None) -> None:
+def _draw(axes: Axes, results: Results, value: Callable[[Point], float], base: float | None) -> None:
     """One line for each variant, the mean over seeds; a band from the least to the largest seed."""
     for index, (label, marks) in enumerate(_courses(results).items()):
         x = [points[0].edits for points in marks]
@@ -81,13 +87,13 @@ def _draw(axes: Any, results: Results, value: Callable[[Point], float], base: fl
     axes.set_xlabel("edits")
 
 
-def _legend(figure: Any, axes: Any) -> None:
+def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     columns = min(6, len(labels), int(figure.get_figwidth() / 1.5))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
-def _condition(results: Results) -> Any:
+def _condition(results: Results) -> Figure:
     figure, axes = _new(2)
     left, right = axes.flat
     _draw(left, results, lambda point: point.largest("condition_number"), _largest_base(results))
@@ -106,18 +112,18 @@ def _largest_base(results: Results) -> float:
     return max(own["condition_number_base"] for own in results.points[0].layers.values())
 
 
-def _abilities(results: Results) -> Any:
+def _abilities(results: Results) -> Figure:
     known = dict.fromkeys(kind for point in results.points for kind in point.figures)
     kinds = [kind for kind in known if "/" in kind] + [kind for kind in ("recall", "perplexity") if kind in known]
     return _panels(results, kinds)
 
 
-def _editing(results: Results) -> Any:
+def _editing(results: Results) -> Figure:
     known = {kind for point in results.points for kind in point.figures}
     return _panels(results, [kind for kind in (*EDITING, "fluency") if kind in known])
 
 
-def _panels(results: Results, kinds: Sequence[str]) -> Any:
+def _panels(results: Results, kinds: Sequence[str]) -> Figure:
     columns = min(3, max(1, len(kinds)))
     figure, axes = _new(columns, -(-max(1, len(kinds)) // columns))
     for one in axes.flat[len(kinds) :]:
@@ -127,7 +133,7 @@ def _panels(results: Results, kinds: Sequence[str]) -> Any:
         one.set_title(kind.replace("_greedy", " (greedy)").replace("/", ": ").replace("_", " "))
         if kind == "perplexity":
             one.set_yscale("log")
-        elif kind != "fluency":
+        elif kind_of(kind).bounds is not None:
             one.set_ylim(-0.03, 1.03)
     if len(kinds):
         _legend(figure, axes.flat[0])
@@ -143,7 +149,7 @@ def _base_value(results: Results, kind: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _trade_off(results: Results, kinds: Sequence[str]) -> Any:
+def _trade_off(results: Results, kinds: Sequence[str]) -> Figure:
     """What is kept of the model against what is kept of the edits after the last one, each the mean over seeds.
 
     Variants that scale all of ΔW alike are joined by one line, the logarithms by another: the one above and to the
@@ -176,7 +182,7 @@ def _trade_off(results: Results, kinds: Sequence[str]) -> Any:
     return figure
 
 
-def _name(axes: Any, places: Mapping[str, tuple[float, float]]) -> None:
+def _name(axes: Axes, places: Mapping[str, tuple[float, float]]) -> None:
     """Names beside their points, as far as they do not lie on others."""
     heights = [place[1] for place in places.values()]
     span = max(heights) - min(heights) or 1.0
@@ -201,7 +207,7 @@ _FAMILIES: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
 )
 
 
-def _spectra(results: Results) -> Any:
+def _spectra(results: Results) -> Figure:
     """The first seed's singular values of the layer whose update is largest."""
     first = {
         variant: layers

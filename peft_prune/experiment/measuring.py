@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation import (
     Ability,
@@ -60,8 +63,8 @@ def digest(content: Any) -> str:
 
 
 def measure(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[EditRequest],
     base_answers: RequestAnswers | None,
     material: Material,
@@ -87,8 +90,8 @@ def measure(
 
 
 def edit_outcomes(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[EditRequest],
     base_answers: RequestAnswers | None,
     batch_size: int,
@@ -101,20 +104,19 @@ def edit_outcomes(
     return {kind: [[float(hit) for hit in own] for own in outcomes] for kind, outcomes in found.items()}
 
 
-def layer_figures(model: Any, moments: Mapping[str, Any] | None) -> dict[str, dict[str, float]]:
+def layer_figures(model: PeftModel, moments: Mapping[str, Tensor] | None) -> dict[str, dict[str, float]]:
     """Figures of every layer, with the growth of its condition number, by module name."""
     found = Monitor(model, moments).figures()
     return {name: asdict(one) | {"growth": one.growth} for name, one in found.items()}
 
 
-def spectra(model: Any, most: int = 512) -> dict[str, dict[str, list[float]]]:
+def spectra(model: PeftModel, most: int = 512) -> dict[str, dict[str, list[float]]]:
     """Singular values of W₀, of the raw ΔW and of the effective one in every layer, the largest ``most`` of each."""
     adapter, found = model.one_adapter(None), {}
     for name, layer in model.edited_layers():
         with layer.base_weight() as weight:
             base = torch.linalg.svdvals(weight.detach().float())
-        update = layer.prune_edit_update[adapter]
-        raw = layer.effective_update(adapter) if update.raw is None else update.raw
+        raw = layer.prune_edit_update[adapter].raw_sum() or layer.effective_update(adapter)
         found[name] = {
             "base": base[:most].tolist(),
             "raw": raw.singular_values()[:most].tolist(),

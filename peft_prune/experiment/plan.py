@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from ..editors import Editor, get_editor
 from ..spectral import parse_restraint, restraint_text
 
 RESTRAINTS = ("none", "scale", "clip", "linear", "log:e", "log:2", "log:1.5", "log:1.2")
@@ -122,6 +123,7 @@ class Plan:
         batch_size: Edits that are computed together.
         strength_margin: Probability that calibrated strengths leave every target.
         fluency_tokens: Tokens generated for a text whose n-gram entropy is taken; 0 leaves fluency out.
+        published: Edit as published: the values of `Editor.published`, its stopping rule, and one try for each edit.
 
     Raises:
         ValueError: A value is not accepted.
@@ -137,6 +139,7 @@ class Plan:
     batch_size: int = 1
     strength_margin: float = 0.8
     fluency_tokens: int = 0
+    published: bool = False
 
     def __post_init__(self) -> None:
         if not self.marks or list(self.marks) != sorted(set(self.marks)) or self.marks[0] < 1:
@@ -156,6 +159,14 @@ class Plan:
             )
         if self.fluency_tokens < 0:
             raise ValueError(f"fluency_tokens: {self.fluency_tokens} must be at least 0")
+
+    def get_editor(self, model: Any = None) -> Editor:
+        """The editor, with values that fit ``model`` or those that are published for it.
+
+        Raises:
+            ValueError: It or a hyperparameter is unknown.
+        """
+        return get_editor(self.editor, model=model, published=self.published, **self.hyperparameters)
 
     def units(self) -> Iterator[Unit]:
         """Every sequence of edits.
@@ -185,7 +196,7 @@ class Plan:
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> Plan:
         """The plan that `facts` describes; what else the mapping holds is left alone."""
-        values = {one.name: facts[one.name] for one in fields(cls)}
+        values = {one.name: facts[one.name] for one in fields(cls) if one.name in facts}
         return cls(
             **values
             | {

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MissingPackageError
-from ..evaluation import Mean, Proportion
+from ..evaluation import Mean, Proportion, kind_of
 from ..evaluation.bootstrap import GAP, SHARE, Draws, average, perplexity, share
 from ..evaluation.scores import SCORED, score_draws
+from ..folders import whole_file
 from .plan import Plan, Unit
-from .store import Measured, Outcomes, Store
+from .store import Measured, Outcomes, Store, stored_facts
 
 EDITING = (*(kind + form for form in ("", "_greedy") for kind in SCORED), "portability_greedy")
 LAYER_FIGURES = (
@@ -35,9 +36,6 @@ COLUMNS = (
     *("model", "editor", "seed", "schedule", "restraint", "edits", "moment", "figure", "quantity", "layer"),
     *("value", "n", "low", "high"),
 )
-
-UNBOUNDED = ("perplexity", "fluency")
-"""Figures that are no share."""
 
 
 def figure_draws(outcomes: Outcomes) -> dict[str, Draws]:
@@ -88,8 +86,9 @@ class Point:
         return max(values, default=math.nan)
 
     def loss(self, figure: str) -> Draws:
-        """What the base has more of this figure."""
-        return self.base[figure].minus(self.figures[figure])
+        """By how much the base is better in this figure."""
+        base, own = self.base[figure], self.figures[figure]
+        return base.minus(own) if kind_of(figure).higher_is_better else own.minus(base)
 
 
 class Results:
@@ -126,13 +125,14 @@ class Results:
             ValueError: The folder holds no experiment, or one that is being written.
         """
         path = folder / "measurements.sqlite"
-        if not path.is_file():
+        if not path.is_file() or path.stat().st_size == 0:
             raise ValueError(f"against: {folder} holds no experiment")
-        with Store(path, {}) as store:
-            facts = store.facts()
-        if "variants" not in facts:
-            raise ValueError(f"against: {folder} holds no experiment")
-        return cls(Plan.from_facts(facts), folder, facts)
+        try:
+            facts = stored_facts(path)
+            return cls(Plan.from_facts(facts), folder, facts)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            reason = str(error) if isinstance(error, ValueError) else "what it says of itself is damaged"
+            raise ValueError(f"against: {folder} holds no experiment that can be read: {reason}") from None
 
     def _point(self, unit: Unit, one: Measured) -> Point:
         chosen = [self._places[int(index)] for (index,) in one.outcomes["requests"]]
@@ -190,15 +190,14 @@ def immediate_outcomes(made: Sequence[Outcomes]) -> Outcomes:
 
 def stated(kind: str, outcomes: Sequence[Sequence[float]] | None, draws: Draws) -> Mean | Proportion:
     """A figure with its n and interval: Wilson's where it counts successes, else the bootstrap's over its units."""
-    counted = kind in EDITING or kind in ("recall", "applied")
-    if outcomes is not None and (counted or ("/" in kind and "rouge" not in kind)):
+    if outcomes is not None and kind_of(kind).aggregation == "share":
         return Proportion.of_clusters(outcomes)
     return draws.mean(bounds_of(kind, SHARE))
 
 
 def bounds_of(kind: str, bounds: tuple[float, float]) -> tuple[float, float] | None:
     """``bounds`` where they bound a figure of this kind, else None."""
-    return None if kind in UNBOUNDED else bounds
+    return None if kind_of(kind).bounds is None else bounds
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -209,17 +208,16 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         MissingPackageError: The ending is ``.parquet`` and pandas or pyarrow is not installed.
     """
     require_table(path.suffix.removeprefix("."))
-    part = path.with_name(f".{path.name}.part")
-    if path.suffix == ".parquet":
-        import pandas
+    with whole_file(path) as part:
+        if path.suffix == ".parquet":
+            import pandas
 
-        pandas.DataFrame(list(rows), columns=list(rows[0])).to_parquet(part, index=False)
-    else:
+            pandas.DataFrame(list(rows), columns=list(rows[0])).to_parquet(part, index=False)
+            return
         with part.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows({name: _in_csv(value) for name, value in row.items()} for row in rows)
-    part.replace(path)
 
 
 def require_table(form: str) -> None:

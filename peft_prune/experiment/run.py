@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..editors import Editor, SecondMoments, get_editor
+from ..editors import Editor, SecondMoments
 from ..evaluation import RequestAnswers, request_answers
 from ..models.fingerprint import base_fingerprint
 from ..models.inference import undisturbed
 from ..requests import EditRequest
 from ..session import EditSession
-from ..session.history import moments_digest
+from ..session.facts import moments_digest
 from ..spectral import parse_restraint
 from ..tuner import PruneEditConfig
 from .measuring import Material, digest, edit_outcomes, layer_figures, measure, selected, spectra
@@ -58,7 +57,7 @@ class Experiment:
     def __init__(
         self,
         plan: Plan,
-        model: Any,
+        model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         requests: Sequence[EditRequest],
         folder: Path,
@@ -69,7 +68,7 @@ class Experiment:
         self.plan, self.tokenizer, self.folder = plan, tokenizer, folder
         self._model, self._requests, self._statistics = model, list(requests), statistics
         self._material = material or Material(fluency_tokens=plan.fluency_tokens)
-        self.editor: Editor = get_editor(plan.editor, model=model, **plan.hyperparameters)
+        self.editor: Editor = plan.get_editor(model)
         self._orders = {seed: plan.order(len(self._requests), seed) for seed in range(plan.seeds)}
 
     def facts(self) -> dict[str, Any]:
@@ -78,7 +77,7 @@ class Experiment:
         return self.plan.facts() | {
             "base": base_fingerprint(self._model),
             "requests": len(self._requests),
-            "requests_digest": digest([asdict(request) for request in self._requests]),
+            "requests_digest": digest([request.document() for request in self._requests]),
             "material": self._material.counts(),
             "material_digest": self._material.digest(),
             "moments": moments,
@@ -116,7 +115,7 @@ class Experiment:
                 outcomes = measure(self._model, self.tokenizer, requests, answers, self._material, answers)
                 store.write_base(outcomes | {"requests": [[float(index)] for index in chosen]})
 
-    def _unit(self, unit: Unit, store: Store, bar: Any) -> None:
+    def _unit(self, unit: Unit, store: Store, bar: tqdm) -> None:
         order = self._orders[unit.seed]
         with self._session(unit) as session, _unloaded_at_the_end(session):
             done = session.history.last_edit
@@ -138,7 +137,8 @@ class Experiment:
     def _session(self, unit: Unit) -> EditSession:
         history = self.folder / "histories" / f"{unit.name}.sqlite"
         options: dict[str, Any] = {"statistics": self._statistics, "on_failure": "keep", "on_conflict": "keep"}
-        options |= {"monitor": False, "author": "experiment"}
+        # what holds is measured at every mark
+        options |= {"monitor": False, "author": "experiment", "look_again": False}
         if history.exists() and history.stat().st_size == 0:
             history.unlink()  # stopped between its creation and its first transaction
         if history.exists():
@@ -168,7 +168,7 @@ class Experiment:
         rows = [{kind: [own[place]] for kind, own in found.items()} for place in range(len(new))]
         store.write_immediate(unit.name, known, rows)
 
-    def _mark(self, unit: Unit, mark: int, session: EditSession, store: Store, bar: Any) -> None:
+    def _mark(self, unit: Unit, mark: int, session: EditSession, store: Store, bar: tqdm) -> None:
         strengths: dict[int, float] = {}
 
         def least() -> dict[int, float]:

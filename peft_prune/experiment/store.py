@@ -11,6 +11,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..models.fingerprint import same_base, short_form
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS base (figure TEXT PRIMARY KEY, outcomes TEXT NOT NULL);
@@ -25,6 +27,9 @@ CREATE TABLE IF NOT EXISTS spectra (unit TEXT, variant TEXT, layers TEXT NOT NUL
 _OPTIONS = {"marks": "edits", "variants": "restraints", "schedules": "schedule", "fluency_tokens": "fluency"}
 """Facts that the command line calls otherwise."""
 
+_UNNAMED = {"published": False}
+"""Facts that files of earlier versions do not name, with what held for them."""
+
 Outcomes = dict[str, list[list[float]]]
 """By the figure's name, one list of numbers for each unit (request, item, text)."""
 
@@ -38,6 +43,43 @@ class Measured:
     variant: str
     outcomes: Outcomes
     layers: dict[str, dict[str, float]]
+
+
+def stored_facts(path: Path) -> dict[str, Any]:
+    """What decides the figures of an experiment, from its file, which is only read.
+
+    Raises:
+        ValueError: The file holds no measurements of an experiment.
+    """
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+    try:
+        return _facts(connection)
+    except sqlite3.Error as error:
+        raise ValueError(f"{path.name}: {error}") from None
+    finally:
+        connection.close()
+
+
+def _facts(connection: sqlite3.Connection) -> dict[str, Any]:
+    found = {}
+    for key, value in connection.execute("SELECT key, value FROM meta"):
+        try:
+            found[key] = json.loads(value)
+        except (ValueError, TypeError, RecursionError):
+            raise ValueError(f"meta.{key} is damaged, it holds no JSON") from None
+    return found
+
+
+def same_fact(name: str, one: Any, other: Any) -> bool:
+    """Whether two experiments agree in a fact; the base's fingerprint is compared as weights are."""
+    if name == "base" and one and other:
+        return same_base(one, other)
+    return one == other
+
+
+def said(name: str, value: Any) -> str:
+    """A fact in a message; the base's fingerprint in short."""
+    return f"weights {short_form(value)}" if name == "base" and value else repr(value)
 
 
 class Store:
@@ -58,10 +100,15 @@ class Store:
         except Timeout:
             raise ValueError(f"out: {path.parent} is being written by another experiment; wait for it") from None
         self._connection = sqlite3.connect(path, isolation_level=None)
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.executescript(_SCHEMA)
         try:
-            self._check(path, json.loads(json.dumps(dict(facts))))
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.executescript(_SCHEMA)
+            # of JSON, so that what was read compares with what was given; a fingerprint knows more than its text
+            known = {name: facts[name] for name in ("base",) if name in facts}
+            self._check(path, json.loads(json.dumps(dict(facts))) | known)
+        except sqlite3.Error as error:
+            self.close()
+            raise ValueError(f"out: {path} holds no experiment's measurements: {error}") from None
         except BaseException:
             self.close()
             raise
@@ -69,11 +116,12 @@ class Store:
     def _check(self, path: Path, facts: dict[str, Any]) -> None:
         found = self.facts()
         for key, value in facts.items():
-            if found and found.get(key) != value:
+            before = found.get(key, _UNNAMED.get(key))
+            if found and not same_fact(key, before, value):
+                own, other = said(key, value), said(key, before)
                 raise ValueError(
-                    f"out: {path.parent} holds an experiment with {_OPTIONS.get(key, key)} = {found.get(key)!r}, this "
-                    f"one has {value!r}; "
-                    "give another folder"
+                    f"out: {path.parent} holds an experiment with {_OPTIONS.get(key, key)} = {other}, this one has "
+                    f"{own}; give another folder"
                 )
         if not found:
             rows = [(key, json.dumps(value)) for key, value in facts.items()]
@@ -81,7 +129,7 @@ class Store:
 
     def facts(self) -> dict[str, Any]:
         """What decides the figures, as it was given when the file was begun."""
-        return {key: json.loads(value) for key, value in self._connection.execute("SELECT key, value FROM meta")}
+        return _facts(self._connection)
 
     def close(self) -> None:
         """Give the file free."""

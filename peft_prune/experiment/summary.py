@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ..evaluation.bootstrap import GAP, SHARE, Draws, over_seeds
 from .correlation import Correlation, correlation
 from .results import Point, Results, bounds_of, figure_draws, immediate_outcomes
+from .store import said, same_fact
 
 SHOWN = (
     *("efficacy", "generalization", "locality", "score", "efficacy_greedy", "generalization_greedy"),
@@ -26,7 +28,7 @@ PREDICTORS = {
 """What may foretell a loss of ability: the largest over the layers."""
 
 
-SHARED = ("recall", "perplexity", "abilities")
+SHARED = ("abilities", "recall", "perplexity")
 """Figures over the same items for every seed, so that more seeds make no more of them."""
 
 
@@ -99,9 +101,9 @@ def require_comparable(facts: Mapping[str, Any], theirs: Mapping[str, Any]) -> N
     """Raise ValueError where two experiments are not of the same model, requests, material and seeds."""
     for name in ("model", "base", "requests", "requests_digest", "material", "material_digest", "seeds"):
         # JSON has no tuples, so that what was read compares with what was given
-        own, other = (json.dumps(one.get(name)) for one in (facts, theirs))
-        if own != other:
-            raise ValueError(f"against: that experiment has {name} = {other}, this one {own}")
+        own, other = (json.loads(json.dumps(one.get(name))) for one in (facts, theirs))
+        if not same_fact(name, own, other):
+            raise ValueError(f"against: that experiment has {name} = {said(name, other)}, this one {said(name, own)}")
 
 
 def _require_same_edits(one: Sequence[Point], other: Sequence[Point]) -> None:
@@ -115,26 +117,28 @@ def _label(results: Results, other: Results) -> str:
     own, theirs = results.plan, other.plan
     if own.editor != theirs.editor:
         return f"{own.editor} − {theirs.editor}"
-    ours, others = (json.loads(json.dumps(plan.hyperparameters)) for plan in (own, theirs))
+    ours, others = (
+        json.loads(json.dumps(plan.hyperparameters | ({"published": True} if plan.published else {})))
+        for plan in (own, theirs)
+    )
     names = [name for name in {**ours, **others} if ours.get(name) != others.get(name)]
     said = [", ".join(f"{name}={one.get(name, 'default')}" for name in names) for one in (ours, others)]
     return f"{own.editor} with {said[0]} − with {said[1]}" if names else f"{own.editor} − the same in {other.folder}"
 
 
 def correlations(points: Sequence[Point]) -> list[Correlation]:
-    """Spearman's ρ between every predictor and the loss of abilities, of recall, and of text (log-perplexity)."""
-    losses: dict[str, Callable[[Point], float]] = {
-        kind: (lambda point, kind=kind: point.loss(kind).value)  # type: ignore[misc]
-        for kind in ("abilities", "recall")
-    }
-    losses["perplexity"] = lambda point: math.log(point.figures["perplexity"].value)
-    known = [kind for kind in losses if points and all(kind in point.figures for point in points)]
+    """Spearman's ρ between every predictor and the loss of abilities, of recall, and of perplexity."""
+    known = [kind for kind in SHARED if points and all(kind in point.figures for point in points)]
     return [
-        correlation(points, name, predictor, kind, losses[kind])
+        correlation(points, name, predictor, kind, partial(_loss, kind))
         for kind in known
         for name, predictor in PREDICTORS.items()
         if not any(math.isnan(predictor(point)) for point in points)
     ]
+
+
+def _loss(kind: str, point: Point) -> float:
+    return point.loss(kind).value
 
 
 def _groups(results: Results, mark: int) -> list[list[Point]]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ..evaluation.kinds import label
 from .summary import COMPARED, SHOWN
 
 
@@ -32,7 +33,7 @@ def _final_table(summary: dict[str, Any]) -> str:
         layers = [_range(line["layers"][name]) for name in ("κ(W₀+ΔW) / κ(W₀)", "‖ΔW‖₂ / σmax(W₀)")]
         rows.append([line["restraint"], line["schedule"], *cells, *layers])
     units = summary["final"][0]["figures"] if summary["final"] else {}
-    names = [kind.replace("_", " ") + (f" (n = {units[kind]['n']})" if kind in units else "") for kind in kinds]
+    names = [label(kind) + (f" (n = {units[kind]['n']})" if kind in units else "") for kind in kinds]
     caption = (
         "## After the last edit\n\nValue [95 % interval: seeds are resampled, and within each its requests, items or "
         "texts]; n counts these. For κ and ‖ΔW‖₂ the mean over seeds."
@@ -48,7 +49,7 @@ def _comparison_table(summary: dict[str, Any]) -> str:
         [one["pair"], *(_cell(one["figures"].get(kind), sign="+") for kind in kinds)] for one in summary["comparisons"]
     ]
     text = "## Differences\n\nThe first minus the second, paired on the same edits and items [95 % interval]."
-    return f"{text}\n\n" + _table(["pair", *(kind.replace("_", " ") for kind in kinds)], rows)
+    return f"{text}\n\n" + _table(["pair", *(label(kind) for kind in kinds)], rows)
 
 
 def _correlation_table(summary: dict[str, Any]) -> str:

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import datasets
 import evaluate
 
-from ..evaluation import Mean, Proportion
+from ..evaluation import KINDS, Mean, Proportion
+from ..models.answers import answers_with
 
 CITATION = """\
 @inproceedings{ma2025perturbation,
@@ -24,17 +25,23 @@ CITATION = """\
 TEXT = datasets.Value("string")
 TEXTS = datasets.Sequence(datasets.Value("string"))
 NUMBER = datasets.Value("float64")
+WHOLE_NUMBER = datasets.Value("int64")
 NUMBERS = datasets.Sequence(datasets.Value("float64"))
+
+Example = Mapping[str, Sequence[Any]]
 
 
 class EditMetric(evaluate.Metric, ABC):
     """A figure of an edited model as a module of `evaluate`.
 
-    A subclass says what it is in `figure`, `summary`, `predictions`, `references`, `sources` and `inputs`, and computes
-    it in `figures`. The result holds ``NAME``, ``NAME_n``, ``NAME_low`` and ``NAME_high``, so that combined modules
-    never clash.
+    A subclass says what it is in `summary`, `predictions`, `references`, `sources` and `inputs`, and computes it in
+    `figures`. The result holds ``NAME``, ``NAME_n``, ``NAME_low`` and ``NAME_high``, so that combined modules never
+    clash. `figure` is the NAME that stands for the module where it is listed, a key of
+    :data:`~peft_prune.evaluation.KINDS`; `example` is what it can be computed on.
     """
 
+    figure: ClassVar[str]
+    example: ClassVar[Example]
     summary: ClassVar[str]
     predictions: ClassVar[str]
     references: ClassVar[str | None] = None
@@ -56,7 +63,7 @@ class EditMetric(evaluate.Metric, ABC):
         lines += [] if self.references is None else [f"references: {self.references}"]
         forms = [datasets.Features(dict(form)) for form in self.inputs()]
         return evaluate.MetricInfo(
-            description=self.summary,
+            description=f"{self.summary} {KINDS[self.figure].advice}",
             citation=CITATION,
             inputs_description="\nArgs:\n" + "\n".join(f"    {line}" for line in lines),
             features=forms if len(forms) > 1 else forms[0],
@@ -72,15 +79,34 @@ class EditMetric(evaluate.Metric, ABC):
         return found
 
 
+class ShareMetric(EditMetric):
+    """The share of predictions that count against their reference, under the name `figure`."""
+
+    columns: ClassVar[Mapping[str, Any]] = {"predictions": TEXT, "references": TEXT}
+
+    @abstractmethod
+    def counts(self, prediction: Any, reference: Any) -> bool:
+        """Whether a prediction counts."""
+
+    def inputs(self) -> list[Mapping[str, Any]]:
+        """One form, `columns`."""
+        return [self.columns]
+
+    def figures(self, predictions: Sequence[Any], references: Sequence[Any] | None) -> Mapping[str, Proportion]:
+        """The share."""
+        pairs = zip(predictions, references or (), strict=True)
+        return {self.figure: Proportion.of(self.counts(one, other) for one, other in pairs)}
+
+
 class PreferenceMetric(EditMetric):
     """Whether the wanted target wins: in a free answer, or with ``config_name="probability"`` in log-probability."""
 
     sources: ClassVar[tuple[str, ...]] = ("https://arxiv.org/abs/2202.05262", "https://arxiv.org/abs/2405.16821")
     configurations: ClassVar[tuple[str, ...]] = ("default", "probability")
 
-    @abstractmethod
     def agrees(self, answer: str, reference: str) -> bool:
-        """Whether a free answer counts."""
+        """Whether a free answer counts: it begins with the reference."""
+        return answers_with(answer, reference)
 
     def inputs(self) -> list[Mapping[str, Any]]:
         """Texts, or numbers for the configuration "probability"."""

@@ -1,8 +1,7 @@
-"""Free greedy generation, and what counts as an answer that gives a target."""
+"""Free greedy generation."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
-from .architecture import unwrapped
+from .decoder import unwrapped
 from .inference import (
     PADDING_ID,
     Progress,
@@ -75,33 +74,6 @@ def greedy_answers(
             if progress is not None:
                 progress(done, len(prompts))
     return answers
-
-
-def normalized(text: str) -> str:
-    """``text`` in the form in which answers are compared: outer space off, inner space single, case folded, accents
-    composed (NFC)."""
-    return unicodedata.normalize("NFC", " ".join(text.split()).casefold())
-
-
-def answers_with(answer: str, target: str) -> bool:
-    """Whether ``answer`` begins with ``target`` after normalisation, and the target's last word ends there.
-
-    "Indiana" does not answer with "India". In scripts written without spaces a word's end cannot be seen, so there
-    the beginning alone counts.
-    """
-    answer, target = normalized(answer), normalized(target)
-    if not target or not answer.startswith(target):
-        return False
-    following = answer[len(target) : len(target) + 1]
-    return not (following.isalnum() and _spaced_letter(following) and _spaced_letter(target[-1]))
-
-
-_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "BOPOMOFO", "YI")
-
-
-def _spaced_letter(character: str) -> bool:
-    """Whether it is a letter of a script that puts spaces between words."""
-    return character.isalnum() and not unicodedata.name(character, "").startswith(_UNSPACED)
 
 
 def _limits(max_new_tokens: int | Sequence[int], count: int) -> list[int]:
@@ -169,7 +141,7 @@ def _generate(
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int], end_ids: list[int], stop: str | None) -> str:
     end = next((index for index, token in enumerate(ids) if token in end_ids), len(ids))
-    text = tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    text = str(tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False))
     return text if stop is None else text.split(stop, 1)[0]
 
 

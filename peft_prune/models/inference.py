@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidRequestError
-from .architecture import unwrapped
+from .decoder import text_config, unwrapped
 
 Progress = Callable[[int, int], None]
 
@@ -42,13 +42,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 def input_device(model: Any) -> torch.device:
     """Where token ids must stand: beside the input embeddings, or on the CPU where those are offloaded."""
-    device = unwrapped(model).get_input_embeddings().weight.device
+    device = cast(nn.Embedding, unwrapped(model).get_input_embeddings()).weight.device
     return torch.device("cpu") if device.type == "meta" else device
 
 
 def max_positions(model: Any) -> int | None:
     """The longest sequence that the model's configuration allows, or None where it names no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return getattr(text_config(model), "max_position_embeddings", None)
 
 
 def require_fit(model: Any, lengths: Sequence[int]) -> None:

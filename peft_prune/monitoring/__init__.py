@@ -1,13 +1,24 @@
 """Figures of every edited layer, and callbacks that watch a session by them."""
 
-from .callbacks import ACTIONS, CONDITION_GROWTH, Alert, BatchReport, Limit, SessionCallback
-from .condition import LayerCondition, Monitor, layer_conditions
-from .guards import AbilityGuard, ConditionGuard
+from .callbacks import ACTIONS, Alert, BatchReport, Limit, SessionCallback
+from .condition import (
+    CONDITION_GROWTH,
+    LAYER_FIGURES,
+    OUTPUT_PERTURBATION,
+    UPDATE_NORM,
+    LayerCondition,
+    Monitor,
+    layer_conditions,
+)
+from .guards import AbilityGuard, ConditionGuard, NormGuard, OutputGuard
 from .progress import ProgressCallback, TrackerCallback, batch_values
 
 __all__ = [
     "ACTIONS",
     "CONDITION_GROWTH",
+    "LAYER_FIGURES",
+    "OUTPUT_PERTURBATION",
+    "UPDATE_NORM",
     "AbilityGuard",
     "Alert",
     "BatchReport",
@@ -15,6 +26,8 @@ __all__ = [
     "LayerCondition",
     "Limit",
     "Monitor",
+    "NormGuard",
+    "OutputGuard",
     "ProgressCallback",
     "SessionCallback",
     "TrackerCallback",

@@ -9,8 +9,6 @@ from typing import Any, ClassVar
 from .condition import LayerCondition
 
 ACTIONS = ("warn", "restrain", "rollback", "stop")
-CONDITION_GROWTH = "condition_growth"
-"""Name of κ(W0 + ΔW) / κ(W0), the largest over the layers."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Limit:
     """A bound that a callback watches, for the history and its reports.
 
     Args:
-        figure: `CONDITION_GROWTH`, or the name under which the callback's measurements stand.
+        figure: One of `LAYER_FIGURES`, or the name under which the callback's measurements stand.
         value: What must not be passed.
         base: The base model's own value.
         higher_is_better: Whether the figure must stay above the limit, or below it.
@@ -90,6 +88,9 @@ class SessionCallback:
 
     needs_figures: ClassVar[bool] = False
     """Whether it cannot work in a session without a monitor."""
+
+    needs_moments: ClassVar[bool] = False
+    """Whether it cannot work without the second moments of all adapted modules."""
 
     def on_session_begin(self, session: Any) -> None:
         """The session is ready; the model may hold edits already if it was resumed."""

@@ -6,10 +6,22 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from peft import PeftModel
 from torch import Tensor
 
-from ..spectral import OutputPerturbation, ProjectedUpdate
 from ..tuner import PruneEditLayer, PruneEditModel
+
+CONDITION_GROWTH = "condition_growth"
+"""Name of κ(W0 + ΔW) / κ(W0), the largest over the layers."""
+
+UPDATE_NORM = "update_norm"
+"""Name of ‖ΔW‖₂ / σmax(W0), the largest over the layers."""
+
+OUTPUT_PERTURBATION = "output_perturbation"
+"""Name of tr(ΔW C ΔWᵀ) / tr(W0 C W0ᵀ), the largest over the layers."""
+
+LAYER_FIGURES = {CONDITION_GROWTH: 1.0, UPDATE_NORM: 0.0, OUTPUT_PERTURBATION: 0.0}
+"""Figures of a layer that a limit can be set for, with their value in an unedited one."""
 
 SUBSPACE = 0.1
 """Share of the base's singular directions that counts as its top, and as its bottom."""
@@ -57,9 +69,22 @@ class LayerCondition:
             return 1.0
         return self.condition_number / self.condition_number_base
 
+    @property
+    def relative_norm(self) -> float:
+        """‖ΔW‖₂ / σmax(W0); also of use where κ(W0) is infinite."""
+        if self.sigma_max_base == 0:
+            return math.inf if self.delta_spectral_norm > 0 else 0.0
+        return self.delta_spectral_norm / self.sigma_max_base
+
+    def value(self, figure: str) -> float | None:
+        """One of `LAYER_FIGURES`; None for an output perturbation that is not known."""
+        if figure == CONDITION_GROWTH:
+            return self.growth
+        return self.relative_norm if figure == UPDATE_NORM else self.output_perturbation
+
 
 class Monitor:
-    """Takes the figures of every adapted layer, and keeps what the next time can be spared.
+    """Takes the figures of every adapted layer; a layer keeps what the next time, or the schedule, can be spared.
 
     The first figures of a layer factor W0 W0ᵀ on its smaller side n, in float64, and keep it: n² · 8 bytes.
 
@@ -70,48 +95,39 @@ class Monitor:
     """
 
     def __init__(
-        self, model: PruneEditModel, moments: Mapping[str, Tensor] | None = None, adapter_name: str | None = None
+        self,
+        model: PeftModel | PruneEditModel,
+        moments: Mapping[str, Tensor] | None = None,
+        adapter_name: str | None = None,
     ) -> None:
         self._model = model
-        self._moments = moments or {}
         self._adapter = model.one_adapter(adapter_name)
-        self._projected: dict[str, ProjectedUpdate] = {}
-        self._outputs: dict[str, OutputPerturbation] = {}
+        model.set_second_moments(moments or {}, self._adapter)
 
     def figures(self) -> dict[str, LayerCondition]:
         """The figures of every layer as it is now, by module name."""
-        return {name: self._layer(name, layer) for name, layer in self._model.edited_layers(self._adapter)}
+        return {name: self._layer(layer) for name, layer in self._model.edited_layers(self._adapter)}
 
-    def _layer(self, name: str, layer: PruneEditLayer) -> LayerCondition:
-        base, update = layer.condition(), layer.effective_update(self._adapter)
-        projected = base.project(update, self._projected.get(name))
-        self._projected[name] = projected
-        report = base.of(projected)
-        norm = base.spectral_norm(projected)
-        energies = base.energies(projected)
+    def _layer(self, layer: PruneEditLayer) -> LayerCondition:
+        base, own = layer.condition(), layer.figures(self._adapter)
+        report, norm, energies = own.condition, own.spectral_norm, own.energies
         total = float(energies.sum())
         count = math.ceil(SUBSPACE * len(energies))
         return LayerCondition(
             edits=layer.prune_edit_update[self._adapter].edits,
-            rank=update.rank,
+            rank=layer.rank(self._adapter),
             sigma_max_base=base.sigma_max,
             delta_spectral_norm=norm,
             delta_frobenius_norm=math.sqrt(total),
             condition_number_base=base.condition_number,
             condition_number=report.condition_number,
             perturbation_bound=norm / report.sigma_min if report.sigma_min > 0 else math.inf,
-            output_perturbation=self._output(name, layer).of(update) if name in self._moments else None,
+            output_perturbation=layer.output_perturbation(self._adapter),
             energy_top=float(energies[-count:].sum()) / total if total > 0 else 0.0,
             energy_bottom=float(energies[:count].sum()) / total if total > 0 else 0.0,
         )
 
-    def _output(self, name: str, layer: PruneEditLayer) -> OutputPerturbation:
-        if name not in self._outputs:
-            with layer.base_weight() as weight:
-                self._outputs[name] = OutputPerturbation(weight, self._moments[name])
-        return self._outputs[name]
 
-
-def layer_conditions(model: PruneEditModel, adapter_name: str | None = None) -> dict[str, LayerCondition]:
+def layer_conditions(model: PeftModel | PruneEditModel, adapter_name: str | None = None) -> dict[str, LayerCondition]:
     """Figures of every layer that this adapter (the active one if not given) adapts, by module name."""
     return Monitor(model, adapter_name=adapter_name).figures()

@@ -3,14 +3,69 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
-from .callbacks import CONDITION_GROWTH, BatchReport, Limit, SessionCallback, checked_action
+from .callbacks import BatchReport, Limit, SessionCallback, checked_action
+from .condition import CONDITION_GROWTH, OUTPUT_PERTURBATION, UPDATE_NORM
 
 
-class ConditionGuard(SessionCallback):
+class LayerGuard(SessionCallback):
+    """Base of guards that look at one figure of every layer; a subclass says which.
+
+    Args:
+        limit: What no layer may exceed.
+        action: "warn", "restrain", "rollback" (the batch) or "stop". After "restrain" a layer that is still above is
+            reported as a warning.
+
+    Raises:
+        ValueError: The action is unknown.
+    """
+
+    needs_figures = True
+    figure: ClassVar[str]
+    base: ClassVar[float]
+    """The figure of an unedited layer."""
+
+    def __init__(self, limit: float, action: str) -> None:
+        self.limit = float(limit)
+        self.action = checked_action(action)
+
+    @abstractmethod
+    def said(self, value: float, rest: str) -> str:
+        """The figure in words, with ``rest`` behind it."""
+
+    def on_batch_end(self, session: Any, report: BatchReport) -> None:
+        above = self._above(report)
+        if above:
+            name = max(above, key=lambda own: (math.isnan(above[own]), above[own]))
+            self._say(report, self.action, name, above[name])
+
+    def limits(self) -> list[Limit]:
+        """The limit of the figure."""
+        return [Limit(self.figure, self.limit, self.base, False, self.action)]
+
+    def after_restraint(self, session: Any, report: BatchReport) -> None:
+        """Say so where the restraint that this guard asked for was not enough."""
+        for name, value in self._above(report).items():
+            self._say(report, "warn", name, value, " even after the restraint")
+
+    def _above(self, report: BatchReport) -> dict[str, float]:
+        values = {name: one.value(self.figure) for name, one in report.figures.items()}
+        # a NaN is above as well
+        return {name: value for name, value in values.items() if value is not None and not value <= self.limit}
+
+    def _say(self, report: BatchReport, action: str, name: str, value: float, rest: str = "") -> None:
+        message = f"{name}: {self.said(value, rest)}, {self.limit:g} is allowed"
+        report.alert(action, type(self).__name__, message)
+
+
+class ConditionGuard(LayerGuard):
     """Acts when the condition number of a layer has grown too far.
+
+    A layer whose base is singular, κ(W0) = ∞, has no growth: the guard says so once, and `NormGuard` and `OutputGuard`
+    act there.
 
     Args:
         max_growth: κ(W0 + ΔW) / κ(W0) that no layer may exceed.
@@ -21,35 +76,78 @@ class ConditionGuard(SessionCallback):
         ValueError: ``max_growth`` is not above 1, or the action is unknown.
     """
 
-    needs_figures = True
+    figure, base = CONDITION_GROWTH, 1.0
 
     def __init__(self, max_growth: float, action: str = "warn") -> None:
         if not max_growth > 1:
             raise ValueError(f"max_growth: {max_growth} must be above 1")
-        self.max_growth = max_growth
-        self.action = checked_action(action)
+        super().__init__(max_growth, action)
+        self._singular: set[str] = set()
+
+    @property
+    def max_growth(self) -> float:
+        """κ(W0 + ΔW) / κ(W0) that no layer may exceed."""
+        return self.limit
 
     def on_batch_end(self, session: Any, report: BatchReport) -> None:
-        # a NaN has grown too far as well
-        above = {name: one.growth for name, one in report.figures.items() if not one.growth <= self.max_growth}
-        if not above:
-            return
-        name = max(above, key=lambda own: (math.isnan(above[own]), above[own]))
-        self._say(report, self.action, name, above[name])
+        for name, one in report.figures.items():
+            if not math.isfinite(one.condition_number_base) and name not in self._singular:
+                self._singular.add(name)
+                message = (
+                    f"{name}: the base is singular, so that the growth of its condition number says nothing; "
+                    "NormGuard and OutputGuard watch it"
+                )
+                report.alert("warn", type(self).__name__, message)
+        super().on_batch_end(session, report)
 
-    def limits(self) -> list[Limit]:
-        """The growth that is allowed."""
-        return [Limit(CONDITION_GROWTH, self.max_growth, 1.0, False, self.action)]
+    def said(self, value: float, rest: str) -> str:
+        return f"the condition number is {value:.3g} times the base's{rest}"
 
-    def after_restraint(self, session: Any, report: BatchReport) -> None:
-        """Say so where the restraint that this guard asked for was not enough."""
-        for name, figures in report.figures.items():
-            if not figures.growth <= self.max_growth:
-                self._say(report, "warn", name, figures.growth, " even after the restraint")
 
-    def _say(self, report: BatchReport, action: str, name: str, growth: float, rest: str = "") -> None:
-        message = f"{name}: the condition number is {growth:.3g} times the base's{rest}, {self.max_growth:g} is allowed"
-        report.alert(action, type(self).__name__, message)
+class NormGuard(LayerGuard):
+    """Acts when the accumulated update of a layer has grown too large; also where the base is singular.
+
+    Args:
+        max_norm: ‖ΔW‖₂ / σmax(W0) that no layer may exceed, 1 for an update as large as the layer itself.
+        action: As for `ConditionGuard`.
+
+    Raises:
+        ValueError: ``max_norm`` is not above 0, or the action is unknown.
+    """
+
+    figure, base = UPDATE_NORM, 0.0
+
+    def __init__(self, max_norm: float, action: str = "warn") -> None:
+        if not 0 < max_norm < math.inf:
+            raise ValueError(f"max_norm: {max_norm} must be a number above 0")
+        super().__init__(max_norm, action)
+
+    def said(self, value: float, rest: str) -> str:
+        return f"‖ΔW‖₂ is {value:.3g} times σmax(W₀){rest}"
+
+
+class OutputGuard(LayerGuard):
+    """Acts when a layer's outputs on ordinary inputs have changed too much; it needs their second moment C.
+
+    Args:
+        max_output_change: tr(ΔW C ΔWᵀ) / tr(W0 C W0ᵀ) that no layer may exceed: the mean squared change of the output
+            over the mean squared output.
+        action: As for `ConditionGuard`.
+
+    Raises:
+        ValueError: ``max_output_change`` is not above 0, or the action is unknown.
+    """
+
+    needs_moments = True
+    figure, base = OUTPUT_PERTURBATION, 0.0
+
+    def __init__(self, max_output_change: float, action: str = "warn") -> None:
+        if not 0 < max_output_change < math.inf:
+            raise ValueError(f"max_output_change: {max_output_change} must be a number above 0")
+        super().__init__(max_output_change, action)
+
+    def said(self, value: float, rest: str) -> str:
+        return f"the mean squared change of ordinary outputs is {value:.3g} of their mean square{rest}"
 
 
 class AbilityGuard(SessionCallback):

@@ -25,7 +25,7 @@ class ProgressCallback(SessionCallback):
     def on_batch_end(self, session: Any, report: BatchReport) -> None:
         if self._bar is None:
             return
-        self._applied += sum(result.status == "applied" for result in report.results)
+        self._applied += sum(result.took for result in report.results)
         shown: dict[str, Any] = {"took": self._applied}
         if report.figures:
             shown["κ"] = f"{max(figures.condition_number for figures in report.figures.values()):.3g}"
@@ -102,7 +102,7 @@ class TrackerCallback(SessionCallback):
 def batch_values(report: BatchReport) -> dict[str, float]:
     """The figures of a batch under one name each, ``what/module`` for those of a layer; those that are not finite are
     left out, for trackers cannot draw them."""
-    taken = sum(result.status == "applied" for result in report.results)
+    taken = sum(result.took for result in report.results)
     values: dict[str, float] = {
         "edits": report.edits,
         "success_rate": taken / max(1, len(report.results)),

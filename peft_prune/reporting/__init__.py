@@ -5,7 +5,7 @@ from .audit_page import audit_report
 from .document import Report
 from .history_page import history_report
 from .now import Now
-from .render import render, require_file, write_report
+from .render import render, require_report, write_report
 
 __all__ = [
     "Now",
@@ -14,6 +14,6 @@ __all__ = [
     "audit_report",
     "history_report",
     "render",
-    "require_file",
+    "require_report",
     "write_report",
 ]

@@ -19,11 +19,11 @@ from ..spectral import LowRankUpdate
 from ..tuner import PruneEditConfig
 from .courses import spectrum_chart
 from .document import Block, Cell, Level, Report, Row, Section, Table, Tile
-from .limits import level_of, limits_of, progress
+from .limits import level_of, level_with, limits_of, progress
 from .measured import evaluation_table, layers_table
 from .now import Now
 from .redaction import OpenRedactor, Redactor
-from .sentences import VERDICTS
+from .sentences import VERDICTS, with_fallen
 from .words import TERMS, count, interval, number, percent
 
 _FACTOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.prune_edit_(?P<side>[AB])\.weight$")
@@ -45,7 +45,7 @@ def adapter_report(
         now: The model with this adapter; without it there is nothing to say of condition numbers or answers.
         requests: What was edited, by number, as given to `Now.of`.
         max_growth: A limit of κ(W0 + ΔW) / κ(W0) to judge by.
-        redact: Replace subjects, targets and answers by codes.
+        redact: Replace what people named, and what models answered, by codes.
         redact_key: A key of one's own.
 
     Raises:
@@ -57,23 +57,27 @@ def adapter_report(
     limit = next(iter(limits_of({}, max_growth)), None)
     growth = {} if now is None else {name: one.growth for name, one in now.figures.items()}
     share = progress(limit, max(growth.values())) if limit is not None and growth else None
-    level: Level = "open" if share is None else level_of(share)
+    limits_level: Level = "open" if share is None else level_of(share)
+    fallen = 0 if now is None else sum(not one.holds for one in now.verification.values())
+    verdict = VERDICTS[limits_level]
+    if fallen:
+        verdict = with_fallen(verdict, limits_level, fallen, count(len(asked), "request"))
     redactor = Redactor(redact_key) if redact else OpenRedactor()
     sections = [Section("layers-section", "What it does to the layers", _layers(updates, now))]
     if now is not None and now.evaluation is not None:
-        sections.append(Section("measured", "What was measured", [evaluation_table(now.evaluation)]))
+        sections.append(Section("measured", "What was measured", [evaluation_table(now.evaluation, redactor.ability)]))
     if now is not None and asked:
         sections.append(Section("edits", "Edits that were asked about", [_answers(asked, now, redactor)]))
     return Report(
         title="An adapter with edits",
-        subtitle=f"{folder.name}, for {config.get('base_model_name_or_path') or 'a base that it does not name'}",
-        level=level,
-        verdict=VERDICTS[level],
+        subtitle=f"{redactor.place(folder.name)}, for {_base(config, redactor) or 'a base that it does not name'}",
+        level=level_with(limits_level, fallen, len(asked)),
+        verdict=verdict,
         summary=_summary(config, updates, growth, limit, now),
-        advice=_advice(config, level, now),
-        tiles=_tiles(config, updates, growth, limit, level, now),
+        advice=_advice(config, limits_level, now, fallen),
+        tiles=_tiles(config, updates, growth, limit, limits_level, now),
         sections=sections,
-        facts=_facts(folder, config),
+        facts=_facts(folder, config, redactor),
         terms=TERMS,
         redacted=redact,
     )
@@ -92,9 +96,9 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, LowRankUpdate]
             raise AdapterError(f"adapter: {folder} is of type {kind}, PRUNE_EDIT is accepted")
         PruneEditConfig.from_pretrained(str(folder))  # its values are checked
         tensors = load_file(folder / "adapter_model.safetensors")
-    except AdapterError:
-        raise
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except AdapterError as error:
+        raise AdapterError(f"{error} ({folder})" if str(folder) not in str(error) else str(error)) from None
+    except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
         raise AdapterError(f"adapter: {folder} cannot be read: {error}") from None
     sides: dict[str, dict[str, Any]] = {}
     for key, tensor in tensors.items():
@@ -103,7 +107,12 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, LowRankUpdate]
             sides.setdefault(found["module"], {})[found["side"]] = tensor
     if not sides or any(set(own) != {"A", "B"} for own in sides.values()):
         raise AdapterError(f"adapter: {folder} lacks factors of a layer; the file is incomplete")
-    return config, {name: LowRankUpdate(own["B"], own["A"]) for name, own in sides.items()}
+    if not all(bool(tensor.isfinite().all()) for own in sides.values() for tensor in own.values()):
+        raise AdapterError(f"adapter: {folder} holds factors with NaN or Inf")
+    try:
+        return config, {name: LowRankUpdate(own["B"], own["A"]) for name, own in sides.items()}
+    except (ValueError, TypeError) as error:
+        raise AdapterError(f"adapter: {folder} holds no factors of an update: {error}") from None
 
 
 def _layers(updates: Mapping[str, LowRankUpdate], now: Now | None) -> list[Block]:
@@ -189,7 +198,7 @@ def _summary(
     return said
 
 
-def _advice(config: Mapping[str, Any], level: Level, now: Now | None) -> list[str]:
+def _advice(config: Mapping[str, Any], level: Level, now: Now | None, fallen: int) -> list[str]:
     said = []
     if now is None:
         said.append(
@@ -201,10 +210,9 @@ def _advice(config: Mapping[str, Any], level: Level, now: Now | None) -> list[st
         said.append("Restrain it: peft-prune restrain writes a restrained adapter beside this one.")
     elif level == "passed":
         said.append("Take the edits from their history with a stronger restraint (peft-prune tune), or undo some.")
-    lost = [] if now is None else [str(index) for index, one in now.verification.items() if not one.holds]
-    if lost:
-        verb = "does" if len(lost) == 1 else "do"
-        said.append(f"{count(len(lost), 'request')} {verb} not hold; the table says which.")
+    if fallen:
+        verb = "does" if fallen == 1 else "do"
+        said.append(f"{count(fallen, 'request')} {verb} not hold; the table says which.")
     return said or ["Nothing needs to be done."]
 
 
@@ -237,10 +245,14 @@ def _restraint(config: Mapping[str, Any]) -> str:
     return f"{name}, α = {config['alpha']:g}" if name == "log" and config.get("alpha") else name
 
 
-def _facts(folder: Path, config: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+def _base(config: Mapping[str, Any], redactor: Redactor) -> str:
+    return redactor.place(str(config.get("base_model_name_or_path") or ""))
+
+
+def _facts(folder: Path, config: Mapping[str, Any], redactor: Redactor) -> Sequence[tuple[str, str]]:
     return [
-        ("adapter", str(folder)),
-        ("base", str(config.get("base_model_name_or_path") or "not named")),
+        ("adapter", redactor.place(str(folder))),
+        ("base", _base(config, redactor) or "not named"),
         ("restraint", _restraint(config)),
         ("peft", str(config.get("peft_version", "not named"))),
     ]

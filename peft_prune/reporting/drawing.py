@@ -19,6 +19,7 @@ SERIES = ("#2f7ec7", "#d9730d", "#2a9d6f", "#c2559d", "#8a6fd1", "#b8860b", "#2f
 
 STATE_COLOURS = {
     "applied": "#2a9d6f",
+    "weakened": "#8fbf5f",
     "lost": "#c2559d",
     "undone": "#8a8f98",
     "failed": "#d1495b",

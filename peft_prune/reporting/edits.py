@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from ..session import EditRecord, Verification
+from ..session import EditRecord, Look, Verification
 from .document import Cell, Level, Row, Table
-from .log import STATES, EditLog
+from .log import CAUSES, STATES, EditLog
 from .now import Now
 from .redaction import Redactor
 from .words import moment
 
 _LEVELS: dict[str, Level] = {
     "applied": "good",
+    "weakened": "near",
     "lost": "passed",
     "failed": "passed",
     "rolled back": "near",
@@ -22,9 +23,10 @@ _LEVELS: dict[str, Level] = {
 def edits_table(log: EditLog, now: Now | None, redactor: Redactor) -> Table:
     """Every edit with its answers before and after, and what became of it; the newest first."""
     columns = ["edit", "time (UTC)", "subject", "relation", "new target", "before", "after"]
-    columns += ["now"] if now is not None else []
+    seen = now is None and any(record.seen is not None for record in log.records)
+    columns += ["now"] if now is not None else ["last seen"] if seen else []
     columns += ["probability", "state", "why", "by"]
-    rows = [_row(log, record, now, redactor) for record in reversed(log.records)]
+    rows = [_row(log, record, now, seen, redactor) for record in reversed(log.records)]
     states = log.states()
     return Table(
         "edit-list",
@@ -37,12 +39,12 @@ def edits_table(log: EditLog, now: Now | None, redactor: Redactor) -> Table:
         filter_column=columns.index("state"),
         note="Before and after are the model's own free answers to the bare prompt, before and after the edit's own "
         "batch with its restraint; the probability is that of the new target, after it. Of an edit that failed, both "
-        "are those of its last attempt, which was taken out again.",
+        "are those of its last attempt, which was taken out again. The state is that of the last look at the edit.",
         empty="There are no edits yet.",
     )
 
 
-def _row(log: EditLog, record: EditRecord, now: Now | None, redactor: Redactor) -> Row:
+def _row(log: EditLog, record: EditRecord, now: Now | None, seen: bool, redactor: Redactor) -> Row:
     request, when, state = record.request, log.finished[record.id], log.state(record)
     probability = record.probability_after
     cells: list[Cell | str] = [
@@ -56,6 +58,8 @@ def _row(log: EditLog, record: EditRecord, now: Now | None, redactor: Redactor) 
     ]
     if now is not None:
         cells.append(_now(now.verification.get(record.id), record, redactor))
+    elif seen:
+        cells.append(_now(record.seen if record.stands else None, record, redactor))
     cells += [
         Cell("–" if probability is None else f"{probability:.2f}", -1.0 if probability is None else probability),
         Cell(state, state, _LEVELS.get(state), mark=True),
@@ -65,7 +69,7 @@ def _row(log: EditLog, record: EditRecord, now: Now | None, redactor: Redactor) 
     return cells
 
 
-def _now(found: Verification | None, record: EditRecord, redactor: Redactor) -> Cell | str:
+def _now(found: Verification | Look | None, record: EditRecord, redactor: Redactor) -> Cell | str:
     if found is None:
         return ""
     answer = redactor.answer(found.answer.strip(), record.request)
@@ -74,8 +78,10 @@ def _now(found: Verification | None, record: EditRecord, redactor: Redactor) -> 
 
 def _why(record: EditRecord, state: str, redactor: Redactor) -> str:
     said = [redactor.reason(record.reason or "")]
-    if state == "lost":
+    if state == "lost" and not record.took:
         said.append("the restraint of its batch took it away")
+    elif state in ("lost", "weakened") and record.seen is not None:
+        said.append(f"seen after {CAUSES.get(record.seen.cause, record.seen.cause)}")
     if record.undone_at:
         when = record.undone_at[:16].replace("T", " ")
         said.append(f"{redactor.reason(record.undone_reason or '')} ({record.undone_by}, {when})")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from ..tuner import PruneEditConfig
 from .courses import bars_chart, course_chart, days_chart, relations_chart, spectrum_chart
 from .document import Block, Cell, Chart, Report, Row, Section, Table, Tile
 from .edits import edits_table
-from .limits import limits_of
-from .log import EditLog, took
+from .limits import level_with, limits_of
+from .log import EditLog
 from .measured import evaluation_table, layers_table, measured_value
 from .now import Now
 from .redaction import OpenRedactor, Redactor
@@ -49,7 +49,7 @@ def history_report(
         history: Open for reading is enough.
         now: The model as it is, for verification today and figures that are up to date.
         max_growth: A limit of κ(W0 + ΔW) / κ(W0) to judge by, in place of that of the history's guards.
-        redact: Replace subjects, targets and answers by codes.
+        redact: Replace what people named, and what models answered, by codes.
         redact_key: A key of one's own, so that codes of several reports can be compared.
 
     Raises:
@@ -58,18 +58,19 @@ def history_report(
     """
     redactor = Redactor(redact_key) if redact else OpenRedactor()
     with history.snapshot():
-        log = EditLog.of(history)
-        state = State(history, log, now, limits_of(log.meta, max_growth))
+        log = EditLog.of(history, None if now is None else now.verification).shown_by(redactor)
+        limits = [replace(one, figure=redactor.figure(one.figure)) for one in limits_of(log.meta, max_growth)]
+        state = State(history, log, now, limits)
         return Report(
             title="Edits of a language model",
-            subtitle=f"{Path(log.meta['model']).name}, edited with {log.meta['editor']['name']}",
+            subtitle=f"{redactor.place(Path(log.meta['model']).name)}, edited with {log.meta['editor']['name']}",
             level=state.level,
             verdict=verdict(state),
             summary=summary(state),
             advice=advice(state),
             tiles=_tiles(state),
             sections=_sections(state, redactor),
-            facts=_facts(state),
+            facts=_facts(state, redactor),
             terms=TERMS,
             redacted=redact,
         )
@@ -81,7 +82,9 @@ def _tiles(state: State) -> list[Tile]:
     if state.took.n:
         tiles.append(Tile("took", percent(state.took.value or 0.0), f"n = {state.took.n}, {interval(state.took)}"))
     undone = log.states()["undone"]
-    tiles.append(Tile("stand today", f"{state.standing:,}", f"{undone} undone"))
+    held = f"{state.standing - len(state.fallen)} hold, " if state.standing else ""
+    level = level_with("good", len(state.fallen), state.standing) if state.fallen else None
+    tiles.append(Tile("stand today", f"{state.standing:,}", f"{held}{undone} undone", level))
     closest: dict[str, Watched] = {}
     for one in state.watched:  # the one closest to being passed comes first
         closest.setdefault(one.limit.figure, one)
@@ -103,7 +106,7 @@ def _sections(state: State, redactor: Redactor) -> list[Section]:
         charts: list[Block] = [days_chart(log.by_day())]
         charts += _relations(log, redactor)
         found.append(Section("activity", "What was edited", charts))
-    found.append(Section("health", "How the model bears it", _health(state)))
+    found.append(Section("health", "How the model bears it", _health(state, redactor)))
     if state.attribution:
         found.append(Section("directions", "Which edits weigh most", _directions(state, redactor), _DIRECTIONS))
     found.append(Section("alerts", "Alerts and changes", [_alerts(log, redactor), _changes(log, redactor)]))
@@ -122,11 +125,11 @@ def _relations(log: EditLog, redactor: Redactor) -> list[Block]:
     held = {}
     for name, records in members.items():
         own = [record for record in records if record.id in tried]
-        held[name] = f"{sum(took(record) for record in own)} of {len(own)}" if own else "–"
+        held[name] = f"{sum(record.took for record in own)} of {len(own)}" if own else "–"
     return [relations_chart({name: Counter(map(log.state, own)) for name, own in members.items()}, held)]
 
 
-def _health(state: State) -> list[Block]:
+def _health(state: State, redactor: Redactor) -> list[Block]:
     blocks: list[Block] = []
     log, now = state.log, state.now
     if log.growth:
@@ -142,7 +145,7 @@ def _health(state: State) -> list[Block]:
             course_chart(f"ability-{place}", title, own, ylabel=spoken, limits=limits, base=base, caption=caption)
         )
     if now is not None and now.evaluation is not None:
-        blocks.append(evaluation_table(now.evaluation))
+        blocks.append(evaluation_table(now.evaluation, redactor.ability))
     if now is not None:
         blocks.append(layers_table({name: vars(one) for name, one in now.figures.items()}, "now"))
     else:
@@ -246,14 +249,14 @@ def _restraint(meta: Mapping[str, Any], module: str) -> str:
     return restraint_text(PruneEditConfig(**stored).restraint_of(module))
 
 
-def _facts(state: State) -> list[tuple[str, str]]:
+def _facts(state: State, redactor: Redactor) -> list[tuple[str, str]]:
     meta, runs = state.log.meta, state.log.runs
     config = meta["config"]
     word = f"log:{config['alpha']:g}" if config["restraint"] == "log" else str(config["restraint"])
     patterns = [f"{text} for {pattern}" for pattern, text in (config.get("restraint_pattern") or {}).items()]
     facts = [
-        ("history", str(state.history.path or "in memory")),
-        ("model", str(meta["model"])),
+        ("history", redactor.place(str(state.history.path or "in memory"))),
+        ("model", redactor.place(str(meta["model"]))),
         ("editor", str(meta["editor"]["name"])),
         ("restraint", f"{', '.join([*patterns, f'{word} for all others' if patterns else word])}; {_schedule(config)}"),
     ]
@@ -261,7 +264,7 @@ def _facts(state: State) -> list[tuple[str, str]]:
         last = runs[-1]
         when = str(last["opened_at"])[:16].replace("T", " ")
         facts.append(("sessions", f"{len(runs)}, the last by {last['author']} at {when} UTC"))
-        versions = json.loads(str(last["versions"]))
+        versions = last["versions"]
         facts.append(("versions", ", ".join(f"{name} {own}" for name, own in versions.items() if own)))
     return facts
 

@@ -52,6 +52,19 @@ def level_of(share: float) -> Level:
     return "passed" if share > 1 else "near" if share >= NEAR else "good"
 
 
+def level_with(level: Level, fallen: int, asked: int) -> Level:
+    """The level of the limits, or that of the edits if it is worse: nothing is good while an edit does not hold.
+
+    Args:
+        level: Of the limits.
+        fallen: Edits that do not hold.
+        asked: All of which that is known.
+    """
+    if not fallen:
+        return level
+    return "passed" if level == "passed" or 2 * fallen > asked else "near"
+
+
 def edits_left(limit: Limit, edits: Sequence[float], values: Sequence[float]) -> int | None:
     """About how many more edits reach the limit at the pace of the later half of the points; None where none do.
 

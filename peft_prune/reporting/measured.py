@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..evaluation.kinds import kind_of, label
 from ..evaluation.table import figure_value, flat_figures, signed, with_interval
 from .document import Cell, Row, Table
 from .words import number
@@ -39,12 +40,14 @@ def layers_table(layers: Mapping[str, Mapping[str, Any]], when: str) -> Table:
     )
 
 
-def evaluation_table(found: Mapping[str, Any]) -> Table:
+def evaluation_table(found: Mapping[str, Any], ability: Callable[[str], str] = str) -> Table:
     """An evaluation before and after, with n and 95 % intervals.
 
     Args:
         found: What `evaluate` returns.
+        ability: How the name of a general ability is shown.
     """
+    abilities = found["before"].get("abilities") or {}
     before, after = (flat_figures(found[moment]) for moment in ("before", "after"))
     gaps = found.get("difference", {})
     rows: list[Row] = []
@@ -54,7 +57,9 @@ def evaluation_table(found: Mapping[str, Any]) -> Table:
         gap = gaps.get(name)
         rows.append(
             [
-                name.replace("_greedy", ", free answers").replace("_", " ").replace("/", ": "),
+                (f"{ability(name)} {kind_of(name).arrow}" if name in abilities else label(name))
+                .replace(" greedy", ", free answers")
+                .replace("/", ": "),
                 Cell(_count(own)),
                 Cell(_text(own), figure_value(own)),
                 Cell(_text(after[name]), figure_value(after[name])),
@@ -67,8 +72,8 @@ def evaluation_table(found: Mapping[str, Any]) -> Table:
         ["figure", "n", "base model", "edited model", "difference"],
         rows,
         numeric=(1, 2, 3, 4),
-        note="With 95 % intervals. Before comes from the base model's own outputs; free answers are greedy "
-        "generations.",
+        note="With 95 % intervals; the arrow points to where a figure is better. Before comes from the base model's "
+        "own outputs; free answers are greedy generations.",
         wide=True,
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from ..evaluation import Ability, Fact, evaluate
@@ -34,7 +35,7 @@ class Now:
     @classmethod
     def of(
         cls,
-        model: Any,
+        model: PeftModel,
         tokenizer: PreTrainedTokenizerBase,
         requests: Mapping[int, EditRequest],
         *,

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..editors.locate import Location
 from ..errors import MissingPackageError
+from ..folders import whole_file
 from ..session import TradeOffs
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_PICTURES = (
+    b"\x89PNG",
+    b"\xff\xd8\xff",
+    b"<svg",
+    b"<!DOCTYPE svg",
+    b"%PDF",
+    b"%!PS",
+    b"RIFF",
+    b"II*\0",
+    b"MM\0*",
+    b"GIF8",
+)
+"""What the files of the formats that matplotlib writes begin with, as far as they can be told by it."""
 _COURSES = {"edited": "#c0392b", "PRUNE": "#1f6fb2"}
 
 
@@ -38,7 +56,7 @@ def plot_trade_offs(found: TradeOffs, path: str | Path) -> None:
     axes.set_ylabel("retention (probe)")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    _write(figure, path)
 
 
 def plot_location(found: Location, path: str | Path) -> None:
@@ -58,7 +76,7 @@ def plot_location(found: Location, path: str | Path) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    _write(figure, path)
 
 
 def plot_course(
@@ -85,10 +103,63 @@ def plot_course(
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     left.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    _write(figure, path)
 
 
-def _figure(size: tuple[float, float]) -> Any:
+def plot_before_and_after(figures: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]], path: str | Path) -> None:
+    """Draw shares before and after the edits, with their intervals.
+
+    Args:
+        figures: By name, ``{"value", "low", "high"}`` before and after; an end that is None is left out.
+        path: Image file.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+    """
+    figure = _figure((7, 1.2 + 0.42 * len(figures)))
+    axes = figure.subplots()
+    for shift, (moment, colour) in enumerate((("before", "#7f8c8d"), ("after", "#1f6fb2"))):
+        for place, both in enumerate(figures.values()):
+            own, height = both[shift], place + 0.2 * (2 * shift - 1)
+            if own.get("low") is not None and own.get("high") is not None:
+                axes.plot([own["low"], own["high"]], [height, height], color=colour, alpha=0.5)
+            axes.plot(own["value"], height, "o", color=colour, label=moment if place == 0 else None)
+    axes.set_yticks(range(len(figures)), list(figures))
+    axes.invert_yaxis()
+    axes.set(xlabel="share, with its 95 % interval", xlim=(-0.03, 1.03))
+    axes.grid(alpha=0.3, axis="x")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    _write(figure, path)
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
+
+def require_picture(path: Path) -> None:
+    """Raise what drawing into this file would raise, or ValueError where it would take the place of no picture.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+    """
+    known = sorted(_figure((1, 1)).canvas.get_supported_filetypes())
+    if path.suffix.removeprefix(".").lower() not in known:
+        raise ValueError(f"plot: {path} must end in one of {', '.join(f'.{one}' for one in known)}")
+    if path.is_file():
+        with path.open("rb") as file:
+            beginning = file.read(256)
+        if beginning and not any(mark in beginning for mark in _PICTURES):
+            raise ValueError(f"plot: {path} exists and is no picture; give another name")
+
+
+def _write(figure: Any, path: str | Path) -> None:
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=150)
+
+
+def _figure(size: tuple[float, float]) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:

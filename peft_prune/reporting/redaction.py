@@ -7,14 +7,36 @@ import hmac
 import re
 import secrets
 
-from ..models.generation import answers_with, normalized
+from ..models.answers import answers_with, normalized
+from ..monitoring import CONDITION_GROWTH
 from ..requests import EditRequest
 
 SHORTEST_KEY = 8
 WITHHELD = "(text withheld)"
 
 _IDENTIFIER = re.compile(r"P\d+")
-_OWN_ALERTS = ("ConditionGuard", "AbilityGuard")
+_NUMBER = r"[-+0-9.einfa]+"
+_REST = "( even after the restraint)?"
+_OWN_ALERTS = {
+    "ConditionGuard": re.compile(
+        rf"[\w.]+: (the condition number is {_NUMBER} times the base's{_REST}, {_NUMBER} is allowed|"
+        "the base is singular, so that the growth of its condition number says nothing; NormGuard and OutputGuard "
+        "watch it)"
+    ),
+    "NormGuard": re.compile(rf"[\w.]+: ‖ΔW‖₂ is {_NUMBER} times σmax\(W₀\){_REST}, {_NUMBER} is allowed"),
+    "OutputGuard": re.compile(
+        rf"[\w.]+: the mean squared change of ordinary outputs is {_NUMBER} of their mean square{_REST}, {_NUMBER} is "
+        "allowed"
+    ),
+    "AbilityGuard": re.compile(
+        rf"(?P<figure>.+): {_NUMBER}{_REST} against {_NUMBER} of the base, a loss of {_NUMBER} of "
+        "it is allowed",
+        re.DOTALL,
+    ),
+}
+"""What the guards of this package say; only the name of an AbilityGuard's figure is its user's."""
+_OWN_FIGURES = ("recall", "perplexity", "fluency", CONDITION_GROWTH)
+_OWN_ABILITIES = ("reasoning", "summarization", "question_answering", "inference", "other")
 _REASONS = (
     (re.compile(r"did not take: .*", re.DOTALL), "did not take"),
     (re.compile(r"rolled back by .*", re.DOTALL), "rolled back by a guard"),
@@ -26,7 +48,7 @@ _REASONS = (
 
 
 class Redactor:
-    """Hashes subjects, targets and answers, and withholds every sentence that may name one.
+    """Hashes what a user named, people and places included, and withholds every sentence that may name something.
 
     The code of a text is the beginning of its HMAC-SHA256 under a key, after case and spaces have been evened out: the
     same subject has the same code everywhere in a report, and whoever lacks the key cannot find a name by trying a list
@@ -70,8 +92,25 @@ class Redactor:
         return WITHHELD if text else ""
 
     def alert(self, source: str, message: str) -> str:
-        """The message of a guard of this package, which holds numbers and names of layers; none of any other."""
-        return message if source in _OWN_ALERTS else WITHHELD
+        """The message of a guard of this package, with its figure as `figure` shows it; none of any other."""
+        found = _OWN_ALERTS[source].fullmatch(message) if source in _OWN_ALERTS else None
+        if found is None:
+            return WITHHELD
+        name = found.groupdict().get("figure")
+        return message if name is None else self.figure(name) + message[len(name) :]
+
+    def figure(self, name: str) -> str:
+        """What is measured: one of the program's own names as it is, one that a user gave as its code."""
+        return name if name in _OWN_FIGURES else self.code(name)
+
+    def ability(self, name: str) -> str:
+        """The name of a general ability, with its metric behind a slash where it has one; as `figure`."""
+        own, separator, metric = name.partition("/")
+        return name if own in _OWN_ABILITIES else self.code(own) + separator + metric
+
+    def place(self, path: str) -> str:
+        """A path, or a name of a model, which is one as well, as its code."""
+        return self.code(path)
 
 
 class OpenRedactor(Redactor):
@@ -91,3 +130,12 @@ class OpenRedactor(Redactor):
 
     def alert(self, source: str, message: str) -> str:
         return message
+
+    def figure(self, name: str) -> str:
+        return name
+
+    def ability(self, name: str) -> str:
+        return name
+
+    def place(self, path: str) -> str:
+        return path

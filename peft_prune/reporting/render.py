@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MissingPackageError
-from ..folders import require_writable
+from ..folders import whole_file
+from ..outputs import require_file_place
 from .document import Cell, Chart, Report, Table
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -45,13 +46,11 @@ def render(report: Report, made_at: datetime | None = None) -> str:
     )
 
 
-def require_file(path: Path) -> None:
+def require_report(path: Path) -> None:
     """Raise ValueError where a report could not be written, or would take the place of something else than a report."""
-    if path.is_dir():
-        raise ValueError(f"out: {path} is a folder; give the name of an HTML file")
+    require_file_place(path)
     if path.exists() and not _is_page(path):
         raise ValueError(f"out: {path} exists and is no HTML file; give another name")
-    require_writable(path)
 
 
 def _is_page(path: Path) -> bool:
@@ -65,17 +64,12 @@ def write_report(report: Report, path: str | Path) -> None:
 
     Raises:
         MissingPackageError: jinja2 is not installed.
+        ValueError: ``path`` is a folder or a link.
         OSError: The file cannot be written.
     """
-    path = Path(path)
     text = render(report)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with whole_file(path) as part:
         part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _is_chart(block: Any) -> bool:

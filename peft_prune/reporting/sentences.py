@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..evaluation import Proportion
-from ..monitoring import CONDITION_GROWTH
+from ..monitoring import CONDITION_GROWTH, LAYER_FIGURES
 from .document import Level
-from .log import STATES, took
+from .log import STATES
 from .state import State, Watched
 from .words import count, edits, figure_name, interval, listed, number, percent
 
@@ -22,12 +22,23 @@ def verdict(state: State) -> str:
     """The state in a few words."""
     if not state.log.records:
         return "No edits yet"
-    said = VERDICTS[state.level]
-    if state.level == "good" and state.unmeasured:
+    level = state.limits_level
+    said = VERDICTS[level]
+    if level == "good" and state.unmeasured:
         said = "Within the limits that were measured"
-    if state.level == "open" and state.unmeasured:
+    if level == "open" and state.unmeasured:
         said = "Limits that were never measured"
-    return f"{said}, after edit {state.log.figures_edits}" if state.is_old and state.level != "open" else said
+    if state.is_old and level != "open":
+        said = f"{said}, after edit {state.log.figures_edits}"
+    if not state.fallen:
+        return said
+    return with_fallen(said, level, len(state.fallen), f"{count(state.standing, 'edit')} that stand")
+
+
+def with_fallen(said: str, level: Level, fallen: int, asked: str) -> str:
+    """What is said of the limits, behind how many edits do not hold, which is more than a limit that is kept."""
+    first = f"{fallen:,} of {asked} {'does' if fallen == 1 else 'do'} not hold"
+    return first if level == "open" else f"{first}. {said}"
 
 
 def summary(state: State) -> list[str]:
@@ -39,7 +50,7 @@ def summary(state: State) -> list[str]:
     span = f"on {days[0]}" if len(days) == 1 else f"between {days[0]} and {days[-1]}"
     said = [f"{count(len(log.records), 'edit')} asked for {span} by {listed(people)}."]
     if state.took.n:
-        held = sum(took(record) for record in log.tried)
+        held = sum(record.took for record in log.tried)
         said.append(
             f"{held} of {state.took.n} that were tried took, {percent(state.took.value or 0.0)} (95 % interval "
             f"{interval(state.took)}): once its own batch was done, the model, asked freely, gave the new answer."
@@ -47,6 +58,8 @@ def summary(state: State) -> list[str]:
     said.append(_standing(state))
     if state.now is not None and state.now.verification:
         said.append(_holding([one.holds for one in state.now.verification.values()]))
+    elif state.standing:
+        said.append(_seen(state))
     said += [_of_limit(state, one) for one in state.watched]
     if log.alerts:
         last = log.alerts[-1]["batch"]
@@ -80,10 +93,6 @@ def advice(state: State) -> list[str]:
         said.append(f"{edits(invalid).capitalize()} had no valid request, which has to be corrected first.")
     if refused:
         said.append(f"{edits(refused).capitalize()} {_were(refused)} rejected; the table says why.")
-    lost = [] if state.now is None else [edit for edit, one in state.now.verification.items() if not one.holds]
-    if lost:
-        verb = "holds" if len(lost) == 1 else "hold"
-        said.append(f"{edits(lost).capitalize()} no longer {verb} when the model is asked now.")
     for limit in state.unmeasured:
         said.append(f"Measure the {figure_name(limit.figure)}, so that its limit means something.")
     if not state.limits and state.log.records:
@@ -100,10 +109,18 @@ _FAILED = (
     "did not give the new answer when the model was asked freely. The table says why; another wording, other layers or "
     "a stronger setting may help."
 )
-_LOST = "took, and the restraint took the new answer away again: peft-prune tune looks for a strength that keeps it."
+_LOST = (
+    "took, and the model no longer gives the new answer: peft-prune tune looks for a restraint that keeps it, or ask "
+    "for the edit again."
+)
+_WEAKENED = (
+    "still gives the new answer, with less than half of the probability with which it took.",
+    "still give the new answer, with less than half of the probability with which they took.",
+)
 _ADVICE = {
     "failed": (_FAILED, _FAILED),
     "lost": (_LOST, _LOST),
+    "weakened": _WEAKENED,
     "rolled back": (
         "gave the new answer and was taken out again by a guard; the table says why.",
         "gave the new answer and were taken out again by a guard; the table says why.",
@@ -134,6 +151,15 @@ def _standing(state: State) -> str:
     return f"{count(state.standing, 'edit')} {verb} today." + (f" The others: {listed(rest)}." if rest else "")
 
 
+def _seen(state: State) -> str:
+    """How many hold, as each was seen last, and how late that was."""
+    standing = [record for record in state.log.records if record.stands]
+    held, last = state.standing - len(state.fallen), state.log.records[-1].batch
+    oldest = min(record.batch if record.seen is None else record.seen.batch for record in standing)
+    when = "" if oldest >= last else f"; some were last asked after batch {oldest} of {last}"
+    return f"When the model was last asked, it gave the new answer to {held} of these {len(standing)}{when}."
+
+
 def _holding(holds: list[bool]) -> str:
     share = Proportion.of(holds)
     return (
@@ -154,7 +180,7 @@ def _of_limit(state: State, one: Watched) -> str:
 
 
 def _on_limit(state: State, one: Watched) -> str:
-    name, is_growth = figure_name(one.limit.figure), one.limit.figure == CONDITION_GROWTH
+    name, is_of_layers = figure_name(one.limit.figure), one.limit.figure in LAYER_FIGURES
     if state.is_old and one.level != "good":
         return f"Look at the {name} again before you act on it: the adapter has been changed since it was measured."
     if one.level == "near":
@@ -162,10 +188,11 @@ def _on_limit(state: State, one: Watched) -> str:
         return f"Plan a restraint before the {name} reaches its limit{left}."
     if one.level != "passed":
         return ""
-    if is_growth:
+    if is_of_layers:
+        lowered = "condition number" if one.limit.figure == CONDITION_GROWTH else name
         return (
-            "Restrain the edits: peft-prune tune finds a strength that keeps what holds and lowers the condition "
-            "number." + _carriers(state)
+            f"Restrain the edits: peft-prune tune finds a strength that keeps what holds and lowers the {lowered}."
+            + _carriers(state)
         )
     return (
         f"Stop editing until the {name} is back within its limit: strengthen the restraint (peft-prune tune), or undo "

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..evaluation import Proportion
-from ..monitoring import CONDITION_GROWTH, Limit
-from ..session import Attribution, History, attribute
+from ..monitoring import CONDITION_GROWTH, LAYER_FIGURES, Limit
+from ..session import Attribution, EditRecord, History, attribute
 from .document import Level
-from .limits import edits_left, level_of, progress
-from .log import Course, EditLog, took
+from .limits import edits_left, level_of, level_with, progress
+from .log import Course, EditLog
 from .measured import measured_value
 from .now import Now
 
@@ -64,7 +64,7 @@ class State:
     @cached_property
     def took(self) -> Proportion:
         """Edits that took, of those that were tried."""
-        return Proportion.of(took(record) for record in self.log.tried)
+        return Proportion.of(record.took for record in self.log.tried)
 
     @cached_property
     def standing(self) -> int:
@@ -79,11 +79,7 @@ class State:
     @cached_property
     def growth(self) -> dict[str, float]:
         """κ(W0 + ΔW) / κ(W0) of every layer, as late as it is known."""
-        if self.now is not None:
-            return {name: one.growth for name, one in self.now.figures.items()}
-        if self.log.growth and self.standing == 0:
-            return dict.fromkeys(self.log.growth, 1.0)
-        return {name: course.last for name, course in self.log.growth.items()}
+        return self._of_layers(CONDITION_GROWTH)
 
     @cached_property
     def worst(self) -> str | None:
@@ -93,8 +89,8 @@ class State:
     @cached_property
     def watched(self) -> list[Watched]:
         """Every limit whose figure is known, the one closest to being passed first."""
-        found = [self._growth_watched(limit) for limit in self.limits if limit.figure == CONDITION_GROWTH]
-        found += [self._probe_watched(limit) for limit in self.limits if limit.figure != CONDITION_GROWTH]
+        found = [self._layer_watched(limit) for limit in self.limits if limit.figure in LAYER_FIGURES]
+        found += [self._probe_watched(limit) for limit in self.limits if limit.figure not in LAYER_FIGURES]
         return sorted((one for one in found if one is not None), key=lambda one: -one.share)
 
     @cached_property
@@ -104,9 +100,19 @@ class State:
         return [limit for limit in self.limits if limit.figure not in known]
 
     @cached_property
-    def level(self) -> Level:
+    def limits_level(self) -> Level:
         """Of the limit that is closest to being passed."""
         return self.watched[0].level if self.watched else "open"
+
+    @cached_property
+    def fallen(self) -> list[EditRecord]:
+        """Edits whose factors are in the adapter and whose new answer the model did not give when it was asked last."""
+        return [record for record in self.log.records if record.stands and not self.log.holds(record)]
+
+    @cached_property
+    def level(self) -> Level:
+        """Of the limits, and of the edits that stand: nothing is good while one of them does not hold."""
+        return level_with(self.limits_level, len(self.fallen), self.standing)
 
     @cached_property
     def members(self) -> dict[int, list[int]]:
@@ -152,12 +158,26 @@ class State:
         except ValueError:
             return None  # no edit that stands changes this layer
 
-    def _growth_watched(self, limit: Limit) -> Watched | None:
-        if self.worst is None:
+    def _layer_watched(self, limit: Limit) -> Watched | None:
+        values = self._of_layers(limit.figure)
+        if not values:
             return None
-        course = self.log.growth.get(self.worst)
+        worst = max(values, key=lambda name: _sortable(values[name]))
+        course = self.log.layers[limit.figure].get(worst)
         at = None if self.now is not None or self.standing == 0 else self.log.figures_edits
-        return self._watched(limit, self.growth[self.worst], course, at)
+        return self._watched(limit, values[worst], course, at)
+
+    def _of_layers(self, figure: str) -> dict[str, float]:
+        """One of `LAYER_FIGURES` of every layer, as late as it is known."""
+        courses = self.log.layers[figure]
+        if self.now is not None:
+            values = {name: one.value(figure) for name, one in self.now.figures.items()}
+            known = {name: value for name, value in values.items() if value is not None}
+            if known:
+                return known
+        if courses and self.standing == 0:
+            return dict.fromkeys(courses, LAYER_FIGURES[figure])
+        return {name: course.last for name, course in courses.items()}
 
     def _probe_watched(self, limit: Limit) -> Watched | None:
         course = self.log.measurements.get(limit.figure)
@@ -173,5 +193,8 @@ class State:
         return Watched(limit, value, progress(limit, value), left, at)
 
     def _growth_of(self, module: str) -> float:
-        growth = self.growth.get(module, 0.0)
-        return math.inf if math.isnan(growth) else growth
+        return _sortable(self.growth.get(module, 0.0))
+
+
+def _sortable(value: float) -> float:
+    return math.inf if math.isnan(value) else value

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from ..evaluation import Proportion
+from ..monitoring import CONDITION_GROWTH, OUTPUT_PERTURBATION, UPDATE_NORM
 from .document import Term
 
 TERMS = (
@@ -16,7 +17,12 @@ TERMS = (
         "After the edit, its batch and the restraint of that batch, the model gave the new answer when it was asked "
         "freely. Nothing was put into its mouth.",
     ),
-    Term("Lost", "The edit took, but the restraint that acted after its batch has taken it away again."),
+    Term(
+        "Lost",
+        "The edit took, but the model no longer gives the new answer: a restraint, an undo or a later edit has taken "
+        "it away. The state of an edit is that of the last time the model was asked.",
+    ),
+    Term("Weakened", "The new answer is still given, with less than half of the probability with which the edit took."),
     Term(
         "Condition number κ",
         "How much a small disturbance can be amplified by a layer of the model. Editing raises it; the higher it "
@@ -104,6 +110,13 @@ def moment(when: datetime) -> str:
     return when.strftime("%Y-%m-%d %H:%M")
 
 
+_FIGURES = {
+    CONDITION_GROWTH: "growth of the condition number",
+    UPDATE_NORM: "size of ΔW as a share of σmax(W₀)",
+    OUTPUT_PERTURBATION: "change of ordinary outputs",
+}
+
+
 def figure_name(figure: str) -> str:
     """The name of a limit's figure in a sentence."""
-    return "growth of the condition number" if figure == "condition_growth" else figure.replace("_", " ")
+    return _FIGURES.get(figure, figure.replace("_", " "))

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import HistoryError
 from ..spectral import LowRankUpdate, reorthogonalize
 from .history import History
-from .replay import scaled
+from .replay import scaled, side_by_side
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def attribute(history: History, module: str, directions: int = 10) -> Attributio
 
     Raises:
         ValueError: No edit that stands changes this module.
+        HistoryError: Factors are damaged.
     """
     parts: dict[int, LowRankUpdate] = {}
     for record in history.edits(standing=True):
@@ -57,8 +59,10 @@ def attribute(history: History, module: str, directions: int = 10) -> Attributio
                 parts[record.id] = updates[module]
     if not parts:
         raise ValueError(f"module: no edit that stands changes {module!r}")
-    whole = LowRankUpdate(torch.cat([p.B for p in parts.values()], dim=1), torch.cat([p.A for p in parts.values()]))
-    spectrum = reorthogonalize(whole)
+    shapes = {edit: tuple(part.shape) for edit, part in parts.items()}
+    if len(set(shapes.values())) > 1:
+        raise HistoryError(f"history: its edits have factors of different shapes for {module!r}: {shapes}")
+    spectrum = reorthogonalize(side_by_side(list(parts.values())))
     count = min(directions, int((spectrum.s > 1e-7 * spectrum.s[0]).sum()))
     left, values, right = spectrum.U[:, :count], spectrum.s[:count], spectrum.Vh[:count]
     shares = [((left.T @ part.B) * (right @ part.A.T)).sum(1) / values for part in parts.values()]

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..editors import Editor
 from ..errors import EditFailedError, InvalidRequestError
-from ..monitoring import BatchReport, SessionCallback
+from ..monitoring import BatchReport
 from ..requests import EditRequest
-from ..spectral import restraint_text
-from .history import BatchRecord, EditRecord, Factors, relation_key, subject_key
-from .replay import Addition, joined, joined_keys, split
-from .results import APPLIED, FAILED, REJECTED, EditResult
+from .records import (
+    APPLIED,
+    FAILED,
+    REJECTED,
+    BatchRecord,
+    EditRecord,
+    Factors,
+    relation_key,
+    state_seen,
+    subject_key,
+)
+from .replay import Addition, joined, split
+from .results import EditResult
 from .verification import Verification, require_editable, verify
-
-if TYPE_CHECKING:
-    from .session import EditSession
+from .workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -66,9 +72,17 @@ class _Attempt:
     reason: str | None = None
     factors: Factors | None = None
     after: Verification | None = None
+    taken: float | None = None
     stronger: str | None = None
     appended: int | None = None
     leader: int | None = None
+
+    @property
+    def state(self) -> str:
+        """What has become of it since it took, where it did."""
+        if self.status != APPLIED or self.after is None:
+            return self.status
+        return state_seen(self.after.holds, self.after.probability, self.taken)
 
 
 @dataclass
@@ -76,16 +90,16 @@ class Batch:
     """The work of one batch; the caller sees to it that the adapter is as before if it ends with an error.
 
     Args:
-        session: The session.
+        workspace: Adapter, keys and history.
         given: What was asked for.
-        number: The batch's number.
-        first: Number of its first edit.
+        on_failure: As in `EditSession`.
+        on_conflict: The same.
     """
 
-    session: EditSession
+    workspace: Workspace
     given: Sequence[Given]
-    number: int
-    first: int
+    on_failure: str
+    on_conflict: str
     attempts: dict[int, _Attempt] = field(default_factory=dict)
     before: dict[int, Verification] = field(default_factory=dict)
     conflicts: dict[int, list[int]] = field(default_factory=dict)
@@ -93,27 +107,31 @@ class Batch:
     added: list[Factors] = field(default_factory=list)
     restrained: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        history = self.workspace.history
+        self.number, self.first = history.last_batch + 1, history.last_edit + 1
+        self._next = history.last_append + 1
+        self._state, self._keys = self.workspace.model.edit_state(), self.workspace.keys
+
     def run(self) -> None:
         """Edit, verify and restrain."""
-        session = self.session
-        self._state, self._keys = session.model.edit_state(), dict(session._keys)
-        self._next = session.history.last_append + 1
+        work = self.workspace
         usable = [index for index, item in enumerate(self.given) if self._is_usable(index, item)]
         requests = [self._request(index) for index in usable]
-        self.before = dict(zip(usable, verify(session.model, session.tokenizer, requests), strict=True))
+        self.before = dict(zip(usable, verify(work.model, work.tokenizer, requests), strict=True))
         replaced = [edit for edits in self.conflicts.values() for edit in edits]
         if replaced:
-            session._rebuild(without=replaced)
+            work.rebuild(without=replaced)
         if usable:
-            self._attempt(usable, session.editor)
+            self._attempt(usable, work.editor)
         self._try_again()
-        if session.on_failure == "keep":
+        if self.on_failure == "keep":
             for index in usable:
                 self._keep(index)
         if any(not self._stands(index) for index in self.conflicts):
             # the new edit did not take, so what it was to replace stays
-            session._rebuild(without=self.undone, new=self.additions, new_keys=self.added)
-        names = session.model.restrain_if_due()
+            work.rebuild(without=self.undone, new=self.additions, new_keys=self.added)
+        names = work.model.restrain_if_due()
         self._note_restraint(names)
         if names or len(self.additions) > 1:
             self._look_again()
@@ -128,10 +146,14 @@ class Batch:
             for edit in edits
         }
 
+    @property
+    def added_edits(self) -> int:
+        """How many edits it has added to the factors."""
+        return sum(addition.edits for addition in self.additions)
+
     def report(self, seconds: float) -> BatchReport:
         """What the callbacks get to see."""
-        session = self.session
-        figures = session._monitor.figures() if session._monitor is not None else {}
+        figures = self.workspace.figures() if self.workspace.monitor is not None else {}
         return BatchReport(
             batch=self.number,
             results=self._results(figures),
@@ -141,20 +163,30 @@ class Batch:
             restrained=list(self.restrained),
         )
 
-    def settle(self, report: BatchReport) -> None:
-        """Call the callbacks and do what they ask for."""
-        session, asked = self.session, []
-        for callback in session.callbacks:
-            count = len(report.alerts)
-            callback.on_batch_end(session, report)
-            if any(alert.action == "restrain" for alert in report.alerts[count:]):
-                asked.append(callback)
-        if asked:
-            self._restrain_now(report, asked)
-        if report.asks_for("rollback"):
-            self._roll_back(report)
-        for alert in report.alerts:
-            warnings.warn(f"batch {self.number}: {alert.source}: {alert.message} ({alert.action})")
+    def restrain_now(self, report: BatchReport) -> None:
+        """Apply the restraint whatever the schedule, and bring the report up to date."""
+        self.workspace.model.restrain()
+        self._note_restraint([name for name, _ in self.workspace.model.edited_layers()])
+        self._look_again()
+        self._refresh(report)
+
+    def roll_back(self, report: BatchReport) -> None:
+        """Take the batch out again, for the first callback that asked for it, and bring the report up to date."""
+        work, alert = self.workspace, report.asks_for("rollback")[0]
+        work.model.restore_edit_state(self._state)
+        work.keys = self._keys
+        self.additions, self.added, self.restrained, self.conflicts = [], [], {}, {}
+        for attempt in self.attempts.values():
+            attempt.appended = attempt.leader = None
+            if attempt.status == APPLIED:
+                attempt.status, attempt.reason = FAILED, f"rolled back by {alert.source}: {alert.message}"
+        self._refresh(report)
+        report.measurements.clear()  # they are of the model with this batch
+
+    def _refresh(self, report: BatchReport) -> None:
+        fresh = self.report(report.seconds)
+        report.results, report.figures, report.restrained = fresh.results, fresh.figures, fresh.restrained
+        report.edits = fresh.edits
 
     def record(self, report: BatchReport, seconds: float) -> BatchRecord:
         """What is written to the history."""
@@ -174,6 +206,11 @@ class Batch:
             measurements=report.measurements,
             alerts=report.alerts,
             undone=self.undone,
+            seen={
+                self.first + index: attempt.after
+                for index, attempt in self.attempts.items()
+                if self._stands(index) and attempt.after is not None
+            },
         )
 
     def _request(self, index: int) -> EditRequest:
@@ -182,34 +219,34 @@ class Batch:
         return request
 
     def _is_usable(self, index: int, item: Given) -> bool:
-        session = self.session
+        work = self.workspace
         attempt = self.attempts[index] = _Attempt()
         if item.request is None:
             attempt.status, attempt.reason = REJECTED, item.error
             return False
         try:
-            require_editable(session.model, session.tokenizer, item.request)
+            require_editable(work.model, work.tokenizer, item.request)
         except InvalidRequestError as error:
             attempt.status, attempt.reason = REJECTED, str(error)
             return False
-        found = session.conflicts(item.request)
-        if found and session.on_conflict == "reject":
+        found = work.conflicts(item.request)
+        if found and self.on_conflict == "reject":
             attempt.status, attempt.reason = REJECTED, f"it contradicts edit {found[0]}, which stands"
             return False
-        if found and session.on_conflict == "replace":
+        if found and self.on_conflict == "replace":
             self.conflicts[index] = found
         return True
 
     def _attempt(self, indices: Sequence[int], editor: Editor, stronger: str | None = None) -> None:
-        session = self.session
+        work = self.workspace
         requests = [self._request(index) for index in indices]
-        state = session.model.edit_state()
+        state = work.model.edit_state()
         try:
-            edit = editor.compute(session.model, session.tokenizer, requests, session.prepared, session._keys)
+            edit = editor.compute(work.model, work.tokenizer, requests, work.prepared, work.keys)
             parts = split(edit)
-            session.model.add_edits(joined(list(parts.values())), edits=len(indices), on_schedule=False)
+            work.model.add_edits(joined(list(parts.values())), edits=len(indices), on_schedule=False)
         except (InvalidRequestError, EditFailedError) as error:
-            session.model.restore_edit_state(state)
+            work.model.restore_edit_state(state)
             if len(indices) > 1:
                 self._one_by_one(indices, editor, stronger)
                 return
@@ -227,6 +264,7 @@ class Batch:
                 None if place in kept else self._why(found[place], requests[place]),
                 parts.get(place),
                 found[place],
+                found[place].probability if place in kept else None,
                 stronger,
             )
         if kept:
@@ -240,24 +278,24 @@ class Batch:
         self, state: Any, parts: Mapping[int, Factors], requests: Sequence[EditRequest]
     ) -> tuple[dict[int, Verification], set[int]]:
         """What the model says, and the places of those that did not take and are out of the factors again."""
-        session, failed = self.session, set[int]()
+        work, failed = self.workspace, set[int]()
         found: dict[int, Verification] = {}
         while True:
             kept = [place for place in range(len(requests)) if place not in failed]
-            answers = verify(session.model, session.tokenizer, [requests[place] for place in kept])
+            answers = verify(work.model, work.tokenizer, [requests[place] for place in kept])
             found |= dict(zip(kept, answers, strict=True))
             new = {place for place in kept if not found[place].holds}
             if not new:
                 return found, failed
             failed |= new
-            session.model.restore_edit_state(state)
+            work.model.restore_edit_state(state)
             rest = [parts[place] for place in range(len(requests)) if place not in failed and place in parts]
             if len(failed) == len(requests) or len(parts) < len(requests):
                 return found, failed
-            session.model.add_edits(joined(rest), edits=len(rest), on_schedule=False)
+            work.model.add_edits(joined(rest), edits=len(rest), on_schedule=False)
 
     def _try_again(self) -> None:
-        editor = self.session.editor.stronger()
+        editor = self.workspace.editor.stronger()
         failed = [
             index
             for index, attempt in self.attempts.items()
@@ -265,7 +303,7 @@ class Batch:
         ]
         if editor is None or not failed:
             return
-        old = dataclasses.asdict(self.session.editor.hyperparameters)
+        old = dataclasses.asdict(self.workspace.editor.hyperparameters)
         changed = {k: v for k, v in dataclasses.asdict(editor.hyperparameters).items() if v != old[k]}
         text = ", ".join(f"{name}={value:g}" for name, value in changed.items())
         self._attempt(failed, editor, text)
@@ -274,7 +312,7 @@ class Batch:
         attempt = self.attempts[index]
         if attempt.status != FAILED or attempt.factors is None:
             return
-        self.session.model.add_edits(joined([attempt.factors]), edits=1, on_schedule=False)
+        self.workspace.model.add_edits(joined([attempt.factors]), edits=1, on_schedule=False)
         self._note_addition([index], together=False)
 
     def _note_addition(self, indices: Sequence[int], *, together: bool) -> None:
@@ -286,50 +324,26 @@ class Batch:
         self._next += 1
         self.additions.append(Addition(self.number, joined(parts), len(indices)))
         self.added += parts
-        session = self.session
-        session._keys = joined_keys([Factors({}, session._keys), *parts])
+        work = self.workspace
+        work.keys = work.keys.plus(parts)
 
     def _stands(self, index: int) -> bool:
         return self.attempts[index].appended is not None
 
     def _standing(self) -> int:
-        return self.session.history.standing - len(self.undone) + sum(self._stands(index) for index in self.attempts)
+        return self.workspace.history.standing - len(self.undone) + sum(self._stands(index) for index in self.attempts)
 
     def _note_restraint(self, names: Sequence[str]) -> None:
-        session = self.session
-        layers = dict(session.model.edited_layers())
-        self.restrained |= {name: restraint_text(layers[name].restraint(session._adapter)) for name in names}
+        work = self.workspace
+        words = work.restraints()
+        self.restrained |= {name: words[name] for name in names}
 
     def _look_again(self) -> None:
         standing = [index for index in self.attempts if self._stands(index)]
         requests = [self._request(index) for index in standing]
-        found = verify(self.session.model, self.session.tokenizer, requests)
+        found = verify(self.workspace.model, self.workspace.tokenizer, requests)
         for index, one in zip(standing, found, strict=True):
             self.attempts[index].after = one
-
-    def _restrain_now(self, report: BatchReport, asked: Sequence[SessionCallback]) -> None:
-        session = self.session
-        session.model.restrain()
-        self._note_restraint([name for name, _ in session.model.edited_layers()])
-        self._look_again()
-        fresh = self.report(report.seconds)
-        report.results, report.figures, report.restrained = fresh.results, fresh.figures, fresh.restrained
-        for callback in asked:
-            callback.after_restraint(session, report)
-
-    def _roll_back(self, report: BatchReport) -> None:
-        session, alert = self.session, report.asks_for("rollback")[0]
-        session.model.restore_edit_state(self._state)
-        session._keys = self._keys
-        self.additions, self.added, self.restrained, self.conflicts = [], [], {}, {}
-        for attempt in self.attempts.values():
-            attempt.appended = attempt.leader = None
-            if attempt.status == APPLIED:
-                attempt.status, attempt.reason = FAILED, f"rolled back by {alert.source}: {alert.message}"
-        fresh = self.report(report.seconds)
-        report.results, report.figures, report.restrained = fresh.results, fresh.figures, fresh.restrained
-        report.edits = fresh.edits
-        report.measurements.clear()  # they are of the model with this batch
 
     def _results(self, figures: Mapping[str, Any]) -> list[EditResult]:
         conditions = {name: layer.condition_number for name, layer in figures.items()}
@@ -340,7 +354,7 @@ class Batch:
                 EditResult(
                     id=self.first + index,
                     request=item.request,
-                    status=attempt.status,
+                    status=attempt.state,
                     reason=attempt.reason,
                     stronger=attempt.stronger,
                     probability_before=None if before is None else before.probability,
@@ -360,7 +374,7 @@ class Batch:
             id=result.id,
             batch=self.number,
             request=result.request,
-            status=result.status,
+            status=attempt.status,
             reason=result.reason,
             stronger=result.stronger,
             probability_before=result.probability_before,
@@ -369,6 +383,7 @@ class Batch:
             answer_after=result.answer_after,
             appended=attempt.appended,
             leader=attempt.leader,
+            probability_taken=attempt.taken,
         )
 
     def _why(self, found: Verification, request: EditRequest) -> str:

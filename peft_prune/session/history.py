@@ -10,168 +10,53 @@ import platform
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
-from torch import Tensor
 
 from ..errors import HistoryError, HistoryLockedError
-from ..monitoring import Alert, LayerCondition
 from ..requests import EditRequest
-from ..spectral import LowRankUpdate
+from ..spectral import parse_restraint
+from .records import (
+    APPLIED,
+    FAILED,
+    REJECTED,
+    SKIPPED,
+    BatchRecord,
+    EditRecord,
+    Factors,
+    Look,
+    RestraintRecord,
+    relation_key,
+    subject_key,
+)
+from .schema import (
+    ADDED,
+    SCHEMA,
+    Columns,
+    named,
+    number_or_none,
+    read_event,
+    read_json,
+    read_meta,
+    read_versions,
+    require_schema,
+    secure,
+    statements,
+)
+from .verification import Verification
 
 FORMAT = "1"
 PACKAGES = ("peft-prune", "torch", "transformers", "peft", "accelerate")
-
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE runs (
-    id INTEGER PRIMARY KEY, opened_at TEXT NOT NULL, author TEXT NOT NULL, host TEXT NOT NULL, pid INTEGER NOT NULL,
-    versions TEXT NOT NULL
-);
-CREATE TABLE batches (
-    id INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES runs, finished_at TEXT NOT NULL, seconds REAL NOT NULL
-);
-CREATE TABLE edits (
-    id INTEGER PRIMARY KEY, batch INTEGER NOT NULL REFERENCES batches, request TEXT NOT NULL, subject TEXT NOT NULL,
-    relation TEXT NOT NULL, target TEXT NOT NULL, status TEXT NOT NULL, reason TEXT, stronger TEXT,
-    probability_before REAL, probability_after REAL, answer_before TEXT, answer_after TEXT,
-    appended INTEGER, leader INTEGER, strength REAL NOT NULL DEFAULT 1.0,
-    undone_at TEXT, undone_by TEXT, undone_reason TEXT
-);
-CREATE INDEX edits_by_subject ON edits (subject, relation);
-CREATE INDEX edits_by_batch ON edits (batch);
-CREATE TABLE factors (edit INTEGER PRIMARY KEY REFERENCES edits, data BLOB NOT NULL);
-CREATE TABLE restraints (
-    id INTEGER PRIMARY KEY, batch INTEGER NOT NULL, at TEXT NOT NULL, module TEXT NOT NULL, restraint TEXT NOT NULL
-);
-CREATE TABLE figures (
-    batch INTEGER NOT NULL REFERENCES batches, module TEXT NOT NULL, edits INTEGER, rank INTEGER,
-    sigma_max_base REAL, delta_spectral_norm REAL, delta_frobenius_norm REAL, condition_number_base REAL,
-    condition_number REAL, perturbation_bound REAL, output_perturbation REAL, energy_top REAL, energy_bottom REAL,
-    PRIMARY KEY (batch, module)
-);
-CREATE TABLE measurements (batch INTEGER NOT NULL REFERENCES batches, name TEXT NOT NULL, value REAL);
-CREATE TABLE events (
-    id INTEGER PRIMARY KEY, at TEXT NOT NULL, run INTEGER, batch INTEGER, kind TEXT NOT NULL, data TEXT NOT NULL
-);
-"""
-
-
-@dataclass(frozen=True)
-class Factors:
-    """What one edit added: updates B (out, k), A (k, in) and keys (1, in) by module name, float32."""
-
-    updates: Mapping[str, LowRankUpdate]
-    keys: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def to_bytes(self) -> bytes:
-        """Both as safetensors."""
-        tensors: dict[str, Tensor] = {}
-        for name, update in self.updates.items():
-            tensors |= {f"{name}.B": update.B, f"{name}.A": update.A}
-        tensors |= {f"{name}.key": key for name, key in self.keys.items()}
-        return save_tensors({name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()})
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Factors:
-        """What `to_bytes` wrote."""
-        tensors = load_tensors(data)
-        names = sorted({name[:-2] for name in tensors if name.endswith(".B")})
-        updates = {name: LowRankUpdate(tensors[f"{name}.B"], tensors[f"{name}.A"]) for name in names}
-        return cls(updates, {name[:-4]: tensor for name, tensor in tensors.items() if name.endswith(".key")})
-
-
-@dataclass(frozen=True)
-class EditRecord:
-    """One edit as the history knows it.
-
-    Args:
-        id: Its number; the first is 1.
-        batch: The batch it was tried in.
-        request: The request; None where what was asked for was no valid request.
-        status: "applied", "failed", "rejected" or "skipped".
-        reason: Why it was not applied, in one line.
-        stronger: The stronger setting that it was retried with, where it was.
-        probability_before: Of the target on the bare prompt, before; the geometric mean over its tokens.
-        probability_after: The same after the batch and its restraint.
-        answer_before: Greedy answer to the bare prompt before.
-        answer_after: The same after.
-        appended: Which addition to the factors holds it; None where nothing was added.
-        leader: The edit whose row holds its factors: its own id, or another's where a batch cannot be taken apart.
-        strength: What its factors are multiplied with.
-        undone_at: When it was undone, or None.
-        undone_by: Who undid it.
-        undone_reason: Why.
-    """
-
-    id: int
-    batch: int
-    request: EditRequest | None
-    status: str
-    reason: str | None = None
-    stronger: str | None = None
-    probability_before: float | None = None
-    probability_after: float | None = None
-    answer_before: str | None = None
-    answer_after: str | None = None
-    appended: int | None = None
-    leader: int | None = None
-    strength: float = 1.0
-    undone_at: str | None = None
-    undone_by: str | None = None
-    undone_reason: str | None = None
-
-    @property
-    def stands(self) -> bool:
-        """Whether its factors are in the adapter."""
-        return self.appended is not None and self.undone_at is None
-
-
-@dataclass(frozen=True)
-class RestraintRecord:
-    """The restraint acted on a module after a batch."""
-
-    batch: int
-    module: str
-    restraint: str
-
-
-@dataclass(frozen=True)
-class BatchRecord:
-    """Everything of one batch that is written in one transaction.
-
-    Args:
-        id: Its number.
-        seconds: What it took.
-        edits: All of them, whatever became of them.
-        raw: What was asked for, as JSON, for those that were no valid request; by edit id.
-        factors: By the id of the leading edit.
-        restraints: Modules that the restraint acted on, and its word.
-        figures: By module.
-        measurements: Of probes, by name.
-        alerts: Of callbacks.
-        undone: Edits that this batch replaced, by id, with the reason.
-    """
-
-    id: int
-    seconds: float
-    edits: Sequence[EditRecord]
-    raw: Mapping[int, str] = field(default_factory=dict)
-    factors: Mapping[int, Factors] = field(default_factory=dict)
-    restraints: Mapping[str, str] = field(default_factory=dict)
-    figures: Mapping[str, LayerCondition] = field(default_factory=dict)
-    measurements: Mapping[str, float] = field(default_factory=dict)
-    alerts: Sequence[Alert] = ()
-    undone: Mapping[int, str] = field(default_factory=dict)
+_FACTS = ("model", "base", "editor", "contexts", "config", "moments")
+_KEYS = ("request", "subject", "relation", "target")
+_LOOK = ("at", "batch", "cause", "answer", "probability")
+_STANDING = "appended IS NOT NULL AND undone_at IS NULL"
 
 
 class History:
@@ -185,13 +70,15 @@ class History:
     def __init__(self, connection: sqlite3.Connection, path: Path | None, lock: FileLock | None, author: str) -> None:
         self._connection = connection
         self._lock = lock
+        self._process = os.getpid()
+        self._columns = Columns(path or "in memory")
         self.path = path
         self.author = author
         self.run: int | None = None
 
     @classmethod
     def create(cls, path: str | Path | None, meta: Mapping[str, Any], author: str | None = None) -> History:
-        """A new history; None keeps it in memory.
+        """A new history; None keeps it in memory. A file is there whole or not at all.
 
         Args:
             path: The file; it must not exist.
@@ -202,14 +89,35 @@ class History:
             HistoryError: The file exists, or cannot be written.
             HistoryLockedError: Another process writes it.
         """
-        if path is not None and Path(path).exists():
+        if path is None:
+            return cls(_connected(":memory:"), None, None, author or _user())._begun(meta)
+        place = _place(path)
+        if place.exists():
             raise HistoryError(f"history: {path} exists; use EditSession.resume to go on with it, or another name")
-        history = cls._writable(path, author)
-        with history._transaction():
-            for statement in _SCHEMA.split(";"):
-                history._execute(statement)
-            history._write_meta({"format": FORMAT, **meta})
-            history._begin_run()
+        lock = _locked(path)
+        try:
+            # what is half made bears another name, so that a kill blocks none; the lock makes that name our own
+            temporary = place.with_name(f".{place.name}.new")
+            for ending in ("", "-journal", "-wal", "-shm"):
+                temporary.with_name(temporary.name + ending).unlink(missing_ok=True)
+            with named(path):
+                connection = _connected(temporary)
+                # here, for the change of mode needs a journal, which a kill would leave beside the file
+                connection.execute("PRAGMA journal_mode = WAL")
+            try:
+                made = cls(connection, Path(path), None, author or _user())._begun(meta)
+            finally:
+                connection.close()
+            os.replace(temporary, place)
+            _sync(place.parent)
+            history = cls(_opened(path), Path(path), lock, made.author)
+        except OSError as error:
+            lock.release()
+            raise HistoryError(f"history: {path} cannot be written: {error.strerror}") from None
+        except BaseException:
+            lock.release()
+            raise
+        history.run = made.run
         return history
 
     @classmethod
@@ -217,15 +125,21 @@ class History:
         """An existing history, to go on with it.
 
         Raises:
-            HistoryError: The file is missing, damaged, read-only, or of another format.
+            HistoryError: The file is missing, damaged, read-only, of another format, or holds more than a history does.
             HistoryLockedError: Another process writes it.
         """
-        if not Path(path).is_file():
+        if not _place(path).is_file():
             raise HistoryError(f"history: {path} does not exist")
-        history = cls._writable(path, author)
+        lock = _locked(path)
+        try:
+            history = cls(_opened(path), Path(path), lock, author or _user())
+        except BaseException:
+            lock.release()
+            raise
         try:
             history._check_format()
             with history._transaction():
+                history._add_missing()
                 history._begin_run()
         except BaseException:
             history.close()
@@ -237,22 +151,29 @@ class History:
         """An existing history, to read it only; also while a session writes it.
 
         Raises:
-            HistoryError: The file is missing, damaged, or of another format.
+            HistoryError: The file is missing, damaged, of another format, or holds more than a history does.
         """
-        if not Path(path).is_file():
+        found = _place(path)
+        if not found.is_file():
             raise HistoryError(f"history: {path} does not exist")
-        found = Path(path).resolve()
         # SQLite wants to put files beside a WAL database even to read it; where it cannot, nobody writes either
         sealed = not os.access(found.parent, os.W_OK) and not Path(f"{found}-wal").exists()
         uri = found.as_uri() + ("?immutable=1" if sealed else "?mode=ro")
-        with _named(path):
-            connection = sqlite3.connect(uri, uri=True, isolation_level=None)
+        with named(path):
+            connection = _connected(uri)
         history = cls(connection, Path(path), None, "")
-        history._check_format()
+        try:
+            require_schema(connection, path)
+            history._check_format()
+        except BaseException:
+            history.close()
+            raise
         return history
 
     def close(self) -> None:
-        """Give the file free for others."""
+        """Give the file free for others; in a forked child nothing, for the file is its parent's."""
+        if os.getpid() != self._process:
+            return
         self._connection.close()
         if self._lock is not None:
             self._lock.release()
@@ -265,8 +186,13 @@ class History:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """Facts about the model, the editor and the restraint."""
-        return {key: json.loads(value) for key, value in self._execute("SELECT key, value FROM meta")}
+        """Facts about the model, the editor and the restraint.
+
+        Raises:
+            HistoryError: One is damaged.
+        """
+        texts = {row["key"]: row["value"] for row in self._rows("meta")}
+        return read_meta(texts, self._name)
 
     def update_meta(self, **facts: Any) -> None:
         """Change some of them."""
@@ -283,11 +209,14 @@ class History:
             self._execute("INSERT INTO batches VALUES (?, ?, ?, ?)", (batch.id, self.run, _now(), batch.seconds))
             for edit in batch.edits:
                 self._insert_edit(edit, batch.raw.get(edit.id))
+                if edit.id in batch.seen:
+                    look = self._look(batch.seen[edit.id], batch.id, "edit")
+                    self._insert_look(edit.id, look, edit.probability_taken)
             for edit_id, factors in batch.factors.items():
                 self._execute("INSERT INTO factors VALUES (?, ?)", (edit_id, factors.to_bytes()))
             self._insert_restraints(batch.id, batch.restraints)
             for module, figures in batch.figures.items():
-                values = [None if v is None or math.isnan(v) else v for v in asdict(figures).values()]
+                values = [None if v is None else number_or_none(v) for v in asdict(figures).values()]
                 self._execute(f"INSERT INTO figures VALUES (?, ?, {_marks(len(values))})", (batch.id, module, *values))
             for name, value in batch.measurements.items():
                 self._execute("INSERT INTO measurements VALUES (?, ?, ?)", (batch.id, name, value))
@@ -300,6 +229,30 @@ class History:
         """Mark edits as undone."""
         with self._transaction():
             self._mark_undone(edits, reason)
+
+    def record_looks(self, found: Mapping[int, Verification], cause: str) -> dict[int, str]:
+        """Write what was seen of edits; an event tells which of them it gives another state.
+
+        Args:
+            found: What the model says, by number of the edit; all of them stand.
+            cause: Why they were looked at.
+
+        Returns:
+            The new state of each edit that has another one than before, by its number.
+        """
+        with self._transaction():
+            before = {record.id: record for record in self.edits(standing=True)}
+            changed = {}
+            for edit_id, one in found.items():
+                old, look = before[edit_id], self._look(one, self.last_batch, cause)
+                self._insert_look(edit_id, look, old.reference)
+                new = replace(old, seen=look, probability_taken=old.reference).state
+                if new != old.state:
+                    changed[edit_id] = new
+            if changed:
+                data = {"cause": cause, "edits": {str(edit_id): state for edit_id, state in changed.items()}}
+                self._event("look", data, self.last_batch)
+        return changed
 
     def record_restraint(self, restraints: Mapping[str, str]) -> None:
         """Note that the restraint acted on these modules, after the last batch."""
@@ -325,28 +278,34 @@ class History:
     @property
     def last_batch(self) -> int:
         """Number of the last batch; 0 before the first."""
-        return int(self._execute("SELECT coalesce(max(id), 0) FROM batches").fetchone()[0])
+        return self._number("SELECT coalesce(max(id), 0) FROM batches")
 
     @property
     def last_edit(self) -> int:
         """Number of the last edit; 0 before the first."""
-        return int(self._execute("SELECT coalesce(max(id), 0) FROM edits").fetchone()[0])
+        return self._number("SELECT coalesce(max(id), 0) FROM edits")
 
     @property
     def last_append(self) -> int:
         """Number of the last addition to the factors; 0 before the first."""
-        return int(self._execute("SELECT coalesce(max(appended), 0) FROM edits").fetchone()[0])
+        return self._number("SELECT coalesce(max(appended), 0) FROM edits")
 
     @property
     def standing(self) -> int:
         """How many edits stand."""
-        rule = "appended IS NOT NULL AND undone_at IS NULL"
-        return int(self._execute(f"SELECT count(*) FROM edits WHERE {rule}").fetchone()[0])
+        return self._number(f"SELECT count(*) FROM edits WHERE {_STANDING}")
 
-    def edits(self, *, standing: bool = False) -> list[EditRecord]:
-        """All edits in order, or those whose factors are in the adapter."""
-        rule = " WHERE appended IS NOT NULL AND undone_at IS NULL" if standing else ""
-        return [_edit(row) for row in self._execute(f"SELECT * FROM edits{rule} ORDER BY id")]
+    def edits(self, *, standing: bool = False, first: int = 1) -> list[EditRecord]:
+        """All edits in order, or those whose factors are in the adapter.
+
+        Args:
+            standing: The latter.
+            first: Number of the first one that is wanted.
+
+        Raises:
+            HistoryError: A row is damaged.
+        """
+        return self._records(f"WHERE id >= ? {f'AND {_STANDING}' if standing else ''} ORDER BY id", (first,))
 
     def edit(self, edit_id: int) -> EditRecord:
         """One edit.
@@ -354,19 +313,13 @@ class History:
         Raises:
             HistoryError: There is none of that number.
         """
-        row = self._execute("SELECT * FROM edits WHERE id = ?", (edit_id,)).fetchone()
-        if row is None:
-            raise HistoryError(f"edit: {edit_id} is not in the history, which has edits 1 to {self.last_edit}")
-        return _edit(row)
+        for record in self._records("WHERE id = ?", (edit_id,)):
+            return record
+        raise HistoryError(f"edit: {edit_id} is not in the history, which has edits 1 to {self.last_edit}")
 
     def standing_on(self, subject: str, relation: str) -> list[EditRecord]:
         """Edits that stand with this subject and relation, in the form of `subject_key` and `relation_key`."""
-        rows = self._execute(
-            "SELECT * FROM edits WHERE subject = ? AND relation = ? AND appended IS NOT NULL AND undone_at IS NULL "
-            "ORDER BY id",
-            (subject, relation),
-        )
-        return [_edit(row) for row in rows]
+        return self._records(f"WHERE subject = ? AND relation = ? AND {_STANDING} ORDER BY id", (subject, relation))
 
     def factors(self, leader: int) -> Factors:
         """The factors in the row of an edit that leads.
@@ -374,18 +327,31 @@ class History:
         Raises:
             HistoryError: There are none, or they are damaged.
         """
-        row = self._execute("SELECT data FROM factors WHERE edit = ?", (leader,)).fetchone()
-        if row is None:
+        rows = self._rows("factors", "WHERE edit = ?", (leader,))
+        if not rows:
             raise HistoryError(f"edit: {leader} has no factors in the history")
         try:
-            return Factors.from_bytes(row[0])
-        except SafetensorError as error:
-            raise HistoryError(f"edit: {leader}: its factors are damaged: {error}") from None
+            return Factors.from_bytes(rows[0]["data"])
+        except (SafetensorError, ValueError) as error:
+            raise HistoryError(f"history: {self._name}: edit {leader}: its factors are damaged: {error}") from None
 
     def restraints(self) -> list[RestraintRecord]:
         """Every time the restraint acted, in order."""
-        rows = self._execute("SELECT batch, module, restraint FROM restraints ORDER BY id")
-        return [RestraintRecord(*row) for row in rows]
+        rows = self._rows("restraints", "ORDER BY id")
+        for row in rows:
+            try:
+                parse_restraint(row["restraint"])
+            except ValueError as error:
+                raise HistoryError(f"history: {self._name}: restraint {row['id']}: {error}") from None
+        return [RestraintRecord(row["batch"], row["module"], row["restraint"]) for row in rows]
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Who opened the history and when, in order, each a row of the table with its ``versions`` read.
+
+        Raises:
+            HistoryError: A row is damaged.
+        """
+        return [read_versions(row, self._name) for row in self._rows("runs", "ORDER BY id")]
 
     def events(self) -> list[dict[str, Any]]:
         """Alerts, undos and changes of the restraint in order, each a row of the table with its ``data`` read.
@@ -393,20 +359,19 @@ class History:
         Raises:
             HistoryError: A row is damaged.
         """
-        return [row | {"data": _event_data(row)} for row in self.table("events")]
+        return [read_event(row, self._name) for row in self._rows("events", "ORDER BY id")]
 
     def table(self, name: str) -> list[dict[str, Any]]:
         """All rows of a table, for reports: runs, batches, figures, measurements, events or restraints.
 
         Raises:
             ValueError: There is no such table.
+            HistoryError: A row is damaged.
         """
         known = ("runs", "batches", "edits", "figures", "measurements", "events", "restraints")
         if name not in known:
             raise ValueError(f"table: {name!r} is not one of {', '.join(known)}")
-        cursor = self._execute(f"SELECT * FROM {name} ORDER BY rowid")
-        columns = [column[0] for column in cursor.description]
-        return [dict(zip(columns, row, strict=True)) for row in cursor]
+        return self._rows(name, "ORDER BY rowid")
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -417,32 +382,22 @@ class History:
         finally:
             self._execute("ROLLBACK")
 
-    @classmethod
-    def _writable(cls, path: str | Path | None, author: str | None) -> History:
-        author = author or _user()
-        if path is None:
-            return cls(sqlite3.connect(":memory:", isolation_level=None), None, None, author)
-        lock = FileLock(f"{path}.lock")
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            raise HistoryLockedError(
-                f"history: {path} is being written by another session; close that one, or wait for it"
-            ) from None
-        except OSError as error:
-            raise HistoryError(f"history: {path} cannot be written: {error}") from None
-        try:
-            with _named(path):
-                connection = sqlite3.connect(path, isolation_level=None)
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = FULL")
-                # a file that cannot be written shows here and not after the first batch
-                connection.execute("BEGIN IMMEDIATE")
-                connection.execute("ROLLBACK")
-        except BaseException:
-            lock.release()
-            raise
-        return cls(connection, Path(path), lock, author)
+    def _begun(self, meta: Mapping[str, Any]) -> History:
+        """With its tables, its facts and its first run."""
+        with self._transaction():
+            for statement in statements(SCHEMA + ADDED):
+                self._execute(statement)
+            self._write_meta({"format": FORMAT, **meta})
+            self._begin_run()
+        return self
+
+    def _add_missing(self) -> None:
+        """Give a history of an earlier version what later ones have added."""
+        with named(self._name):
+            known = {name for (name,) in self._execute("SELECT name FROM sqlite_master").fetchall()}
+        for statement in statements(ADDED):
+            if statement.split()[2] not in known:
+                self._execute(statement)
 
     def _begin_run(self) -> None:
         versions = json.dumps({name: _version(name) for name in PACKAGES} | {"python": platform.python_version()})
@@ -453,12 +408,12 @@ class History:
         self.run = cursor.lastrowid
 
     def _check_format(self) -> None:
-        try:
-            found = self.meta.get("format")
-        except HistoryError as error:
-            raise HistoryError(f"history: {self.path} is no history of edits: {error}") from None
-        if found != FORMAT:
-            raise HistoryError(f"history: {self.path} has format {found}, this version reads {FORMAT}")
+        facts = self.meta
+        if facts.get("format") != FORMAT:
+            raise HistoryError(f"history: {self._name} has format {facts.get('format')}, this version reads {FORMAT}")
+        missing = [name for name in _FACTS if name not in facts]
+        if missing:
+            raise HistoryError(f"history: {self._name} does not say its {missing[0]}")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -472,15 +427,72 @@ class History:
             raise
 
     def _execute(self, statement: str, values: Iterable[Any] = ()) -> sqlite3.Cursor:
-        with _named(self.path):
+        if os.getpid() != self._process:
+            raise HistoryError(
+                f"history: {self._name} belongs to process {self._process}; a child that was forked from it cannot use "
+                "it: open it there anew, once the other has closed it"
+            )
+        with named(self._name):
             return self._connection.execute(statement, tuple(values))
+
+    def _rows(self, table: str, rule: str = "", values: Iterable[Any] = ()) -> list[dict[str, Any]]:
+        with named(self._name):
+            found = self._execute(f"SELECT * FROM {table} {rule}", values).fetchall()
+        return self._columns.rows(table, found)
+
+    def _number(self, query: str) -> int:
+        with named(self._name):
+            (found,) = self._execute(query).fetchone()
+        if not isinstance(found, int):
+            raise HistoryError(f"history: {self._name}: {query} gives {found!r}, a whole number is accepted")
+        return found
+
+    def _records(self, rule: str, values: Sequence[Any] = ()) -> list[EditRecord]:
+        rows = self._rows("edits", rule, values)
+        looks = {}
+        if self._has("looks"):
+            chosen = f"WHERE edit IN (SELECT id FROM edits {rule})"
+            looks = {row["edit"]: row for row in self._rows("looks", chosen, values)}
+        last = self.last_edit
+        return [self._record(row, looks.get(row["id"]), last) for row in rows]
+
+    def _has(self, table: str) -> bool:
+        with named(self._name):
+            query = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
+            return bool(self._execute(query, (table,)).fetchone()[0])
+
+    def _record(self, row: Mapping[str, Any], look: Mapping[str, Any] | None, last: int) -> EditRecord:
+        where = f"history: {self._name}: edit {row['id']}: its request"
+        document = read_json(row["request"], where)
+        if not isinstance(document, dict):
+            raise HistoryError(f"{where} is {document!r:.60}, an object is accepted")
+        is_request = "invalid" not in document
+        if row["status"] not in (APPLIED, FAILED, REJECTED, SKIPPED):
+            raise HistoryError(f"history: {self._name}: edit {row['id']}: its status is {row['status']!r:.60}")
+        if row["leader"] is not None and not 1 <= row["leader"] <= last:
+            raise HistoryError(f"history: {self._name}: edit {row['id']}: its leader, {row['leader']}, is no edit")
+        if not math.isfinite(row["strength"]):
+            raise HistoryError(f"history: {self._name}: edit {row['id']}: its strength is {row['strength']}")
+        try:
+            request = EditRequest.stored(document) if is_request else None
+        except (ValueError, TypeError) as error:
+            raise HistoryError(f"{where} is damaged: {error}") from None
+        values = {name: value for name, value in row.items() if name not in _KEYS}
+        if look is None:
+            return EditRecord(request=request, **values)
+        seen = Look(**{name: look[name] for name in _LOOK}, holds=bool(look["holds"]))
+        return EditRecord(request=request, probability_taken=look["taken"], seen=seen, **values)
+
+    @property
+    def _name(self) -> str | Path:
+        return self.path or "in memory"
 
     def _write_meta(self, facts: Mapping[str, Any]) -> None:
         for key, value in facts.items():
             self._execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
 
     def _insert_edit(self, edit: EditRecord, raw: str | None) -> None:
-        request = json.dumps(asdict(edit.request)) if edit.request is not None else raw
+        request = json.dumps(edit.request.document()) if edit.request is not None else raw
         row = (
             edit.id,
             edit.batch,
@@ -504,6 +516,13 @@ class History:
         )
         self._execute(f"INSERT INTO edits VALUES ({_marks(len(row))})", row)
 
+    def _look(self, found: Verification, batch: int, cause: str) -> Look:
+        return Look(_now(), batch, cause, found.answer, number_or_none(found.probability), found.holds)
+
+    def _insert_look(self, edit_id: int, look: Look, taken: float | None) -> None:
+        row = (edit_id, *asdict(look).values(), taken)
+        self._execute(f"INSERT OR REPLACE INTO looks VALUES ({_marks(len(row))})", row)
+
     def _insert_restraints(self, batch: int, restraints: Mapping[str, str]) -> None:
         for module, text in restraints.items():
             self._execute(
@@ -524,43 +543,6 @@ class History:
             "INSERT INTO events (at, run, batch, kind, data) VALUES (?, ?, ?, ?, ?)",
             (_now(), self.run, batch, kind, json.dumps(data)),
         )
-
-
-def _event_data(row: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return dict(json.loads(row["data"]))
-    except (json.JSONDecodeError, TypeError, ValueError) as error:
-        raise HistoryError(f"history: event {row['id']} is damaged: {error}") from None
-
-
-def subject_key(request: EditRequest) -> str:
-    """A request's subject as it is compared: case folded, single spaces."""
-    return " ".join(request.subject.split()).casefold()
-
-
-def relation_key(request: EditRequest) -> str:
-    """A request's relation as it is compared: its identifier, or else its prompt template."""
-    return request.relation_id or " ".join(request.prompt.split()).casefold()
-
-
-def moments_digest(moments: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """A few sums of each second moment, by which another one is noticed."""
-    found = {}
-    for name, moment in moments.items():
-        weights = torch.linspace(0, 1, len(moment), dtype=torch.float64, device=moment.device)
-        diagonal = moment.diagonal().double()
-        found[name] = [float(diagonal.sum()), float(diagonal @ weights), float(moment[0].double().sum())]
-    return found
-
-
-def _edit(row: Sequence[Any]) -> EditRecord:
-    (edit_id, batch, request, _subject, _relation, _target, *rest) = row
-    try:
-        document = json.loads(request)
-        is_request = isinstance(document, dict) and "invalid" not in document
-        return EditRecord(edit_id, batch, EditRequest(**document) if is_request else None, *rest)
-    except (ValueError, TypeError) as error:
-        raise HistoryError(f"history: edit {edit_id}: its request is damaged: {error}") from None
 
 
 def _marks(count: int) -> str:
@@ -585,9 +567,54 @@ def _version(package: str) -> str | None:
         return None
 
 
-@contextmanager
-def _named(path: str | Path | None) -> Iterator[None]:
+def _place(path: str | Path) -> Path:
+    """Where the file stands, links followed: all names of a history share one lock."""
+    return Path(os.path.realpath(path))
+
+
+def _locked(path: str | Path) -> FileLock:
+    lock = FileLock(f"{_place(path)}.lock")
     try:
-        yield
-    except sqlite3.Error as error:
-        raise HistoryError(f"history: {path or 'in memory'}: {error}") from error
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise HistoryLockedError(
+            f"history: {path} is being written by another session; close that one, or wait for it"
+        ) from None
+    except OSError as error:
+        raise HistoryError(f"history: {path} cannot be written: {error}") from None
+    return lock
+
+
+def _connected(place: str | Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(place, isolation_level=None, uri=isinstance(place, str))
+    secure(connection)
+    return connection
+
+
+def _opened(path: str | Path) -> sqlite3.Connection:
+    """A connection that may write a history which is there."""
+    with named(path):
+        connection = _connected(_place(path))
+    try:
+        require_schema(connection, path)
+        with named(path):
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            # a file that cannot be written shows here and not after the first batch
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename in a folder last; where folders cannot be synced, renames last by themselves."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -6,10 +6,10 @@ from typing import Any
 
 from peft import get_peft_model
 
-from ..tuner import PruneEditConfig
+from .base import require_bare, require_base
+from .facts import config_of
 from .history import History
-from .replay import additions, replay
-from .session import require_base
+from .replay import additions, fitting, replay
 
 
 def adapter_of(history: History, model: Any) -> Any:
@@ -21,10 +21,11 @@ def adapter_of(history: History, model: Any) -> Any:
 
     Raises:
         HistoryError: The history belongs to another model, or its factors are damaged.
+        AdapterError: The model carries an adapter already.
     """
     facts = history.meta
     require_base(facts, model, history.path or "in memory")
-    stored = {name: value for name, value in facts["config"].items() if value is not None}
-    edited = get_peft_model(model, PruneEditConfig(task_type="CAUSAL_LM", **stored)).eval()
-    replay(edited, additions(history.edits(standing=True), history.factors), history.restraints())
+    require_bare(model)
+    edited = get_peft_model(model, config_of(facts, history.path or "in memory")).eval()
+    replay(edited, additions(history.edits(standing=True), fitting(edited, history.factors)), history.restraints())
     return edited

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..editors import Edit
+from ..editors.closed_form import CONDENSED_AT, condensed
+from ..errors import HistoryError
 from ..spectral import LowRankUpdate
-from .history import EditRecord, Factors, RestraintRecord
+from ..tuner import PruneEditLayer
+from .records import EditRecord, Factors, RestraintRecord
 
 
 @dataclass(frozen=True)
@@ -46,25 +50,63 @@ def replay(model: Any, steps: Sequence[Addition], restraints: Sequence[Restraint
     """Make the adapter hold these additions, restrained where and when the history says so.
 
     F is applied to the raw sum, so of several restraints of a layer the last alone leaves a trace; only the compounding
-    schedule needs them all.
+    schedule needs them all. What lies between two of them is added at once: the cost grows linearly with the edits.
+
+    Raises:
+        HistoryError: A restraint is of a module that is not adapted.
     """
     adapter = model.one_adapter(None)
     layers = dict(model.edited_layers())
     compounding = model.peft_config[adapter].restrain_on == "compounding"
-    last = {record.module: index for index, record in enumerate(restraints)}
-    for layer in layers.values():
-        empty = LowRankUpdate.zeros(
-            layer.out_features, layer.in_features, device=layer.effective_update(adapter).device
-        )
-        layer.set_raw_update(adapter, empty, edits=0)
-    numbers = sorted({step.batch for step in steps} | {record.batch for record in restraints})
-    for number in numbers:
-        for step in steps:
-            if step.batch == number:
-                model.add_edits(step.updates, edits=step.edits, on_schedule=False)
-        for index, record in enumerate(restraints):
-            if record.batch == number and (compounding or last[record.module] == index):
-                layers[record.module].apply_restraint(adapter)
+    points = {name: list[int]() for name in layers}
+    for record in restraints:
+        if record.module not in layers:
+            raise HistoryError(f"history: its restraint of {record.module!r} is of no adapted module")
+        points[record.module].append(record.batch)
+    ordered = sorted(steps, key=lambda step: step.batch)
+    for name, layer in layers.items():
+        device = layer.effective_update(adapter).device
+        layer.set_raw_update(adapter, LowRankUpdate.zeros(layer.out_features, layer.in_features, device=device), 0)
+        waiting = deque(step for step in ordered if name in step.updates)
+        for batch in points[name] if compounding else points[name][-1:]:
+            _append(layer, adapter, name, [waiting.popleft() for _ in range(_until(waiting, batch))])
+            layer.apply_restraint(adapter)
+        _append(layer, adapter, name, waiting)
+
+
+def _until(steps: Iterable[Addition], batch: int) -> int:
+    """How many of the steps, which are in order, belong to this batch or to earlier ones."""
+    return sum(1 for _ in takewhile(lambda step: step.batch <= batch, steps))
+
+
+def _append(layer: PruneEditLayer, adapter: str, name: str, steps: Collection[Addition]) -> None:
+    if steps:
+        update = side_by_side([step.updates[name] for step in steps])
+        layer.append_update(adapter, update, sum(step.edits for step in steps), on_schedule=False)
+
+
+def fitting(model: Any, factors: Callable[[int], Factors]) -> Callable[[int], Factors]:
+    """``factors``, each looked at whether it fits the adapted layers of ``model``.
+
+    Raises:
+        HistoryError: By what is returned: a module is not adapted, or a shape is not its own.
+    """
+    shapes = {name: (layer.out_features, layer.in_features) for name, layer in model.edited_layers()}
+
+    def checked(leader: int) -> Factors:
+        found = factors(leader)
+        widths = {name: (shapes.get(name, (0, 0))[0], key.shape[1]) for name, key in found.keys.items()}
+        for name, shape in [*((name, tuple(u.shape)) for name, u in found.updates.items()), *widths.items()]:
+            if name not in shapes:
+                raise HistoryError(f"history: edit {leader}: its factors are of {name!r}, which is not adapted")
+            if shape != shapes[name]:
+                raise HistoryError(
+                    f"history: edit {leader}: its factors of {name!r} are for a layer of shape {shape}, this one has "
+                    f"{shapes[name]}"
+                )
+        return found
+
+    return checked
 
 
 def scaled(factors: Factors, strength: float) -> Factors:
@@ -79,20 +121,54 @@ def joined(parts: Sequence[Factors]) -> dict[str, LowRankUpdate]:
     names = list(dict.fromkeys(name for part in parts for name in part.updates))
     found = {}
     for name in names:
-        updates = [part.updates[name] for part in parts if name in part.updates]
-        found[name] = LowRankUpdate(
-            torch.cat([update.B for update in updates], dim=1), torch.cat([update.A for update in updates])
-        )
+        found[name] = side_by_side([part.updates[name] for part in parts if name in part.updates])
     return found
 
 
-def joined_keys(parts: Iterable[Factors]) -> dict[str, Tensor]:
-    """The keys of the parts one under the other, for editors that keep a history."""
-    found: dict[str, list[Tensor]] = {}
-    for part in parts:
-        for name, keys in part.keys.items():
-            found.setdefault(name, []).append(keys)
-    return {name: torch.cat(keys) for name, keys in found.items()}
+def side_by_side(updates: Sequence[LowRankUpdate]) -> LowRankUpdate:
+    """The sum of updates, their factors side by side; a single one as it is."""
+    if len(updates) == 1:
+        return updates[0]
+    # thousands of single columns are written far faster as rows
+    return LowRankUpdate(torch.cat([update.B.T for update in updates]).T, torch.cat([u.A for u in updates]))
+
+
+class JoinedKeys(Mapping[str, Tensor]):
+    """Keys one under the other by module, (n, in), for editors that keep a history; joined where one asks for them.
+
+    They are condensed where they are many. A session whose editor needs no keys does not pay for that.
+
+    Args:
+        parts: In their order.
+    """
+
+    def __init__(self, parts: Iterable[Factors] = ()) -> None:
+        self._parts: dict[str, list[Tensor]] = {}
+        for part in parts:
+            for name, keys in part.keys.items():
+                self._parts.setdefault(name, []).append(keys)
+
+    def __getitem__(self, name: str) -> Tensor:
+        parts = self._parts[name]
+        if len(parts) > 1 or len(parts[0]) > CONDENSED_AT * parts[0].shape[1]:
+            self._parts[name] = parts = [condensed(parts)]
+        return parts[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def plus(self, parts: Iterable[Factors]) -> JoinedKeys:
+        """These and further ones; what is held stays below twice the layer's width."""
+        found = JoinedKeys(
+            [*(Factors({}, {name: keys}) for name, held in self._parts.items() for keys in held), *parts]
+        )
+        for name, held in found._parts.items():
+            if sum(len(keys) for keys in held) > 2 * held[0].shape[1]:
+                found[name]
+        return found
 
 
 def split(edit: Edit) -> dict[int, Factors]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..errors import EditFailedError
 from ..requests import EditRequest
-
-APPLIED, FAILED, REJECTED, SKIPPED = "applied", "failed", "rejected", "skipped"
+from .records import APPLIED, LOST, UNDONE, WEAKENED, EditRecord, Look
 
 
 @dataclass(frozen=True)
@@ -18,9 +17,12 @@ class EditResult:
     Args:
         id: Its number in the history, by which it can be undone.
         request: The request; None where what was given is no valid one.
-        status: "applied": the edited model gives the target. "failed": it does not. "rejected": it cannot be edited at
-            all. "skipped": the session was stopped before it was tried.
-        reason: Why it was not applied, in one line.
+        status: One of `STATES`, as the edit was seen last. Of an edit that took: "applied" while the model's free
+            answer gives the target; "weakened" where it still does, with less than half of the probability with which
+            it took; "lost" where it no longer does; "undone" once it is taken out. Of the others: "failed", the edited
+            model never gave the target; "rejected", it cannot be edited at all; "skipped", the session was stopped
+            before it was tried.
+        reason: Why it was not applied, or is no longer, in one line.
         stronger: The stronger setting it was retried with, where it was.
         probability_before: Of the target after the bare prompt, before the batch: the geometric mean over its tokens,
             as in the value search of ROME. None where it was not tried.
@@ -30,6 +32,7 @@ class EditResult:
         stands: Whether its factors are in the adapter.
         replaced: Earlier edits that were undone because this one contradicts them.
         condition_numbers: κ(W0 + ΔW) of every layer after its batch, where the session monitors.
+        seen: What was seen of it last, and when; None where it was not looked at since its batch.
     """
 
     id: int
@@ -44,11 +47,49 @@ class EditResult:
     stands: bool = False
     replaced: tuple[int, ...] = ()
     condition_numbers: Mapping[str, float] = field(default_factory=dict)
+    seen: Look | None = None
+
+    @classmethod
+    def of(cls, record: EditRecord) -> EditResult:
+        """What a history knows of an edit; the figures of its batch stand in a table of their own."""
+        return cls(
+            id=record.id,
+            request=record.request,
+            status=record.state,
+            reason=_reason(record),
+            stronger=record.stronger,
+            probability_before=record.probability_before,
+            probability_after=record.probability_after,
+            answer_before=record.answer_before,
+            answer_after=record.answer_after,
+            stands=record.stands,
+            seen=record.seen,
+        )
+
+    def as_seen(self, record: EditRecord) -> EditResult:
+        """The result with what has become of the edit since."""
+        return replace(self, status=record.state, reason=_reason(record), stands=record.stands, seen=record.seen)
+
+    @property
+    def took(self) -> bool:
+        """Whether the edited model gave the target when the edit was verified, whatever became of it since."""
+        return self.status in (APPLIED, WEAKENED, LOST, UNDONE)
 
     @property
     def applied(self) -> bool:
-        """Whether the edit took."""
-        return self.status == APPLIED
+        """Whether the edit took and its target was still the model's answer when it was seen last."""
+        return self.status in (APPLIED, WEAKENED)
+
+
+def _reason(record: EditRecord) -> str | None:
+    if record.state == UNDONE:
+        return f"undone: {record.undone_reason}"
+    if record.state != LOST or record.request is None:
+        return record.reason
+    answer = record.answer_after if record.seen is None else record.seen.answer
+    return (
+        f"took, and was lost: the model now answers {(answer or '').strip()!r} instead of {record.request.target_new!r}"
+    )
 
 
 class BatchFailedError(EditFailedError):

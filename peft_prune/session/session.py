@@ -3,46 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, get_peft_model
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..editors import Editor, Prepared, SecondMoments, get_editor
-from ..errors import HistoryError, SessionStateError
+from ..errors import SessionStateError
 from ..folders import whole_folder
-from ..models.fingerprint import base_fingerprint, same_base, short_form
-from ..models.generation import normalized
-from ..models.inference import undisturbed
-from ..monitoring import LayerCondition, Monitor, SessionCallback
+from ..models.decoder import unwrapped
+from ..models.fingerprint import base_fingerprint
+from ..models.naming import model_name
+from ..monitoring import BatchReport, LayerCondition, SessionCallback
+from ..outputs import require_outputs
+from ..publishing import publisher
 from ..requests import EditRequest
-from ..spectral import restraint_text
-from ..tuner import PRUNE_EDIT, PruneEditConfig
+from ..tuner import PruneEditConfig
+from .base import require_base
 from .batch import Batch, Given, in_batches
-from .history import BatchRecord, EditRecord, Factors, History, moments_digest, relation_key, subject_key
-from .replay import Addition, additions, joined_keys, replay
-from .results import FAILED, REJECTED, SKIPPED, BatchFailedError, EditResult
-from .verification import Verification, verify
+from .card import write_session
+from .facts import (
+    CONFIG_FIELDS,
+    RESTRAINT_FIELDS,
+    config_of,
+    editor_of,
+    require_moments,
+    session_facts,
+    stored_config,
+)
+from .history import History
+from .records import FAILED, REJECTED, SKIPPED, BatchRecord, EditRecord, Factors
+from .results import BatchFailedError, EditResult
+from .verification import Verification
+from .workspace import Workspace, adapted
 
 ON_FAILURE = ("skip", "raise", "keep")
 ON_CONFLICT = ("replace", "keep", "reject")
-_CONFIG_FIELDS = (
-    "restraint",
-    "alpha",
-    "restraint_pattern",
-    "restrain_on",
-    "restrain_every",
-    "max_condition_growth",
-    "max_rank",
-    "target_modules",
-    "layers_to_transform",
-    "layers_pattern",
-)
 
 
 class EditSession:
@@ -68,6 +69,9 @@ class EditSession:
             undoes it when the new one takes, "keep" keeps both, "reject" rejects the new one.
         author: Who edits, for the log; the user of this process if not given.
         monitor: Take the figures of every layer after each batch.
+        look_again: Look at the edits that stand once something may have weakened them: at the end of a call to `edit`
+            (where a tenth as many edits have been added since the last time), after an undo, a restraint, new
+            strengths or a choice of the restraint, and before saving. Off leaves that to `verify`.
 
     Raises:
         ValueError: An option is unknown, the adapter holds edits, or it does not adapt the editor's layers.
@@ -75,13 +79,13 @@ class EditSession:
         HistoryLockedError: Another session writes it.
     """
 
-    model: Any
-    history: History
-    _contexts: tuple[str, ...]
-    _prepared: Prepared | None
+    workspace: Workspace
+    callbacks: list[SessionCallback]
+    on_failure: str
+    on_conflict: str
+    look_again: bool
     _stopped: str | None
     _open: bool
-    _monitor: Monitor | None
 
     def __init__(
         self,
@@ -96,17 +100,21 @@ class EditSession:
         on_conflict: str = "replace",
         author: str | None = None,
         monitor: bool = True,
+        look_again: bool = True,
     ) -> None:
+        require_options(callbacks, on_failure, on_conflict, monitor)
         editor = get_editor(editor, model=model) if isinstance(editor, str) else editor
         config = PruneEditConfig(task_type="CAUSAL_LM", layers_to_transform=list(editor.layers(model)))
-        require_figures(callbacks, monitor)
-        self._set_up(model, tokenizer, editor, statistics, callbacks, on_failure, on_conflict, config)
-        if any(layer.rank(self._adapter) for _, layer in self.model.edited_layers()):
+        found = _moments(statistics, model)
+        model, adapter = adapted(model, config, editor)
+        require_moments_for(callbacks, model, found)
+        if any(layer.rank(adapter) for _, layer in model.edited_layers()):
             raise ValueError("model: its adapter holds edits; go on with their history by EditSession.resume")
-        self._prepared = self.editor.prepare(self.model, tokenizer, self._statistics)
-        self._contexts = self._prepared.contexts
-        self.history = History.create(history, self._facts(), author)
-        self._begin(monitor)
+        prepared = editor.prepare(model, tokenizer, found)
+        facts = session_facts(model, editor, prepared.contexts, model.peft_config[adapter], found)
+        log = History.create(history, facts, author)
+        self.workspace = Workspace(model, adapter, tokenizer, editor, found, prepared.contexts, log, _prepared=prepared)
+        self._begin(callbacks, on_failure, on_conflict, monitor, look_again)
 
     @classmethod
     def resume(
@@ -122,6 +130,7 @@ class EditSession:
         on_conflict: str = "replace",
         author: str | None = None,
         monitor: bool = True,
+        look_again: bool = True,
     ) -> EditSession:
         """Go on with a history: the adapter is built from it, without computing an edit again.
 
@@ -139,47 +148,70 @@ class EditSession:
             HistoryError: The history is missing or damaged, or belongs to another model or other second moments.
             HistoryLockedError: Another session writes it.
         """
-        require_figures(callbacks, monitor)
+        require_options(callbacks, on_failure, on_conflict, monitor)
         log = History.open(history, author)
         try:
             facts = log.meta
             require_base(facts, model, history)
-            session = cls.__new__(cls)
-            session.history = log
             if editor is None:
-                given = {k: _tuples(v) for k, v in facts["editor"]["hyperparameters"].items()}
-                editor = get_editor(facts["editor"]["name"], **given)
+                editor = editor_of(facts, history)
             elif isinstance(editor, str):
                 editor = get_editor(editor, model=model)
-            stored = {k: v for k, v in facts["config"].items() if v is not None}
-            config = PruneEditConfig(task_type="CAUSAL_LM", **stored)
-            session._set_up(model, tokenizer, editor, statistics, callbacks, on_failure, on_conflict, config)
-            for name in ("restraint", "alpha", "restraint_pattern", "restrain_on", "restrain_every"):
-                setattr(session.config, name, getattr(config, name))
-            session.config.max_condition_growth, session.config.max_rank = config.max_condition_growth, config.max_rank
-            session._require_moments(facts)
-            session._contexts = tuple(facts["contexts"])
-            session._rebuild()
-            session._begin(monitor)
+            config = config_of(facts, history)
+            found = _moments(statistics, model)
+            require_moments(facts, found)
+            model, adapter = adapted(model, config, editor)
+            require_moments_for(callbacks, model, found)
+            for name in RESTRAINT_FIELDS:
+                setattr(model.peft_config[adapter], name, getattr(config, name))
+            session = cls.__new__(cls)
+            contexts = tuple(facts["contexts"])
+            session.workspace = Workspace(model, adapter, tokenizer, editor, found, contexts, log)
+            session.workspace.rebuild()
+            session._begin(callbacks, on_failure, on_conflict, monitor, look_again)
         except BaseException:
             log.close()
             raise
         return session
 
     @property
+    def model(self) -> Any:
+        """The PEFT model."""
+        return self.workspace.model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer."""
+        return self.workspace.tokenizer
+
+    @property
+    def history(self) -> History:
+        """All edits ever asked for."""
+        return self.workspace.history
+
+    @property
+    def editor(self) -> Editor:
+        """Computes the edits; another one may take over between two calls to `edit`."""
+        return self.workspace.editor
+
+    @editor.setter
+    def editor(self, editor: Editor) -> None:
+        self.workspace.editor = editor
+
+    @property
     def config(self) -> PruneEditConfig:
         """The adapter's configuration."""
-        return self.model.peft_config[self._adapter]
+        return self.workspace.config
 
     @property
     def statistics(self) -> SecondMoments | None:
         """The second moments that the session was given."""
-        return self._statistics
+        return self.workspace.statistics
 
     @property
     def contexts(self) -> tuple[str, ...]:
         """Prefixes that the editor puts before a prompt; the first is empty."""
-        return self._contexts
+        return self.workspace.contexts
 
     @property
     def prepared(self) -> Prepared:
@@ -188,17 +220,13 @@ class EditSession:
         Raises:
             ValueError: The editor needs second moments, and the session was resumed without them.
         """
-        if self._prepared is None:
-            with undisturbed(self.model), self.model.disable_adapter():
-                found = self.editor.prepare(self.model, self.tokenizer, self._statistics)
-            self._prepared = dataclasses.replace(found, contexts=self._contexts)
-        return self._prepared
+        return self.workspace.prepared
 
     def settings(self) -> dict[str, Any]:
         """What the session works with, as flat values, for trackers and reports."""
         values = {f"editor.{k}": v for k, v in dataclasses.asdict(self.editor.hyperparameters).items()}
-        config = {f"config.{name}": getattr(self.config, name) for name in _CONFIG_FIELDS}
-        return {"editor": self.editor.name, "model": _model_name(self.model), **values, **config}
+        config = {f"config.{name}": getattr(self.config, name) for name in CONFIG_FIELDS}
+        return {"editor": self.editor.name, "model": model_name(unwrapped(self.model)), **values, **config}
 
     def edit(
         self, requests: EditRequest | Mapping[str, Any] | Iterable[EditRequest | Mapping[str, Any]], batch_size: int = 1
@@ -229,10 +257,16 @@ class EditSession:
         try:
             for batch in in_batches([Given.of(item) for item in given], batch_size):
                 results += self._batch(batch) if self._stopped is None else self._skip(batch)
-                self._raise_failures(results)
+                if self._failed(results):
+                    break
+            if self.look_again:
+                self.workspace.look_if_due()
         finally:
             self._stopped = None
             self._call("on_edit_end")
+        results = self._as_seen(results)
+        for failed in self._failed(results):
+            raise BatchFailedError(f"edit {failed.id}: {failed.reason}", results)
         return results
 
     def undo(self, edits: int | Iterable[int], reason: str = "asked for") -> None:
@@ -262,52 +296,99 @@ class EditSession:
             raise SessionStateError(
                 f"edit: {sorted(chosen)} share their factors with others; undo {sorted(together)} together"
             )
-        with self._intact():
-            self._rebuild(without=chosen)
+        with self.workspace.intact():
+            self.workspace.rebuild(without=chosen)
             self.history.record_undo(chosen, reason)
+        self._look("undo")
         self._call("on_undo", chosen)
 
     def restrain(self) -> None:
         """Apply the restraint to the raw sum in every layer now, whatever the schedule."""
         self._require_open()
-        with self._intact():
+        with self.workspace.intact():
             self.model.restrain()
             words = self.restraints()
             self.history.record_restraint(words)
-            self._note_pending()
+            self.workspace.note_pending()
+        self._look("restraint")
         self._call("on_restrain", list(words))
 
     def restraints(self) -> dict[str, str]:
         """The restraint of every layer as a word, such as "log:1.2", by module name."""
-        return {name: restraint_text(layer.restraint(self._adapter)) for name, layer in self.model.edited_layers()}
+        return self.workspace.restraints()
 
     def verify(self) -> dict[int, Verification]:
-        """Look at every edit that stands as the model holds it now, by its number."""
-        records = [record for record in self.history.edits(standing=True) if record.request is not None]
-        found = verify(self.model, self.tokenizer, [record.request for record in records if record.request])
-        return {record.id: one for record, one in zip(records, found, strict=True)}
+        """Look at every edit that stands as the model holds it now, by its number; the history keeps what was seen."""
+        self._require_not_closed()
+        self.workspace.note_foreign_restraint()
+        return self.workspace.look("verify")
+
+    @property
+    def results(self) -> list[EditResult]:
+        """What has become of all edits ever asked for, as each was seen last."""
+        return [EditResult.of(record) for record in self.history.edits()]
 
     def figures(self) -> dict[str, LayerCondition]:
         """Figures of every layer now, by module name."""
-        return (self._monitor or self._new_monitor()).figures()
+        return self.workspace.figures()
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+    def save(self, path: str | Path, *, overwrite: bool = False, also_lora: bool = False) -> None:
         """Save the adapter, whole or not at all; a pending restraint is applied first and written to the history.
 
+        Args:
+            path: Its folder; text that people wrote into the card of the folder that is replaced stays.
+            overwrite: Replace a folder that exists.
+            also_lora: Put the same update as a plain LoRA into the subfolder ``lora``, for those without this package.
+
         Raises:
-            ValueError: ``path`` exists and is not an empty folder, and ``overwrite`` is not set.
+            ValueError: ``path`` exists and is not an empty folder, and ``overwrite`` is not set; or it is, holds or
+                lies in the base model, or holds the history.
         """
+        inputs = {"history": self.history.path, "base model": getattr(unwrapped(self.model), "name_or_path", None)}
+        require_outputs(folders={"path": Path(path)}, inputs=inputs, overwrite=overwrite)
         if self.model.restraint_is_pending():
             self.restrain()
+        if self._open:
+            self.workspace.note_foreign_restraint()
+            if self.look_again:
+                self.workspace.look_if_changed("save")
+        card = Path(path) / "README.md"
         with whole_folder(Path(path), overwrite=overwrite) as folder:
-            self.model.save_pretrained(str(folder))
+            if card.is_file():
+                shutil.copyfile(card, folder / "README.md")  # what people wrote into it stays
+            self.model.save_pretrained(str(folder), also_lora=also_lora)
+            self.write_card(folder / "README.md")
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Publish the adapter with its card, but not the history; the URL of the commit or the pull request.
+
+        Args:
+            repo_id: ``user/name``.
+            options: Those of `peft_prune.hub.push_session`: private, revision, create_pr, commit_message, overwrite,
+                also_lora, redact, evaluation, token.
+
+        Raises:
+            ValueError: An option is not accepted.
+            HubError: The Hub refuses it; nothing was published.
+        """
+        url: str = publisher("push_session")(self, repo_id, **options)
+        return url
+
+    def write_card(self, path: Path) -> None:
+        """Write what the session knows into the card beside a saved adapter: no fact, no name, no text of a user's."""
+        counts = Counter(record.state for record in self.history.edits())
+        figures = {} if self.workspace.monitor is None else self.figures()
+        write_session(path, self.editor, figures, counts)
 
     def close(self) -> None:
         """End the session and give the history free; the model keeps its adapter."""
         if self._open:
             self._open = False
-            self._call("on_session_end")
-            self.history.close()
+            try:
+                self.workspace.note_foreign_restraint()
+                self._call("on_session_end")
+            finally:
+                self.history.close()
 
     def __enter__(self) -> EditSession:
         return self
@@ -335,11 +416,12 @@ class EditSession:
         for edit in strengths:
             if edit not in standing:
                 raise SessionStateError(f"edit: {edit} does not stand")
-        with self._intact():
-            self._rebuild(strengths=strengths)
+        with self.workspace.intact():
+            self.workspace.rebuild(strengths=strengths)
             self.model.restrain()
             self.history.record_strengths(strengths, self.restraints())
-            self._note_pending()
+            self.workspace.note_pending()
+        self._look("strengths")
 
     def choose_restraints(self, restraints: Mapping[str, str], why: Mapping[str, Any] | None = None) -> None:
         """Write a restraint for every layer into the configuration and apply it to the raw sum.
@@ -351,110 +433,46 @@ class EditSession:
         self._require_open()
         before = {name: getattr(self.config, name) for name in ("restraint", "alpha", "restraint_pattern")}
         try:
-            with self._intact():
+            with self.workspace.intact():
                 self.model.set_restraints(restraints)
                 self.model.restrain()
-                config = _stored_config(self.config)
+                config = stored_config(self.config)
                 self.history.record_choice(self.restraints(), config, {"restraints": dict(restraints), **(why or {})})
-                self._note_pending()
+                self.workspace.note_pending()
         except BaseException:
             for name, value in before.items():
                 setattr(self.config, name, value)
             raise
+        self._look("tune")
 
-    def _set_up(
-        self,
-        model: Any,
-        tokenizer: PreTrainedTokenizerBase,
-        editor: Editor,
-        statistics: SecondMoments | str | Path | None,
-        callbacks: Sequence[SessionCallback],
-        on_failure: str,
-        on_conflict: str,
-        config: PruneEditConfig,
+    def conflicts(self, request: EditRequest) -> list[int]:
+        """Edits that stand and say something else about the same subject and relation."""
+        return self.workspace.conflicts(request)
+
+    def _begin(
+        self, callbacks: Sequence[SessionCallback], on_failure: str, on_conflict: str, monitor: bool, look_again: bool
     ) -> None:
-        if on_failure not in ON_FAILURE:
-            raise ValueError(f"on_failure: {on_failure!r} is not one of {', '.join(ON_FAILURE)}")
-        if on_conflict not in ON_CONFLICT:
-            raise ValueError(f"on_conflict: {on_conflict!r} is not one of {', '.join(ON_CONFLICT)}")
-        if isinstance(statistics, (str, Path)):
-            statistics = SecondMoments.load(statistics, base=base_fingerprint(model))
-        self.model = model if isinstance(model, PeftModel) else get_peft_model(model, config).eval()
-        self._adapter = self.model.base_model.one_adapter(None)
-        if self.model.peft_config[self._adapter].peft_type != PRUNE_EDIT:
-            raise ValueError(
-                f"model: its adapter {self._adapter!r} is of type {self.model.peft_config[self._adapter].peft_type}, "
-                "PRUNE_EDIT is accepted"
-            )
-        missing = set(editor.modules(self.model)) - {name for name, _ in self.model.edited_layers()}
-        if missing:
-            raise ValueError(f"model: its adapter does not adapt {sorted(missing)[0]}, which the editor changes")
-        self.tokenizer = tokenizer
-        self.editor = editor
-        self.callbacks = list(callbacks)
-        self.on_failure = on_failure
-        self.on_conflict = on_conflict
-        self._statistics = statistics
-        self._prepared = None
-        self._stopped = None
-        self._keys: dict[str, Tensor] = {}
-        self._pending: dict[str, int] = {}
-        self._open = True
-
-    def _begin(self, monitor: bool) -> None:
-        self._monitor = self._new_monitor() if monitor else None
-        self._note_pending()
+        self.callbacks, self.look_again = list(callbacks), look_again
+        self.on_failure, self.on_conflict = on_failure, on_conflict
+        self._stopped, self._open = None, True
+        self.workspace.monitor = self.workspace.new_monitor() if monitor else None
+        moments = self.workspace.statistics
+        self.model.set_second_moments({} if moments is None else moments.moments)
+        self.workspace.note_pending()
         self._call("on_session_begin")
 
-    def _new_monitor(self) -> Monitor:
-        return Monitor(self.model, None if self._statistics is None else self._statistics.moments)
-
-    def _facts(self) -> dict[str, Any]:
-        values = dataclasses.asdict(self.editor.hyperparameters)
-        return {
-            "model": _model_name(self.model),
-            "base": base_fingerprint(self.model),
-            "editor": {"name": self.editor.name, "hyperparameters": values},
-            "contexts": list(self._contexts),
-            "config": _stored_config(self.config),
-            "moments": {} if self._statistics is None else moments_digest(self._statistics.moments),
-        }
-
-    def _require_moments(self, facts: Mapping[str, Any]) -> None:
-        if self._statistics is None or not facts["moments"]:
-            return
-        found = moments_digest(self._statistics.moments)
-        for name, sums in facts["moments"].items():
-            if name in found and found[name] != sums:
-                raise HistoryError(f"history: its edits were made with another second moment of {name}")
-
-    def _require_open(self) -> None:
+    def _require_not_closed(self) -> None:
         if not self._open:
             raise SessionStateError("session: it is closed; use EditSession.resume")
-        merged = [name for name, layer in self.model.edited_layers() if layer.merged]
-        if merged:
-            raise SessionStateError(f"model: the adapter is merged into {merged[0]}; call unmerge_adapter() first")
-        self._note_foreign_restraint()
+
+    def _require_open(self) -> None:
+        self._require_not_closed()
+        self.workspace.require_unmerged()
+        self.workspace.note_foreign_restraint()
 
     def _call(self, event: str, *values: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, event)(self, *values)
-
-    @contextmanager
-    def _intact(self) -> Iterator[None]:
-        """The adapter, the keys and what is pending are as before if the block ends with an error."""
-        state, keys, pending = self.model.edit_state(), dict(self._keys), dict(self._pending)
-        try:
-            yield
-        except BaseException:
-            self.model.restore_edit_state(state)
-            self._keys, self._pending = keys, pending
-            raise
-
-    def _note_pending(self) -> None:
-        self._pending = {
-            name: layer.prune_edit_update[self._adapter].pending for name, layer in self.model.edited_layers()
-        }
 
     def _note_limits(self) -> None:
         """Write down what the callbacks watch, so that a report can draw it."""
@@ -466,52 +484,44 @@ class EditSession:
         if merged != known:
             self.history.update_meta(limits=merged)
 
-    def _note_foreign_restraint(self) -> None:
-        """Write down a restraint that somebody applied past the session, by saving the model for instance."""
-        acted = {
-            name: restraint_text(layer.restraint(self._adapter))
-            for name, layer in self.model.edited_layers()
-            if layer.prune_edit_update[self._adapter].pending < self._pending.get(name, 0)
-        }
-        if acted:
-            self.history.record_restraint(acted)
-            self._note_pending()
-
-    def _rebuild(
-        self,
-        without: Iterable[int] = (),
-        strengths: Mapping[int, float] | None = None,
-        new: Sequence[Addition] = (),
-        new_keys: Sequence[Factors] = (),
-    ) -> None:
-        """Make the adapter and the keys those of the history, with changes that are not yet written."""
-        gone = set(without)
-        strengths = strengths or {}
-        records = [
-            dataclasses.replace(record, strength=strengths.get(record.id, record.strength))
-            for record in self.history.edits(standing=True)
-            if record.id not in gone
-        ]
-        replay(self.model, [*additions(records, self.history.factors), *new], self.history.restraints())
-        leaders = [self.history.factors(record.id) for record in records if record.leader == record.id]
-        self._keys = joined_keys([*leaders, *new_keys])
-        self._note_pending()
-
     def _batch(self, given: Sequence[Given]) -> list[EditResult]:
         start = time.perf_counter()
         self._call("on_batch_begin", [item.request for item in given])
-        with self._intact():
-            work = Batch(self, given, self.history.last_batch + 1, self.history.last_edit + 1)
+        with self.workspace.intact():
+            work = Batch(self.workspace, given, self.on_failure, self.on_conflict)
             work.run()
             report = work.report(time.perf_counter() - start)
-            work.settle(report)
+            self._settle(work, report)
             self.history.record(work.record(report, time.perf_counter() - start))
-            self._note_pending()
+            self.workspace.note_pending()
+            self.workspace.note_batch(work.added_edits, bool(work.additions or work.restrained))
         if work.restrained:
             self._call("on_restrain", list(work.restrained))
         stops = report.asks_for("stop")
         self._stopped = stops[0].message if stops else None
         return list(report.results)
+
+    def _look(self, cause: str) -> None:
+        self.workspace.note_change()
+        if self.look_again:
+            self.workspace.look(cause)
+
+    def _settle(self, work: Batch, report: BatchReport) -> None:
+        """Call the callbacks and do what they ask for."""
+        asked = []
+        for callback in self.callbacks:
+            count = len(report.alerts)
+            callback.on_batch_end(self, report)
+            if any(alert.action == "restrain" for alert in report.alerts[count:]):
+                asked.append(callback)
+        if asked:
+            work.restrain_now(report)
+            for callback in asked:
+                callback.after_restraint(self, report)
+        if report.asks_for("rollback"):
+            work.roll_back(report)
+        for alert in report.alerts:
+            warnings.warn(f"batch {report.batch}: {alert.source}: {alert.message} ({alert.action})")
 
     def _skip(self, given: Sequence[Given]) -> list[EditResult]:
         batch, first = self.history.last_batch + 1, self.history.last_edit + 1
@@ -521,39 +531,26 @@ class EditSession:
         self.history.record(BatchRecord(batch, 0.0, records, raw))
         return [EditResult(record.id, record.request, SKIPPED, reason) for record in records]
 
-    def _raise_failures(self, results: list[EditResult]) -> None:
-        failed = [result for result in results if result.status in (FAILED, REJECTED)]
-        if failed and self.on_failure == "raise":
-            raise BatchFailedError(f"edit {failed[0].id}: {failed[0].reason}", results)
+    def _failed(self, results: Sequence[EditResult]) -> list[EditResult]:
+        """Results that the call shall end with, where ``on_failure`` is "raise"."""
+        if self.on_failure != "raise":
+            return []
+        return [result for result in results if result.status in (FAILED, REJECTED)]
 
-    def conflicts(self, request: EditRequest) -> list[int]:
-        """Edits that stand and say something else about the same subject and relation."""
-        standing = self.history.standing_on(subject_key(request), relation_key(request))
-        return [
-            record.id
-            for record in standing
-            if record.request is not None and normalized(record.request.target_new) != normalized(request.target_new)
-        ]
-
-
-def _stored_config(config: PruneEditConfig) -> dict[str, Any]:
-    """The fields that a history needs to build the adapter again, ready for JSON."""
-    values = {name: getattr(config, name) for name in _CONFIG_FIELDS}
-    return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
+    def _as_seen(self, results: Sequence[EditResult]) -> list[EditResult]:
+        """The results with what has become of their edits since their batch."""
+        if not results:
+            return []
+        known = {record.id: record for record in self.history.edits(first=results[0].id)}
+        return [result.as_seen(known[result.id]) for result in results]
 
 
-def _model_name(model: Any) -> str:
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    return str(getattr(inner, "name_or_path", "") or type(inner).__name__)
-
-
-def _tuples(value: Any) -> Any:
-    """JSON knows lists alone, hyperparameters hold tuples."""
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def require_figures(callbacks: Sequence[SessionCallback], monitor: bool) -> None:
-    """Raise ValueError where a callback looks at figures that the session would not take."""
+def require_options(callbacks: Sequence[SessionCallback], on_failure: str, on_conflict: str, monitor: bool) -> None:
+    """Raise ValueError for an unknown option, and where a callback needs figures that the session would not take."""
+    if on_failure not in ON_FAILURE:
+        raise ValueError(f"on_failure: {on_failure!r} is not one of {', '.join(ON_FAILURE)}")
+    if on_conflict not in ON_CONFLICT:
+        raise ValueError(f"on_conflict: {on_conflict!r} is not one of {', '.join(ON_CONFLICT)}")
     for callback in callbacks:
         if callback.needs_figures and not monitor:
             raise ValueError(
@@ -561,11 +558,18 @@ def require_figures(callbacks: Sequence[SessionCallback], monitor: bool) -> None
             )
 
 
-def require_base(facts: Mapping[str, Any], model: Any, history: str | Path) -> None:
-    """Raise HistoryError where the model is not the one that these facts of a history are about."""
-    made_for, found = facts["base"], base_fingerprint(model)
-    if made_for is not None and found is not None and not same_base(made_for, found):
-        raise HistoryError(
-            f"history: {history} belongs to {facts['model']} (weights {short_form(made_for)}), the model is "
-            f"{_model_name(model)} (weights {short_form(found)})"
-        )
+def require_moments_for(callbacks: Sequence[SessionCallback], model: Any, statistics: SecondMoments | None) -> None:
+    """Raise ValueError where a callback needs the second moment of an adapted module, and it is not known."""
+    known = () if statistics is None else statistics.moments
+    unknown = [name for name, _ in model.edited_layers() if name not in known]
+    for callback in callbacks:
+        if callback.needs_moments and unknown:
+            raise ValueError(f"statistics: {type(callback).__name__} needs the second moment of {unknown[0]}")
+
+
+def _moments(statistics: SecondMoments | str | Path | None, model: Any) -> SecondMoments | None:
+    if isinstance(statistics, (str, Path)):
+        statistics = SecondMoments.load(statistics, base=base_fingerprint(model))
+    if statistics is not None:
+        statistics.require_fit(model)
+    return statistics

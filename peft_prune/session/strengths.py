@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..editors.keys import with_prefix
+from ..editors.contexts import with_prefix
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .replay import joined
@@ -127,12 +127,16 @@ class _Scaled:
         prefixes = session.contexts if contexts is None else contexts
         self._texts: list[str] = []
         self._targets: list[str] = []
+        self._separators: list[str | None] = []
         self._edit: list[int] = []
         for index, members in enumerate(requests):
             for request in members:
                 for prefix in prefixes:
-                    self._texts.append(with_prefix(prefix, request.prompt).replace("{}", request.subject))
+                    self._texts.append(
+                        with_prefix(session.tokenizer, prefix, request.prompt).replace("{}", request.subject)
+                    )
                     self._targets.append(request.target_new)
+                    self._separators.append(request.separator)
                     self._edit.append(index)
 
     def look(self, strengths: Tensor) -> Tensor:
@@ -143,7 +147,9 @@ class _Scaled:
                 update = self._updates[name]
                 columns = update.B * strengths[self._owners[name]]
                 layer.set_raw_update(adapter, LowRankUpdate(columns, update.A), edits=len(self.ids))
-        found = torch.tensor(target_probabilities(session.model, session.tokenizer, self._texts, self._targets))
+        found = torch.tensor(
+            target_probabilities(session.model, session.tokenizer, self._texts, self._targets, self._separators)
+        )
         self.looks += 1
         self._bar.update()
         least = torch.ones(len(self.ids))

@@ -10,8 +10,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ..editors.target_likelihood import TargetBatch, target_log_probs
 from ..editors.tokens import tokenize_prompts
-from ..models.generation import SPELLING_TOKENS, answers_with, greedy_answers
+from ..models.answers import answers_with
+from ..models.generation import SPELLING_TOKENS, greedy_answers
 from ..models.inference import require_fit, undisturbed
+from ..models.joining import asked
 from ..models.tokenization import continuation_ids
 from ..requests import EditRequest
 
@@ -38,10 +40,12 @@ def verify(model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[Ed
     if not requests:
         return []
     texts, targets = [request.text for request in requests], [request.target_new for request in requests]
-    pairs = continuation_ids(tokenizer, texts, targets)
+    separators = [request.separator for request in requests]
+    pairs = continuation_ids(tokenizer, texts, targets, separators)
     limits = [len(pair.target) + SPELLING_TOKENS for pair in pairs]
-    answers = greedy_answers(model, tokenizer, texts, max_new_tokens=limits)
-    probabilities = target_probabilities(model, tokenizer, texts, targets)
+    prompts = [asked(text, separator) for text, separator in zip(texts, separators, strict=True)]
+    answers = greedy_answers(model, tokenizer, prompts, max_new_tokens=limits)
+    probabilities = target_probabilities(model, tokenizer, texts, targets, separators)
     return [
         Verification(answer, probability, answers_with(answer, target))
         for answer, probability, target in zip(answers, probabilities, targets, strict=True)
@@ -49,15 +53,18 @@ def verify(model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[Ed
 
 
 def target_probabilities(
-    model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], targets: Sequence[str]
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    targets: Sequence[str],
+    separators: Sequence[str | None],
 ) -> list[float]:
     """The geometric mean of each target's token probabilities behind its text."""
     found: list[float] = []
     with undisturbed(model):
         for start in range(0, len(texts), BATCH):
-            batch = TargetBatch.build(
-                model, tokenizer, list(texts[start : start + BATCH]), list(targets[start : start + BATCH])
-            )
+            part = slice(start, start + BATCH)
+            batch = TargetBatch.build(model, tokenizer, texts[part], targets[part], separators[part])
             found += target_log_probs(model, batch).exp().tolist()
     return found
 
@@ -68,6 +75,6 @@ def require_editable(model: Any, tokenizer: PreTrainedTokenizerBase, request: Ed
     Raises:
         InvalidRequestError: Its prompt or target gives no token, no token covers its subject, or it is too long.
     """
-    (pair,) = continuation_ids(tokenizer, [request.text], [request.target_new])
+    (pair,) = continuation_ids(tokenizer, [request.text], [request.target_new], [request.separator])
     tokenize_prompts(tokenizer, [request.prompt], request.subject)
     require_fit(model, [len(pair.prompt) + len(pair.target) + SPELLING_TOKENS])

@@ -45,11 +45,15 @@ class GramSpectrum:
 
     def mixing(self, s_new: Tensor, count: int) -> Tensor:
         """M', (r, r), such that B' M' A' is ΔW with its first ``count`` singular values replaced by ``s_new``."""
+        left, right = self.mixing_factors(s_new, count)
+        identity = torch.eye(self.scale.numel(), dtype=left.dtype, device=left.device)
+        return torch.addmm(identity, left, right.T, alpha=-1)
+
+    def mixing_factors(self, s_new: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """I - M' as factors, (r, count) and (r, count), the second to be transposed."""
         s = self.s[:count]
         z = self.root @ self.vectors[:, :count]
-        weights = (s - s_new[:count]) / s.pow(3)
-        identity = torch.eye(self.scale.numel(), dtype=z.dtype, device=z.device)
-        return torch.addmm(identity, (self.right @ z) * weights, z.T, alpha=-1)
+        return (self.right @ z) * ((s - s_new[:count]) / s.pow(3)), z
 
     def uniform(self, s_new: Tensor) -> Tensor:
         """M', (r, r), such that B' M' A' is ΔW scaled so that its largest singular value becomes ``s_new[0]``."""
@@ -111,7 +115,10 @@ def add_lower_gram(total: Tensor, strip: Tensor) -> None:
 
 
 def in_float64(columns: Tensor) -> Iterator[Tensor]:
-    """The strips of X, (n, r), in float64, one after the other in the same buffer."""
+    """The strips of X, (n, r), in float64, one after the other in the same buffer; of X itself where it is float64."""
+    if columns.dtype == torch.float64:
+        yield from columns.split(_STRIP)
+        return
     buffer = torch.empty_like(columns[:_STRIP], dtype=torch.float64)
     for start in range(0, columns.shape[0], _STRIP):
         strip = columns[start : start + _STRIP]
@@ -119,8 +126,8 @@ def in_float64(columns: Tensor) -> Iterator[Tensor]:
 
 
 def multiply_right(columns: Tensor, matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """X @ matrix, (n, r), accumulated in float64 and rounded once to ``dtype``."""
-    result = torch.empty_like(columns, dtype=dtype)
+    """X @ matrix, (n, k), accumulated in float64 and rounded once to ``dtype``."""
+    result = columns.new_empty(columns.shape[0], matrix.shape[1], dtype=dtype)
     done = 0
     for strip in in_float64(columns):
         result[done : done + strip.shape[0]] = strip @ matrix
@@ -128,12 +135,12 @@ def multiply_right(columns: Tensor, matrix: Tensor, dtype: torch.dtype) -> Tenso
     return result
 
 
-def spectral_norm_estimate(apply: Callable[[Tensor], Tensor], like: Tensor) -> float:
+def spectral_norm_estimate(apply: Callable[[Tensor], Tensor], like: Tensor, steps: int = _POWER_STEPS) -> float:
     """A lower estimate, by a few power steps, of the largest eigenvalue of a positive semidefinite operator."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(like.shape[0], generator=generator, dtype=torch.float64).to(like.device)
     value = 0.0
-    for _ in range(_POWER_STEPS):
+    for _ in range(steps):
         x = apply(x / torch.linalg.vector_norm(x))
         value = float(torch.linalg.vector_norm(x))
         if value == 0.0:

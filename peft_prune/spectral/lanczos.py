@@ -1,4 +1,4 @@
-"""The largest eigenvalue of a symmetric positive semidefinite operator given by its products alone."""
+"""Leading eigenpairs of symmetric positive semidefinite operators by Lanczos iterations."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 _CHECK_EVERY = 4
+_MOST_STEPS = 160
 
 
 class Eigenpair(NamedTuple):
@@ -63,9 +64,67 @@ def largest_eigenvalue(
     return Eigenpair(max(value, 0.0), known.T @ weights.to(device), step)
 
 
+def eigenpairs_above(matrix: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+    """All eigenvalues of a positive semidefinite matrix above ``limit``, (k,) descending, and their vectors (n, k).
+
+    A Lanczos iteration finds them where they are few. That none was missed is certain: limit · I minus the matrix
+    without those found has a Cholesky factor. Where it has none, or where they are many, the matrix is diagonalized.
+
+    Args:
+        matrix: (n, n) float64.
+        limit: Above 0.
+    """
+    size = matrix.shape[0]
+    found = _few_above(matrix, limit)
+    if found is not None:
+        values, vectors = found
+        rest = torch.addmm(matrix, vectors * values, vectors.T, alpha=-1)
+        slack = limit * (1 + 1e-12) * torch.eye(size, dtype=matrix.dtype, device=matrix.device) - rest
+        if int(torch.linalg.cholesky_ex(slack).info) == 0:
+            return values, vectors
+    values, vectors = torch.linalg.eigh(matrix)
+    count = int((values > limit).sum())
+    return values[size - count :].flip(0), vectors[:, size - count :].flip(1)
+
+
+def _few_above(matrix: Tensor, limit: float) -> tuple[Tensor, Tensor] | None:
+    """Eigenpairs above ``limit`` once all of them have converged; None where that takes too many steps."""
+    size = matrix.shape[0]
+    most = min(size, _MOST_STEPS)
+    generator = torch.Generator().manual_seed(0)
+    vector = torch.randn(size, generator=generator, dtype=torch.float64).to(matrix.device)
+    basis = torch.empty(most, size, dtype=torch.float64, device=matrix.device)
+    diagonal: list[float] = []
+    beside: list[float] = []
+    for step in range(1, most + 1):
+        basis[step - 1] = vector / torch.linalg.vector_norm(vector)
+        known = basis[:step]
+        vector = matrix @ known[-1]
+        diagonal.append(float(known[-1] @ vector))
+        for _ in range(2):
+            vector = vector - known.T @ (known @ vector)
+        remainder = float(torch.linalg.vector_norm(vector))
+        if step % (2 * _CHECK_EVERY) == 0 or step == most or remainder == 0.0:
+            values, weights = torch.linalg.eigh(_tridiagonal(diagonal, beside))
+            above = values > limit
+            residuals = remainder * weights[-1, above].abs()
+            # one value below the limit tells that the iteration has come past it
+            if bool((residuals <= 1e-9 * values[above]).all()) and int(above.sum()) < step:
+                return values[above].flip(0).to(matrix.device), known.T @ weights[:, above].flip(1).to(matrix.device)
+            if remainder == 0.0:
+                return None
+        beside.append(remainder)
+    return None
+
+
 def _top_of_tridiagonal(diagonal: list[float], beside: list[float]) -> tuple[float, Tensor]:
+    values, vectors = torch.linalg.eigh(_tridiagonal(diagonal, beside))
+    return float(values[-1]), vectors[:, -1]
+
+
+def _tridiagonal(diagonal: list[float], beside: list[float]) -> Tensor:
+    """The symmetric tridiagonal matrix, of which `torch.linalg.eigh` reads the lower triangle alone."""
     matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
     index = torch.arange(len(diagonal) - 1)
     matrix[index + 1, index] = torch.tensor(beside[: len(diagonal) - 1], dtype=torch.float64)
-    values, vectors = torch.linalg.eigh(matrix)
-    return float(values[-1]), vectors[:, -1]
+    return matrix

@@ -80,10 +80,13 @@ class LowRankUpdate:
         Raises:
             ValueError: ``other`` has another shape (out, in), dtype or device.
         """
+        self._require_same_kind(other)
+        return LowRankUpdate(torch.cat([self.B, other.B], dim=1), torch.cat([self.A, other.A], dim=0))
+
+    def _require_same_kind(self, other: LowRankUpdate) -> None:
         for what in ("shape", "dtype", "device"):
             if getattr(other, what) != getattr(self, what):
                 raise ValueError(f"other: {what} {getattr(other, what)} must be {getattr(self, what)}")
-        return LowRankUpdate(torch.cat([self.B, other.B], dim=1), torch.cat([self.A, other.A], dim=0))
 
     def dense(self) -> Tensor:
         """ΔW itself, (out, in), in the factors' dtype."""
@@ -102,6 +105,17 @@ class LowRankUpdate:
         if not math.isfinite(factor):
             raise ValueError(f"factor: {factor} must be finite")
         return LowRankUpdate(self.B * factor, self.A)
+
+    def balanced(self) -> LowRankUpdate:
+        """The same product, exactly: columns of B and rows of A brought to about equal norms by powers of two.
+
+        Factors of very different size would overflow, or vanish, in float16.
+        """
+        left, right = self.B.double().square().sum(0), self.A.double().square().sum(1)
+        contributes = (left > 0) & (right > 0)
+        ratio = torch.where(contributes, right, 1.0) / torch.where(contributes, left, 1.0)
+        scale = torch.exp2(torch.round(torch.log2(ratio) / 4)).to(self.dtype)
+        return LowRankUpdate(self.B * scale, self.A / scale[:, None])
 
     def singular_values(self) -> Tensor:
         """Singular values of ΔW, (min(out, in, r),), descending; at least float32.

@@ -34,20 +34,27 @@ class OutputPerturbation:
         self._energy = float(((ordinary @ self._moment.to(dtype)).double() * ordinary.double()).sum())
         if not self._energy > 0:
             raise ValueError("moment: the layer's outputs on it are zero")
+        self._around: Tensor | None = None  # R whose tr(R C Rᵀ) is known
+        self._share = 0.0
         self._rows: Tensor | None = None  # A of the last update, (r, in)
         self._products: Tensor | None = None  # A C, (r, in)
 
     @torch.no_grad()
-    def of(self, update: LowRankUpdate) -> float:
-        """The ratio for ΔW = B A.
+    def of(self, update: LowRankUpdate, around: Tensor | None = None) -> float:
+        """The ratio for ΔW = B A, or for ΔW = R + B A.
+
+        Args:
+            update: B A.
+            around: R, (out, in); its own share is computed once for the same tensor.
 
         Raises:
             ValueError: The update is of another input width.
         """
         if update.A.shape[1] != self._moment.shape[0]:
             raise ValueError(f"update: {update.A.shape[1]} inputs, the second moment has {self._moment.shape[0]}")
+        reference = 0.0 if around is None else self._of_dense(around)
         if update.rank == 0:
-            return 0.0
+            return max(reference, 0.0) / self._energy
         rows = update.A.to(self._moment.device, torch.promote_types(self._moment.dtype, torch.float32))
         known = _same_leading(self._rows, rows)
         new = rows[known:] @ self._moment.to(rows.dtype)
@@ -55,7 +62,15 @@ class OutputPerturbation:
         self._rows, self._products = rows, products
         left = update.B.to(rows.device).double()
         inner = products.double() @ rows.double().T
-        return max(float((left.T @ left * inner).sum()), 0.0) / self._energy
+        beside = 0.0 if around is None else 2 * float(((around.to(products.dtype) @ products.T).double() * left).sum())
+        return max(reference + beside + float((left.T @ left * inner).sum()), 0.0) / self._energy
+
+    def _of_dense(self, matrix: Tensor) -> float:
+        if self._around is not matrix:
+            own = matrix.to(self._moment.device, torch.promote_types(self._moment.dtype, torch.float32))
+            self._around = matrix
+            self._share = float(((own @ self._moment.to(own.dtype)).double() * own.double()).sum())
+        return self._share
 
 
 def _same_leading(old: Tensor | None, new: Tensor) -> int:

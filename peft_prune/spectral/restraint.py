@@ -11,8 +11,9 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from .checks import require_positive, result_dtype
-from .gram import GramSpectrum, gram_spectrum, multiply_right
+from .accumulation import GrownGram, dense_form, is_dense_form, leading_directions, of_sides, shrunk, sides
+from .checks import require_finite, require_positive, result_dtype
+from .gram import GramSpectrum, gram_spectrum, multiply_right, spectral_norm_estimate
 from .lowrank import LowRankUpdate, Spectrum, decompose
 
 _GRAM_LIMIT = 1e-7
@@ -211,7 +212,6 @@ def restrain(update: LowRankUpdate, restraint: Restraint, sigma_max_base: float)
     matrices, accumulated in float64, unless one of these calls for a QR of the factors (about three times as slow,
     balanced factors as in `reorthogonalize`):
 
-    * r > min(out, in);
     * eps64 · (‖B‖ ‖A‖ / m)³ > 1e-7, with columns of equal norm: Gram matrices lose the directions near m;
     * eps of the result's dtype · ‖B_eff‖ ‖A‖ / ‖ΔW_eff‖ > 4e-6: the columns cancel, rounding them is not harmless.
 
@@ -228,21 +228,111 @@ def restrain(update: LowRankUpdate, restraint: Restraint, sigma_max_base: float)
     Raises:
         ValueError: A factor holds NaN or Inf, or ``sigma_max_base`` is not a finite number above 0.
     """
+    return restrain_with_change(update, restraint, sigma_max_base)[0]
+
+
+@torch.no_grad()
+def restrain_with_change(
+    update: LowRankUpdate, restraint: Restraint, sigma_max_base: float
+) -> tuple[LowRankUpdate, LowRankUpdate | None]:
+    """As `restrain`, with F(ΔW) − ΔW as factors of the rank of what changed; None where that is not known."""
     m = require_positive("sigma_max_base", sigma_max_base)
+    nothing = LowRankUpdate.zeros(*update.shape, dtype=result_dtype(update.dtype), device=update.device)
     if isinstance(restraint, NoRestraint) or 0 in (update.rank, *update.shape):
-        return update
-    if update.rank > min(update.shape):
-        return _restrain_by_qr(update, restraint, m)
+        return update, nothing
+    if update.rank > min(update.shape) or is_dense_form(update):
+        effective, change = restrain_by_gram(dense_form(update.to(result_dtype(update.dtype))), restraint, m)
+        return (update if change is not None and change.rank == 0 else effective), change
     spectrum = gram_spectrum(update)
     if torch.finfo(torch.float64).eps * (spectrum.norm_left * spectrum.norm_right / m) ** 3 > _GRAM_LIMIT:
-        return _restrain_by_qr(update, restraint, m)
-    if not bool((spectrum.s > m).any()):
-        return update
+        return _restrain_by_qr(update, restraint, m), None
+    count = int((spectrum.s > m).sum())
+    if count == 0:
+        return update, nothing
     s_new = restraint(spectrum.s, m)
-    mixing = spectrum.uniform(s_new) if restraint.uniform else spectrum.mixing(s_new, int((spectrum.s > m).sum()))
+    mixing = spectrum.uniform(s_new) if restraint.uniform else spectrum.mixing(s_new, count)
     if _rounding(update, spectrum, mixing) > _ROUNDING_LIMIT * float(s_new.max()):
-        return _restrain_by_qr(update, restraint, m)
-    return _mixed(update, spectrum.unscaled(mixing))
+        return _restrain_by_qr(update, restraint, m), None
+    change = None if restraint.uniform else _change(update, spectrum, s_new, count)
+    return _mixed(update, spectrum.unscaled(mixing)), change
+
+
+def _change(update: LowRankUpdate, spectrum: GramSpectrum, s_new: Tensor, count: int) -> LowRankUpdate:
+    """B' (M' - I) A' as factors of rank ``count``; see `GramSpectrum.mixing`."""
+    left, right = spectrum.mixing_factors(s_new, count)
+    dtype = result_dtype(update.dtype)
+    return LowRankUpdate(
+        multiply_right(update.B, -spectrum.scale[:, None] * left, dtype),
+        multiply_right(update.A.T, right / spectrum.scale[:, None], dtype).T,
+    )
+
+
+@torch.no_grad()
+def restrain_by_gram(
+    update: LowRankUpdate, restraint: Restraint, sigma_max_base: float, grown: GrownGram | None = None
+) -> tuple[LowRankUpdate, LowRankUpdate | None]:
+    """`restrain` on the shorter side n, for a rank that is not small against it: only directions above m are computed.
+
+    Where the Gram matrix is known, the cost is that of one Cholesky factor of it and of products with the few vectors
+    found, whatever the rank; see `eigenpairs_above` for the certainty that none was missed.
+
+    Args:
+        update: Of rank at most min(out, in), in dense form or as factors.
+        restraint: The restraint F.
+        sigma_max_base: m = σmax(W₀).
+        grown: Its Gram matrix, where it is known.
+
+    Returns:
+        F(ΔW), and F(ΔW) − ΔW as factors (None where the restraint scales all of ΔW, or the road was the SVD). Where
+        nothing exceeds m, ``update`` itself and factors of rank 0.
+
+    Raises:
+        ValueError: As `restrain`.
+    """
+    m = require_positive("sigma_max_base", sigma_max_base)
+    matrix = (GrownGram.of(update) if grown is None else grown.at(update)).matrix
+    # what is not finite in ΔW is not finite there
+    require_finite("update", matrix.diagonal())
+    dense = is_dense_form(update)
+    scale, size = (None, 0.0) if dense else _sizes(update)
+    s, vectors = leading_directions(matrix, m)
+    largest = max(float(s[0]) if s.numel() else 0.0, size)
+    if torch.finfo(torch.float64).eps * (largest / m) ** 3 > _GRAM_LIMIT:
+        found = _restrain_by_qr(update, restraint, m)
+        return dense_form(found) if dense else found, None
+    if s.numel() == 0:
+        return update, LowRankUpdate.zeros(*update.shape, dtype=update.dtype, device=update.device)
+    s_new = restraint(s, m)
+    if restraint.uniform:
+        near, far = sides(update)
+        factor = float(s_new[0] / s[0])
+        return of_sides(*((near, far * factor) if dense else (near * factor, far)), update.shape), None
+    effective, change = shrunk(update, vectors, (s - s_new) / s)
+    if scale is not None:
+        rounding = torch.finfo(update.dtype).eps * _sizes(effective, scale)[1]
+        if rounding > _ROUNDING_LIMIT * float(s_new.max()):
+            return _restrain_by_qr(update, restraint, m), None
+    return effective, change
+
+
+def _sizes(update: LowRankUpdate, scale: Tensor | None = None) -> tuple[Tensor, float]:
+    """Powers of two d that give N diag(d) and F diag(1/d) about one norm, and the product of the two spectral norms."""
+    near, far = sides(update)
+    if scale is None:
+        left, right = (torch.linalg.vector_norm(side, dim=0, dtype=torch.float64) for side in (near, far))
+        contributes = (left > 0) & (right > 0)
+        ratio = torch.where(contributes, right, 1.0) / torch.where(contributes, left, 1.0)
+        # a column whose partner is zero adds nothing to the product, and must not set the size of either side
+        scale = torch.exp2(torch.round(torch.log2(ratio) / 2)) * contributes
+
+    def norm(columns: Tensor, factors: Tensor) -> float:
+        def apply(x: Tensor) -> Tensor:
+            return factors * (columns.T @ (columns @ (factors * x).to(columns.dtype))).double()
+
+        # a step costs a product with the whole factor, and what is told by it is a matter of orders of magnitude
+        return math.sqrt(spectral_norm_estimate(apply, factors, steps=5))
+
+    return scale, norm(near, scale) * norm(far, torch.where(scale > 0, 1 / scale, 0.0))
 
 
 def _restrain_by_qr(update: LowRankUpdate, restraint: Restraint, m: float) -> LowRankUpdate:

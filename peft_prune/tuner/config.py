@@ -5,11 +5,19 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
 from peft.config import PeftConfig
+from peft.utils.peft_types import TaskType
 
+from ..errors import AdapterError
+from ..models.naming import public_name
 from ..spectral import Restraint, get_restraint, parse_restraint, restraint_names
+from .accepted import ACCEPTED, shown
+from .card import hide_places
+from .header import ranks_in_file
+from .patterns import require_bounded
 from .registration import PRUNE_EDIT
 
 SCHEDULES = ("every", "merge", "threshold", "compounding")
@@ -48,7 +56,10 @@ class PruneEditConfig(PeftConfig):
     )
     layers_to_transform: Optional[Union[list[int], int]] = field(
         default=None,
-        metadata={"help": "Index or indices of the layers to edit; every layer if not given."},
+        metadata={
+            "help": "Index or indices of the layers to edit; every layer if not given. Holds for every form of "
+            "target_modules, and for the targets that are found from the model's structure."
+        },
     )
     layers_pattern: Optional[Union[list[str], str]] = field(
         default=None,
@@ -81,11 +92,11 @@ class PruneEditConfig(PeftConfig):
         default="every",
         metadata={
             "help": "When the restraint acts. 'every': after each restrain_every edits. 'merge': once, before the "
-            "adapter is merged, saved or exported (the paper's own code). 'threshold': when the condition number has "
-            "grown by more than max_condition_growth. 'compounding': restrains what is already restrained, kept for "
-            "comparison only. Whatever the choice, a pending restraint is applied before the adapter leaves. Factors "
-            "that were only trained (r > 0) hold no edits: under 'merge' they are restrained as well, otherwise only "
-            "when restrain() is called."
+            "adapter is merged, saved or exported (the paper's own code). 'threshold': when max_condition_growth, "
+            "max_update_norm or max_output_perturbation is exceeded. 'compounding': restrains what is already "
+            "restrained, kept for comparison only. Whatever the choice, a pending restraint is applied before the "
+            "adapter leaves. Factors that were only trained (r > 0) hold no edits: under 'merge' they are restrained "
+            "as well, otherwise only when restrain() is called."
         },
     )
     restrain_every: int = field(
@@ -96,7 +107,26 @@ class PruneEditConfig(PeftConfig):
         default=2.0,
         metadata={
             "help": "Factor by which the condition number of W0 + ΔW may exceed that of W0 before the restraint "
-            "acts, for restrain_on='threshold'. Keeps a float64 matrix of the layer's smaller side, squared."
+            "acts, for restrain_on='threshold'. Keeps a float64 matrix of the layer's smaller side, squared. Where W0 "
+            "is singular its condition number is infinite and tells nothing: there max_update_norm acts, at 1 if it "
+            "is not given."
+        },
+    )
+    max_update_norm: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "Multiple of the base weight's largest singular value that the spectral norm of the effective "
+            "update may exceed before the restraint acts, for restrain_on='threshold'. Follows what edits cost more "
+            "closely than the condition number; below 1 the restraint has nothing to shrink."
+        },
+    )
+    max_output_perturbation: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "Mean squared change of the layer's output on ordinary inputs, over the mean squared output, that "
+            "the effective update may exceed before the restraint acts, for restrain_on='threshold'. Needs the "
+            "second moment of the layer's inputs: a session takes it from its statistics, and "
+            "model.set_second_moments gives it."
         },
     )
     max_rank: Optional[int] = field(
@@ -129,6 +159,13 @@ class PruneEditConfig(PeftConfig):
         default=None,
         metadata={"help": "Written when the adapter is saved: fingerprint of the base weights it was made for."},
     )
+    beneath: Optional[list[str]] = field(
+        default=None,
+        metadata={
+            "help": "Written when the adapter is saved: adapters of other methods that the base carried, by method and "
+            "a hash of their values."
+        },
+    )
     restrained: bool = field(
         default=False,
         metadata={"help": "Written when the adapter is saved: whether the saved factors have been restrained."},
@@ -146,18 +183,90 @@ class PruneEditConfig(PeftConfig):
     )
 
     def __post_init__(self) -> None:
+        if self.task_type is not None and self.task_type not in list(TaskType):
+            raise ValueError(f"task_type: {shown(self.task_type)} is not one of {', '.join(TaskType)}")
         super().__post_init__()
         self.peft_type = PRUNE_EDIT
+        for name, (accepts, wanted) in ACCEPTED.items():
+            value = getattr(self, name)
+            if not accepts(value):
+                raise ValueError(f"{name}: {shown(value)} must be {wanted}")
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
         self._check_restraint()
-        self._check_numbers()
-        self._check_targets()
+        self._check_thresholds()
+        self._check_ranks()
+        self._check_patterns()
         # Facts about the adapter that this configuration belongs to; a plain attribute, so that a configuration that
         # is used for a second adapter does not carry those of the first.
         self._facts: dict[str, Any] = {}
+        self.places: set[str] = set()
+        # Ranks of the layers in the file that this configuration was loaded with, where one stood beside it.
+        self._ranks_in_file: dict[str, int] | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: Optional[str] = None, **kwargs: Any
+    ) -> PruneEditConfig:
+        """PEFT's, and the ranks are those of the factors in the file beside it, before anything is allocated.
+
+        Raises:
+            AdapterError: The file beside the configuration is damaged.
+        """
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        config._ranks_in_file = ranks_in_file(Path(pretrained_model_name_or_path, subfolder or ""))
+        return config
+
+    @classmethod
+    def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
+        """The fields of a configuration's file.
+
+        Raises:
+            AdapterError: It holds no JSON object.
+        """
+        try:
+            fields = super().from_json_file(path_json_file, **kwargs)
+        except (ValueError, RecursionError, TypeError) as error:
+            raise AdapterError(f"adapter: {path_json_file} is no JSON document: {error}") from None
+        if not isinstance(fields, dict):
+            raise AdapterError(f"adapter: {path_json_file} must hold a JSON object")
+        return fields
+
+    def rank_of(self, module: str) -> int:
+        """Rank that a layer is made with, by its name in the base model."""
+        if self._ranks_in_file is not None:
+            return self._ranks_in_file.get(module, 0)
+        return (self.ranks or {}).get(module, self.r)
+
+    @property
+    def ranks_are_of_a_file(self) -> bool:
+        """Whether `rank_of` is what a file holds, which bounds it."""
+        return self._ranks_in_file is not None
+
+    def is_chosen_layer(self, module: str) -> bool:
+        """Whether ``layers_to_transform`` and ``layers_pattern`` take in a module, by its name."""
+        chosen = self.chosen_layers
+        return chosen is None or self.layer_of(module) in chosen
+
+    @property
+    def chosen_layers(self) -> set[int] | None:
+        """The layers of ``layers_to_transform``; None for every layer."""
+        if self.layers_to_transform is None:
+            return None
+        return (
+            {self.layers_to_transform} if isinstance(self.layers_to_transform, int) else set(self.layers_to_transform)
+        )
+
+    def layer_of(self, module: str) -> int | None:
+        """The index of the layer that a module stands in: the first number in its name, or that behind the pattern."""
+        patterns = self.layers_pattern or [r"[^.]*"]
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            found = re.match(rf"(?:^|.*?\.)(?:{pattern})\.(?P<index>\d+)\.", module)
+            if found:
+                return int(found["index"])
+        return None
 
     @property
     def restraint_function(self) -> Restraint:
@@ -172,10 +281,17 @@ class PruneEditConfig(PeftConfig):
         return self.restraint_function
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as a dictionary, with the facts that saving has recorded and without ``strict_base``."""
+        """The fields as saving writes them: with the recorded facts, the base's public name, and no ``strict_base``."""
         fields = {**super().to_dict(), **self._facts}
         del fields["strict_base"]
-        return fields
+        return fields | {"base_model_name_or_path": public_name(self.base_model_name_or_path)}
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """As PEFT's; a model card that was written along names the base as the configuration does, without a path."""
+        super().save_pretrained(save_directory, **kwargs)
+        name = public_name(self.base_model_name_or_path) or "base"
+        for folder in (Path(save_directory), Path(save_directory).resolve().parent):
+            hide_places(folder / "README.md", self.places, name)
 
     def record(self, **facts: Any) -> None:
         """Note facts about the adapter (``restrained``, ``edits`` ...) that its saved configuration must state."""
@@ -183,41 +299,53 @@ class PruneEditConfig(PeftConfig):
 
     def _check_restraint(self) -> None:
         if self.restraint not in restraint_names():
-            raise ValueError(f"restraint: {self.restraint!r} is not one of {', '.join(restraint_names())}")
+            raise ValueError(f"restraint: {shown(self.restraint)} is not one of {', '.join(restraint_names())}")
         if self.restrain_on not in SCHEDULES:
-            raise ValueError(f"restrain_on: {self.restrain_on!r} is not one of {', '.join(SCHEDULES)}")
-        if not (_is_number(self.alpha) and math.isfinite(self.alpha) and self.alpha > 1):
+            raise ValueError(f"restrain_on: {shown(self.restrain_on)} is not one of {', '.join(SCHEDULES)}")
+        if not (math.isfinite(self.alpha) and self.alpha > 1):
             raise ValueError(f"alpha: {self.alpha!r} must be a finite number above 1")
         for pattern, text in (self.restraint_pattern or {}).items():
+            require_bounded("restraint_pattern", pattern)
             try:
-                re.compile(pattern)
                 parse_restraint(text)
-            except (re.error, ValueError) as error:
+            except ValueError as error:
                 raise ValueError(f"restraint_pattern: {pattern!r}: {text!r}: {error}") from None
-        growth = self.max_condition_growth
-        if not (_is_number(growth) and growth > 1):
-            raise ValueError(f"max_condition_growth: {growth!r} must be a number above 1")
 
-    def _check_numbers(self) -> None:
-        for name, smallest, optional in (("r", 0, False), ("restrain_every", 1, False), ("max_rank", 1, True)):
+    def _check_thresholds(self) -> None:
+        if not self.max_condition_growth > 1:
+            raise ValueError(f"max_condition_growth: {self.max_condition_growth!r} must be a number above 1")
+        for name in ("max_update_norm", "max_output_perturbation"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name}: {value!r} must be a finite number above 0, or left out")
+            if self.restrain_on != "threshold":
+                raise ValueError(
+                    f"{name}: acts with restrain_on='threshold' alone, restrain_on is {self.restrain_on!r}"
+                )
+
+    def _check_ranks(self) -> None:
+        for name, smallest, optional in (
+            ("r", 0, False), ("restrain_every", 1, False), ("max_rank", 1, True), ("edits", 0, False)
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is None and optional:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-                raise ValueError(f"{name}: {value!r} must be an integer of at least {smallest}")
+                raise ValueError(f"{name}: {shown(value)} must be an integer of at least {smallest}")
         if self.max_rank is not None and self.r > self.max_rank:
             raise ValueError(f"r: {self.r} is above max_rank, {self.max_rank}")
         if self.bias not in ("none", "all", "prune_edit_only"):
-            raise ValueError(f"bias: {self.bias!r} is not one of none, all, prune_edit_only")
+            raise ValueError(f"bias: {shown(self.bias)} is not one of none, all, prune_edit_only")
 
-    def _check_targets(self) -> None:
-        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise ValueError("layers_to_transform cannot be used when target_modules is a regular expression")
-        if isinstance(self.target_modules, str) and self.layers_pattern is not None:
-            raise ValueError("layers_pattern cannot be used when target_modules is a regular expression")
+    def _check_patterns(self) -> None:
+        for name in ("target_modules", "exclude_modules", "layers_pattern"):
+            if isinstance(getattr(self, name), str):
+                require_bounded(name, getattr(self, name))
+        for name in ("layers_pattern", "modules_to_save"):  # PEFT reads the latter as expressions as well
+            value = getattr(self, name)
+            for pattern in [] if value is None or isinstance(value, str) else value:
+                require_bounded(name, pattern)
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern needs layers_to_transform as well")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

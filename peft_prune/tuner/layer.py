@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Optional
+from dataclasses import replace
+from typing import Any, Optional, cast
 
 import torch
 from accelerate.hooks import AlignDevicesHook
@@ -18,37 +18,33 @@ from peft.utils.other import transpose
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import AdapterError, NonFiniteUpdateError
-from ..spectral import ConditionNumber, LowRankUpdate, Restraint, restrain, sigma_max, truncate
+from ..errors import AdapterError, MergedAdapterError, NonFiniteUpdateError
+from ..spectral import (
+    ConditionNumber,
+    GrownGram,
+    LowRankUpdate,
+    OutputPerturbation,
+    Restraint,
+    accumulated,
+    is_dense_form,
+    restrain_by_gram,
+    restrain_with_change,
+    sigma_max,
+    truncate,
+)
 from .config import PruneEditConfig
+from .figures import LayerFigures
+from .in_flight import Acting, Earlier, Moment
 from .quantization import is_packed_for_cpu, packed_weight
 from .snapshot import BaseLayerSnapshot
-
-
-@dataclass
-class AccumulatedUpdate:
-    """What a layer knows of one adapter beyond its effective factors.
-
-    Args:
-        raw: The accumulated update as the edits made it; None while the effective factors are the raw ones.
-        raw_lost: The factors were loaded already restrained, so the raw ones are known to the history alone.
-        edits: Number of edits in the update.
-        pending: Number of edits (or, after training, 1) that the restraint has not seen yet.
-        checksum: Of the effective factors when the restraint last acted, by which later training is noticed.
-    """
-
-    raw: LowRankUpdate | None = None
-    raw_lost: bool = False
-    edits: int = 0
-    pending: int = 0
-    checksum: tuple[torch.dtype, float, float] | None = None
+from .state import AccumulatedUpdate, Around, LayerState, checksum, sum_of_bits, trained_pending
 
 
 class PruneEditLayer(BaseTunerLayer):
     """The adapters of one base layer: effective factors as modules, raw factors beside them."""
 
     adapter_layer_names = ("prune_edit_A", "prune_edit_B")
-    other_param_names = ("prune_edit_config", "prune_edit_update")
+    other_param_names = ("prune_edit_config", "prune_edit_update", "prune_edit_figures", "scaling")
 
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
         self.base_layer = base_layer
@@ -59,13 +55,20 @@ class PruneEditLayer(BaseTunerLayer):
         self.prune_edit_B = nn.ModuleDict({})
         self.prune_edit_config: dict[str, PruneEditConfig] = {}
         self.prune_edit_update: dict[str, AccumulatedUpdate] = {}
+        self.prune_edit_figures: dict[str, LayerFigures] = {}
+        self.scaling: dict[str, float] = {}
+        self._earlier: Earlier | None = None
         self.name_in_base = ""
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
         self._unmerged_base: BaseLayerSnapshot | None = None
+        self._merged_bits: tuple[torch.dtype, int] | None = None
         self._sigma_max_base: float | None = None
         self._condition: ConditionNumber | None = None
+        self._told_of_singular_base = False
+        self._second_moment: Tensor | None = None
+        self._output: OutputPerturbation | None = None
         base = self.get_base_layer()
         # PEFT's own rule for what is stored as (in, out)
         self.fan_in_fan_out = isinstance(base, Conv1D)
@@ -78,10 +81,20 @@ class PruneEditLayer(BaseTunerLayer):
     def update_layer(
         self, adapter_name: str, r: int, config: PruneEditConfig, inference_mode: bool = False, **kwargs: Any
     ) -> None:
-        """Add an adapter of rank ``r``, or replace the one of that name."""
+        """Add an adapter of rank ``r``, or replace the one of that name.
+
+        Raises:
+            ValueError: The rank is larger than the layer.
+        """
+        limit = max(self.out_features, self.in_features)
+        if r > limit and not config.ranks_are_of_a_file:
+            raise ValueError(
+                f"r: {r} is above {limit}, the larger side of a layer of shape {(self.out_features, self.in_features)}"
+            )
         self.prune_edit_config[adapter_name] = config
         # a restrained file must not be restrained again: F(F(s)) differs from F(s)
         self.prune_edit_update[adapter_name] = AccumulatedUpdate(raw_lost=config.restrained, edits=config.edits)
+        self.prune_edit_figures.pop(adapter_name, None)
         down, up = torch.zeros(r, self.in_features), torch.zeros(self.out_features, r)
         if r > 0:
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))
@@ -90,6 +103,7 @@ class PruneEditLayer(BaseTunerLayer):
                 nn.init.normal_(up, std=0.1 / math.sqrt(r))
         self.prune_edit_A[adapter_name] = _factor(down)
         self.prune_edit_B[adapter_name] = _factor(up)
+        self.scaling[adapter_name] = 1.0
         if r > 0 and not config.restrained:
             self.prune_edit_update[adapter_name].pending = trained_pending(config)
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -97,10 +111,14 @@ class PruneEditLayer(BaseTunerLayer):
 
     def rank(self, adapter_name: str) -> int:
         """Rank of the effective factors of this adapter."""
-        return self.prune_edit_A[adapter_name].weight.shape[0]
+        return self.factors(adapter_name)[0].weight.shape[0]
+
+    def factors(self, adapter_name: str) -> tuple[nn.Linear, nn.Linear]:
+        """A and B as the modules that forward runs through and that training changes."""
+        return cast(nn.Linear, self.prune_edit_A[adapter_name]), cast(nn.Linear, self.prune_edit_B[adapter_name])
 
     def effective_update(self, adapter_name: str) -> LowRankUpdate:
-        """The update that forward applies: B (out, r) and A (r, in), detached."""
+        """The update that forward applies at scale 1: B (out, r) and A (r, in), detached."""
         return LowRankUpdate(
             B=self._factor_weight("prune_edit_B", adapter_name), A=self._factor_weight("prune_edit_A", adapter_name)
         )
@@ -117,7 +135,13 @@ class PruneEditLayer(BaseTunerLayer):
                 f"adapter {adapter_name!r}: its factors were loaded already restrained, the raw ones are not in the "
                 "file; resume from the history of edits instead"
             )
-        return self.effective_update(adapter_name) if update.raw is None else update.raw
+        return self._raw(adapter_name)
+
+    def raw_is_lost(self, adapter_name: str) -> bool:
+        """Whether what acts was restrained and only the history knows the raw factors."""
+        state = self._current_update(adapter_name)
+        compounded = self.prune_edit_config[adapter_name].restrain_on == "compounding"
+        return self.rank(adapter_name) > 0 and (state.raw_lost or (compounded and self.is_restrained(adapter_name)))
 
     def append_update(
         self, adapter_name: str, update: LowRankUpdate, edits: int = 1, *, on_schedule: bool = True
@@ -131,7 +155,7 @@ class PruneEditLayer(BaseTunerLayer):
 
         Raises:
             ValueError: The shape is not this layer's, or a value is not finite.
-            RuntimeError: An adapter is merged into this layer.
+            MergedAdapterError: An adapter is merged into this layer.
         """
         self.check_update(update)
         state = self._current_update(adapter_name)
@@ -140,12 +164,15 @@ class PruneEditLayer(BaseTunerLayer):
                 f"adapter {adapter_name!r} was loaded already restrained; the next restraint acts on the sum of its "
                 "factors and the new edits. Resume from the history of edits to restrain the raw sum."
             )
-            state.raw_lost = False
-        effective = self.effective_update(adapter_name).to(dtype=torch.float32)
-        update = update.to(device=effective.device, dtype=torch.float32)
-        if state.raw is not None:
-            state.raw = _without_excess_rank(state.raw.to(device=effective.device).append(update))
-        self._set_effective(adapter_name, _without_excess_rank(effective.append(update)))
+        acting = self._acting(adapter_name)
+        update = update.to(device=acting.device, dtype=acting.dtype)
+        if self._is_narrow(adapter_name):
+            update = update.balanced()
+        summed = accumulated(acting, update)
+        self._set_effective(adapter_name, summed)
+        state.raw_lost = False
+        state.raw = None if state.raw is None else state.raw.to(device=acting.device, dtype=acting.dtype)
+        state.add(update)
         state.edits += edits
         state.pending += edits
         if on_schedule:
@@ -160,10 +187,7 @@ class PruneEditLayer(BaseTunerLayer):
 
     def check_update(self, update: LowRankUpdate) -> None:
         """Raise what ``append_update`` would raise, and change nothing."""
-        if self.merged:
-            raise RuntimeError(
-                f"adapters {self.merged_adapters} are merged into this layer; call unmerge_adapter() before editing"
-            )
+        self._require_unmerged("editing")
         if tuple(update.shape) != (self.out_features, self.in_features):
             raise ValueError(
                 f"update: shape {tuple(update.shape)} does not fit this layer, "
@@ -172,35 +196,103 @@ class PruneEditLayer(BaseTunerLayer):
         if not _is_finite(update):
             raise NonFiniteUpdateError("update: its factors hold NaN or Inf; finite values are accepted")
 
+    def _require_unmerged(self, purpose: str) -> None:
+        if self.merged:
+            raise MergedAdapterError(
+                f"adapters {self.merged_adapters} are merged into {self.name_in_base}; call unmerge_adapter() before "
+                f"{purpose}"
+            )
+
+    def require_unscaled(self) -> None:
+        """Raise AdapterError where an active adapter is scaled: an edit is computed for the model as it acts."""
+        for name in self.active_adapters:
+            if self.scaling.get(name, 1.0) != 1:
+                raise AdapterError(
+                    f"adapter {name!r}: its scale in {self.name_in_base} is {self.scaling[name]}, and edits hold at "
+                    "scale 1 only; call unscale_layer() before editing"
+                )
+
     def restraint(self, adapter_name: str) -> Restraint:
         """The restraint that the configuration names for this layer."""
         return self.prune_edit_config[adapter_name].restraint_of(self.name_in_base)
 
     def set_raw_update(self, adapter_name: str, update: LowRankUpdate, edits: int) -> None:
-        """Replace the accumulated update, as undoing an edit does; the restraint is pending afterwards."""
+        """Replace the accumulated update, as undoing an edit does; the restraint is pending afterwards.
+
+        Raises:
+            AdapterError: The factors hold training, which would be lost.
+        """
         self.check_update(update)
+        self.require_untrained(adapter_name)
         self.prune_edit_update[adapter_name] = AccumulatedUpdate(edits=edits, pending=edits)
         self._set_effective(adapter_name, update)
 
-    def state(self, adapter_name: str) -> tuple[LowRankUpdate, AccumulatedUpdate]:
-        """What ``restore_state`` needs to come back here; references, no copies, since edits write new tensors."""
-        return self.effective_update(adapter_name), replace(self.prune_edit_update[adapter_name])
+    def set_restrained_update(self, adapter_name: str, update: LowRankUpdate, edits: int) -> None:
+        """Replace the accumulated update by factors whose raw ones are not known: no restraint acts on them again."""
+        self.set_raw_update(adapter_name, update, edits)
+        state = self.prune_edit_update[adapter_name]
+        state.pending, state.raw_lost, state.watched = 0, True, True
 
-    def restore_state(self, adapter_name: str, state: tuple[LowRankUpdate, AccumulatedUpdate]) -> None:
-        """Go back to an earlier ``state`` of this layer."""
-        effective, update = state
-        self.prune_edit_update[adapter_name] = replace(update)
-        self._set_effective(adapter_name, effective)
+    def swap(self, adapter_name: str, new: LowRankUpdate, state: AccumulatedUpdate, moment: Moment) -> None:
+        """Let other factors take the place of this adapter's; requests of ``moment`` go on with those it had."""
+        self._earlier = self._earlier or Earlier()
+        self._earlier.keep(moment, adapter_name, self._acting_now(adapter_name))
+        self.prune_edit_update[adapter_name] = state
+        self.prune_edit_figures.pop(adapter_name, None)
+        for factors, value in ((self.prune_edit_A, new.A), (self.prune_edit_B, new.B)):
+            old = cast(nn.Linear, factors[adapter_name]).weight
+            # a parameter of its own: the old one still acts
+            value = value.to(device=old.device, dtype=old.dtype).clone().contiguous()
+            factors[adapter_name] = _factor(value, requires_grad=old.requires_grad)
+
+    def _acting_now(self, adapter_name: str) -> Acting:
+        return (*self.factors(adapter_name), self.scaling[adapter_name])
+
+    def require_untrained(self, adapter_name: str) -> None:
+        """Raise AdapterError where the factors were trained after an edit or a restraint: no history knows of that."""
+        if self._current_update(adapter_name).trained:
+            raise AdapterError(
+                f"adapter {adapter_name!r}: the factors of {self.name_in_base} were trained after their last edit or "
+                "restraint; building them anew from the edits would lose the training. Save the adapter first and go "
+                "on with a fresh one"
+            )
+
+    def state(self, adapter_name: str) -> LayerState:
+        """What ``restore_state`` needs to come back here; references, no copies, since edits write new tensors."""
+        state, effective = self._current_update(adapter_name), self.effective_update(adapter_name)
+        return LayerState(effective, replace(state), state.checksum or checksum(effective))
+
+    def restore_state(self, adapter_name: str, state: LayerState) -> None:
+        """Go back to an earlier ``state`` of this layer.
+
+        Raises:
+            AdapterError: The factors of that moment were trained in place and are no more.
+            MergedAdapterError: An adapter is merged into this layer.
+        """
+        self._require_unmerged("going back to an earlier state")
+        if checksum(state.effective) != state.checksum:
+            raise AdapterError(
+                f"adapter {adapter_name!r}: the factors of {self.name_in_base} were trained in place, so the state "
+                "before that cannot be restored"
+            )
+        self.prune_edit_update[adapter_name] = replace(state.update)
+        self._write(adapter_name, state.effective)
 
     def set_rank(self, adapter_name: str, rank: int) -> None:
         """Make room for factors of this rank, which are about to be loaded."""
-        for factors, shape in (
-            (self.prune_edit_A, (rank, self.in_features)),
-            (self.prune_edit_B, (self.out_features, rank)),
-        ):
-            old = factors[adapter_name].weight
+        shapes = ((rank, self.in_features), (self.out_features, rank))
+        modules = (self.prune_edit_A, self.prune_edit_B)
+        for factors, factor, shape in zip(modules, self.factors(adapter_name), shapes, strict=True):
+            old = factor.weight
             if old.shape != shape:
                 factors[adapter_name] = _factor(old.new_zeros(shape), requires_grad=old.requires_grad)
+
+    def take_basis(self, adapter_name: str, update: LowRankUpdate) -> None:
+        """Make room for the same effective update in other factors, which are about to be loaded; the raw ones stay."""
+        state = self._current_update(adapter_name)
+        self.set_rank(adapter_name, update.rank)
+        if state.checksum is not None:
+            state.checksum = checksum(update)
 
     def cast_to_base_dtype(self, adapter_name: str) -> None:
         """Give up float32 factors for the base's floating-point dtype, where it has one."""
@@ -227,20 +319,40 @@ class PruneEditLayer(BaseTunerLayer):
 
         Raises:
             AdapterError: The factors were loaded already restrained.
+            MergedAdapterError: This adapter is merged.
             TypeError: The base weight is quantized by a library that cannot give it back.
         """
-        config, state = self.prune_edit_config[adapter_name], self.prune_edit_update[adapter_name]
+        if adapter_name in self.merged_adapters:
+            raise MergedAdapterError(
+                f"adapter {adapter_name!r} is merged into {self.name_in_base}; unmerge it before a restraint"
+            )
         raw = self.raw_update(adapter_name)
-        effective = raw
-        if self._restrains(adapter_name) and raw.rank > 0:
-            effective = restrain(raw, self.restraint(adapter_name), self.sigma_max_base())
-        if config.max_rank is not None and effective.rank > config.max_rank:
-            effective, _ = truncate(effective, rank=config.max_rank)
-        state.pending = 0
-        if effective is not raw:
-            state.raw = None if config.restrain_on == "compounding" else raw
+        state = self.prune_edit_update[adapter_name]
+        effective, gram, change = self._restrained(adapter_name, raw, state.gram)
         self._set_effective(adapter_name, effective)
-        state.checksum = checksum(self.effective_update(adapter_name))
+        state.pending, state.gram, state.change, state.watched = 0, gram, change, True
+        if effective is not raw:
+            compounds = self.prune_edit_config[adapter_name].restrain_on == "compounding"
+            state.raw = raw
+            if compounds:
+                state.forget()
+
+    def _restrained(
+        self, adapter_name: str, raw: LowRankUpdate, gram: GrownGram | None
+    ) -> tuple[LowRankUpdate, GrownGram | None, LowRankUpdate | None]:
+        """F of this update, truncated to ``max_rank``, with the Gram matrix of ``raw`` and what F took away."""
+        config = self.prune_edit_config[adapter_name]
+        effective, change = raw, None
+        if self._restrains(adapter_name) and raw.rank > 0:
+            restraint, m = self.restraint(adapter_name), self.sigma_max_base()
+            if raw.rank > self._small_rank:
+                gram = GrownGram.of(raw) if gram is None else gram.at(raw)
+                effective, change = restrain_by_gram(raw, restraint, m, gram)
+            else:
+                effective, change = restrain_with_change(raw, restraint, m)
+        if config.max_rank is not None and effective.rank > config.max_rank:
+            effective, change = truncate(effective, rank=config.max_rank)[0], None
+        return effective, gram, change
 
     def apply_pending_restraint(self, adapter_name: str) -> bool:
         """Apply the restraint if it is pending, for every road out of the adapter; whether it was."""
@@ -265,6 +377,61 @@ class PruneEditLayer(BaseTunerLayer):
                 self._condition = ConditionNumber(weight)
         return self._condition
 
+    def figures(self, adapter_name: str) -> LayerFigures:
+        """Figures of the effective update as it is now; those that were taken before are not computed again."""
+        if adapter_name not in self.prune_edit_figures:
+            self.prune_edit_figures[adapter_name] = LayerFigures(self.condition())
+        effective = self.effective_update(adapter_name)
+        key = self._current_update(adapter_name).checksum or checksum(effective)
+        return self.prune_edit_figures[adapter_name].of(effective, key, self._around(adapter_name))
+
+    def _around(self, adapter_name: str) -> tuple[Around, LowRankUpdate] | None:
+        """An earlier raw sum, and what the effective update has more than that; None where its rank is small."""
+        state = self.prune_edit_update[adapter_name]
+        if self.rank(adapter_name) <= self._small_rank or self._is_narrow(adapter_name):
+            return None
+        if state.raw is not None and state.change is None:
+            return None
+        if state.reference is None or state.since is None or state.since.rank > self._small_rank:
+            raw, old = self._raw(adapter_name), state.reference
+            state.reference = Around(raw) if old is None else Around(raw, old.mark, state.since)
+            state.since = LowRankUpdate.zeros(*raw.shape, dtype=raw.dtype, device=raw.device)
+        if state.raw is None or state.change is None:
+            return state.reference, state.since
+        change = state.change.to(dtype=state.since.dtype)
+        # products are kept for leading columns: of a wide change from edit to edit, of edits beside a narrow one from
+        # restraint to restraint
+        wide = change.rank > 8
+        return state.reference, change.append(state.since) if wide else state.since.append(change)
+
+    @property
+    def _small_rank(self) -> int:
+        """Up to here restraint and figures work on the factors alone, beyond on the shorter side of the layer."""
+        return max(min(self.out_features, self.in_features) // 8, 16)
+
+    def set_second_moment(self, moment: Tensor | None) -> None:
+        """Give the second moment C = E[k kᵀ] of ordinary inputs, (in, in), for the output perturbation.
+
+        Raises:
+            ValueError: C is not as wide as the layer's input.
+        """
+        if moment is not None and tuple(moment.shape) != (self.in_features, self.in_features):
+            raise ValueError(
+                f"moment: shape {tuple(moment.shape)} must be {(self.in_features,) * 2} for {self.name_in_base}"
+            )
+        if moment is not self._second_moment:
+            self._second_moment, self._output = moment, None
+            self.prune_edit_figures.clear()
+
+    def output_perturbation(self, adapter_name: str) -> float | None:
+        """tr(ΔW C ΔWᵀ) / tr(W₀ C W₀ᵀ) of the effective update; None where no second moment C was given."""
+        if self._second_moment is None:
+            return None
+        if self._output is None:
+            with self.base_weight() as weight:
+                self._output = OutputPerturbation(weight, self._second_moment)
+        return self.figures(adapter_name).output_perturbation(self._output)
+
     @contextmanager
     def base_weight(self) -> Iterator[Tensor]:
         """The base weight as it was before any merge, (out, in), dequantized and brought in where it is offloaded."""
@@ -287,20 +454,55 @@ class PruneEditLayer(BaseTunerLayer):
             return packed_weight(base, self.quantization_backend)
         return super().get_base_weight()
 
+    def leaving_update(self, adapter_name: str) -> LowRankUpdate:
+        """The effective update as it leaves, at scale 1: under a pending restraint, which stays pending."""
+        effective = self.effective_update(adapter_name)
+        if not self.restraint_is_pending(adapter_name):
+            return effective
+        gram = self.prune_edit_update[adapter_name].gram
+        return self._restrained(adapter_name, self._raw(adapter_name), gram)[0].to(effective.dtype)
+
     def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """ΔW in the base layer's own orientation; a pending restraint is applied first."""
-        self.apply_pending_restraint(adapter_name)
-        return transpose(self.effective_update(adapter_name).dense(), self.fan_in_fan_out)
+        """ΔW in the base layer's own orientation, as it leaves, times the adapter's scale."""
+        delta = transpose(self.leaving_update(adapter_name).dense(), self.fan_in_fan_out)
+        scale = self.scaling[adapter_name]
+        return delta if scale == 1 else delta * scale
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True
 
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Multiply what this adapter does by ``scale``, which may be negative; 1 is the adapter as it was edited.
+
+        Raises:
+            ValueError: ``scale`` is NaN or Inf.
+            MergedAdapterError: An adapter is merged into this layer.
+        """
+        if adapter not in self.scaling:
+            return  # as in PEFT's LoRA, which asks every layer
+        if not math.isfinite(scale):
+            raise ValueError(f"scale: {scale} must be finite")
+        if scale != self.scaling[adapter]:
+            self._require_unmerged("scaling")
+            self.scaling[adapter] = float(scale)
+
     def scale_layer(self, scale: float) -> None:
-        if scale != 1:
-            warnings.warn("PRUNE_EDIT adapters cannot be scaled: edits hold at strength 1 only; the scale stays 1.")
+        """Multiply the scale of every active adapter by ``scale``."""
+        for name in self.active_adapters:
+            if name in self.scaling:
+                self.set_scale(name, self.scaling[name] * scale)
 
     def unscale_layer(self, scale: Optional[float] = None) -> None:
-        return None
+        """Divide the scale of every active adapter by ``scale``; without one set it back to 1.
+
+        Raises:
+            ValueError: ``scale`` is 0.
+        """
+        if scale == 0:
+            raise ValueError("scale: 0 cannot be divided by; leave it out to set the scale back to 1")
+        for name in self.active_adapters:
+            if name in self.scaling:
+                self.set_scale(name, 1.0 if scale is None else self.scaling[name] / scale)
 
     def _restrains(self, adapter_name: str) -> bool:
         return self.restraint(adapter_name).name != "none"
@@ -310,12 +512,73 @@ class PruneEditLayer(BaseTunerLayer):
         if config.restrain_on == "merge" or not self._restrains(adapter_name) or state.pending == 0:
             return False
         if config.restrain_on == "threshold":
-            condition = self.condition()
-            grown = condition.of(self.effective_update(adapter_name)).condition_number
-            return grown > config.max_condition_growth * condition.condition_number
+            return self._exceeds_a_threshold(adapter_name)
         return state.pending >= config.restrain_every
 
+    def _exceeds_a_threshold(self, adapter_name: str) -> bool:
+        config, condition = self.prune_edit_config[adapter_name], self.condition()
+        most_norm, most_perturbation = config.max_update_norm, config.max_output_perturbation
+        if math.isinf(condition.condition_number) and most_norm is None:
+            # no growth can be told of an infinite κ; from σmax(W₀) on the restraint has something to shrink
+            most_norm = 1.0
+            if not self._told_of_singular_base and most_perturbation is None:
+                self._told_of_singular_base = True
+                warnings.warn(
+                    f"{self.name_in_base}: its base weight is singular, κ(W0) is infinite and max_condition_growth "
+                    "tells nothing; the restraint acts when ‖ΔW‖₂ exceeds σmax(W0) (set max_update_norm for another "
+                    "threshold)"
+                )
+        figures = self.figures(adapter_name)
+        if most_norm is not None and figures.spectral_norm > most_norm * condition.sigma_max:
+            return True
+        if most_perturbation is not None:
+            perturbation = self.output_perturbation(adapter_name)
+            if perturbation is None:
+                raise ValueError(
+                    f"max_output_perturbation: the second moment of {self.name_in_base} is not known; give it by "
+                    "model.set_second_moments, or statistics to the session"
+                )
+            if perturbation > most_perturbation:
+                return True
+        if math.isinf(condition.condition_number):
+            return False
+        return figures.condition.condition_number > config.max_condition_growth * condition.condition_number
+
+    def _is_narrow(self, adapter_name: str) -> bool:
+        """Whether the effective factors are kept in fewer bits than the updates are summed in."""
+        return torch.finfo(self.factors(adapter_name)[1].weight.dtype).bits < 32
+
+    def _acting(self, adapter_name: str) -> LowRankUpdate:
+        """The effective update in float32 (float64 for float64 factors), not rounded to narrower factors."""
+        acting = self.prune_edit_update[adapter_name].acting
+        if acting is not None:
+            return acting
+        effective = self.effective_update(adapter_name)
+        return effective.to(torch.float32) if self._is_narrow(adapter_name) else effective
+
+    def _raw(self, adapter_name: str) -> LowRankUpdate:
+        """The accumulated update before any restraint."""
+        raw = self.prune_edit_update[adapter_name].raw_sum()
+        return self._acting(adapter_name) if raw is None else raw
+
     def _set_effective(self, adapter_name: str, update: LowRankUpdate) -> None:
+        """Make this the effective update; narrower factors are rounded from it and it is kept.
+
+        Raises:
+            NonFiniteUpdateError: A value is too large for the factors' dtype; nothing has changed.
+        """
+        state = self.prune_edit_update[adapter_name]
+        if self._is_narrow(adapter_name):
+            dtype = self.prune_edit_B[adapter_name].weight.dtype
+            update = update.to(torch.float32)
+            stored = update if is_dense_form(update) else update.balanced()
+            if not _is_finite(stored.to(dtype)):
+                raise NonFiniteUpdateError(f"update: its factors are too large for {dtype} of {self.name_in_base}")
+            state.acting, update = update, stored
+        self._write(adapter_name, update)
+        state.checksum = checksum(self.effective_update(adapter_name))
+
+    def _write(self, adapter_name: str, update: LowRankUpdate) -> None:
         for name, value in (("prune_edit_A", update.A), ("prune_edit_B", update.B)):
             factor = getattr(self, name)[adapter_name]
             old = factor.weight
@@ -352,12 +615,19 @@ class PruneEditLayer(BaseTunerLayer):
     def _current_update(self, adapter_name: str) -> AccumulatedUpdate:
         """The adapter's state, after a look whether an optimizer has changed the effective factors meanwhile."""
         state = self.prune_edit_update[adapter_name]
-        if state.pending == 0 and state.checksum is not None:
-            current = checksum(self.effective_update(adapter_name))
-            trained = current is not None and current[0] == state.checksum[0] and not _close(current, state.checksum)
-            if trained:
-                # what was trained are the effective factors, so they are the raw ones from here on
-                state.raw, state.raw_lost, state.pending, state.checksum = None, False, 1, None
+        if state.checksum is None:
+            return state
+        current = checksum(self.effective_update(adapter_name))
+        if current is None or current == state.checksum:
+            return state
+        if current[0] == state.checksum[0]:
+            # what was trained are the effective factors, so they are the raw ones from here on
+            state.forget()
+            state.acting = None
+            state.raw_lost, state.trained = False, True
+            state.pending = max(state.pending, 1) if state.watched else state.pending
+        # factors of another dtype were cast, not trained
+        state.checksum = current
         return state
 
 
@@ -367,7 +637,7 @@ class PruneEditLinear(nn.Module, PruneEditLayer):
     def __init__(
         self, base_layer: nn.Module, adapter_name: str, config: PruneEditConfig, r: int = 0, **kwargs: Any
     ) -> None:
-        super().__init__()  # type: ignore[call-arg]
+        super().__init__()
         PruneEditLayer.__init__(self, base_layer, **kwargs)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, r, config=config, **kwargs)
@@ -389,12 +659,14 @@ class PruneEditLinear(nn.Module, PruneEditLayer):
             if self._unmerged_base is None:
                 self._unmerged_base = BaseLayerSnapshot(self.get_base_layer())
             self.set_base_weight(merged)
+            self._merged_bits = self._base_bits()
             self.merged_adapters.append(adapter_name)
 
     def _merged_weight(self, adapter_name: str, safe_merge: bool) -> Tensor:
         # before the restraint, which has an error of its own for factors that are not finite
         broken = safe_merge and not _is_finite(self.effective_update(adapter_name))
         if not broken:
+            self.apply_pending_restraint(adapter_name)
             delta, weight = self.get_delta_weight(adapter_name), self.get_base_weight()
             # summed in the wider dtype, rounded to the base's once
             wide = torch.promote_types(weight.dtype, delta.dtype)
@@ -409,30 +681,79 @@ class PruneEditLinear(nn.Module, PruneEditLayer):
         return merged
 
     def unmerge(self) -> None:
-        """Give the base layer back as it was before the first merge, bit for bit."""
+        """Give the base layer back as it was before the first merge, bit for bit.
+
+        Where another method has merged into or out of the same weight since then, its share stays and ours is taken
+        off, which rounds once.
+        """
         if not self.merged or self._unmerged_base is None:
             warnings.warn("Already unmerged. Nothing to do.")
             return
-        self._unmerged_base.restore(self.get_base_layer())
-        self._unmerged_base = None
+        bits = self._base_bits()
+        if bits == self._merged_bits or bits is None or self._merged_bits is None or bits[0] != self._merged_bits[0]:
+            self._unmerged_base.restore(self.get_base_layer())
+        else:
+            weight = self.get_base_weight()
+            rest = weight.double()
+            for adapter_name in self.merged_adapters:
+                rest = rest - self.get_delta_weight(adapter_name).to(weight.device, torch.float64)
+            self.set_base_weight(rest.to(weight.dtype))
+        self._unmerged_base, self._merged_bits = None, None
         self.merged_adapters.clear()
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _base_bits(self) -> tuple[torch.dtype, int] | None:
+        weight = self.weight
+        return None if weight.is_meta else (weight.dtype, sum_of_bits(weight.data))
+
+    def forward(self, x: Tensor, *args: Any, adapter_names: Optional[list[str]] = None, **kwargs: Any) -> Tensor:
         if self.disable_adapters:
             if self.merged:
                 self.unmerge()
             return self.base_layer(x, *args, **kwargs)
+        if adapter_names is not None:
+            self._check_mixed_batch(x, adapter_names)
         result = self.base_layer(x, *args, **kwargs)
-        adapters = [name for name in self.active_adapters if name in self.prune_edit_A and self.rank(name) > 0]
-        if self.merged or not adapters:
+        if self.merged:
+            return result
+        acting = self._acting_of(self.active_adapters if adapter_names is None else dict.fromkeys(adapter_names))
+        if not acting:
             return result
         if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
         dtype = result.dtype
-        for name in adapters:
-            down, up = self.prune_edit_A[name], self.prune_edit_B[name]
-            result = result + up(down(_input_of(down, self._cast_input_dtype(x, down.weight.dtype)))).to(result.device)
+        for name, factors in acting.items():
+            if adapter_names is None:
+                result = result + self._change(factors, x).to(result.device)
+                continue
+            # every row has one adapter at most, so each is rounded once, as it is alone
+            rows = torch.tensor([row for row, own in enumerate(adapter_names) if own == name], device=result.device)
+            change = self._change(factors, x[rows.to(x.device)]).to(result.device)
+            result.index_copy_(0, rows, (result[rows] + change).to(dtype))
         return result.to(dtype)
+
+    def _acting_of(self, names: Iterable[str]) -> dict[str, Acting]:
+        """What acts of these adapters, for the request that this call belongs to."""
+        found = {name: self._acting_now(name) for name in names if name in self.prune_edit_A}
+        if self._earlier is not None and not torch.compiler.is_compiling():
+            found = {name: self._earlier.of_this_request(name) or acting for name, acting in found.items()}
+        return {name: acting for name, acting in found.items() if acting[0].weight.shape[0] > 0}
+
+    def _change(self, acting: Acting, x: Tensor) -> Tensor:
+        """What one adapter adds to the output for inputs ``x``."""
+        down, up, scale = acting
+        change = up(down(_input_of(down, self._cast_input_dtype(x, down.weight.dtype))))
+        return change if scale == 1 else change * scale
+
+    def _check_mixed_batch(self, x: Tensor, adapter_names: list[str]) -> None:
+        if self.merged:
+            raise MergedAdapterError(
+                f"adapter_names: {self.merged_adapters} are merged into every row; call unmerge_adapter() first"
+            )
+        if len(x) != len(adapter_names):
+            raise ValueError(
+                f"adapter_names: {len(adapter_names)} names, but {self.name_in_base} gets {len(x)} rows; one name for "
+                "each row is accepted, and a layer that sees rows in another shape cannot take them"
+            )
 
     def __repr__(self) -> str:
         return "prune_edit." + super().__repr__()
@@ -459,31 +780,13 @@ def _is_finite(update: LowRankUpdate) -> bool:
     return bool(torch.isfinite(update.A).all() and torch.isfinite(update.B).all())
 
 
-def checksum(update: LowRankUpdate) -> tuple[torch.dtype, float, float] | None:
-    """Dtype and sums of both factors, by which a change is noticed; None where the factors are not at hand."""
-    if update.B.is_meta or update.A.is_meta:
-        return None
-    return update.dtype, float(update.B.double().sum()), float(update.A.double().sum())
-
-
-def trained_pending(config: PruneEditConfig) -> int:
-    """What is pending for factors that hold no edit, only training: the other schedules count edits."""
-    return 1 if config.restrain_on == "merge" else 0
-
-
-def _close(one: tuple[torch.dtype, float, float], other: tuple[torch.dtype, float, float]) -> bool:
-    # the order of summation may differ between devices; an optimizer's step is larger than its rounding
-    return all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) for a, b in zip(one[1:], other[1:], strict=True))
-
-
-def _without_excess_rank(update: LowRankUpdate) -> LowRankUpdate:
-    """The same update with no more rank than its shape allows: many more edits than dimensions add nothing."""
-    limit = min(update.shape)
-    return update if update.rank <= limit else truncate(update, rank=limit)[0]
-
-
 def layers_of(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, PruneEditLayer]]:
     """Name and layer of everything in ``model`` that this adapter adapts."""
+    return ((name, layer) for name, layer in all_layers(model) if adapter_name in layer.prune_edit_A)
+
+
+def all_layers(model: nn.Module) -> Iterator[tuple[str, PruneEditLayer]]:
+    """Name and layer of everything in ``model`` that any adapter adapts."""
     for name, module in model.named_modules():
-        if isinstance(module, PruneEditLayer) and adapter_name in module.prune_edit_A:
+        if isinstance(module, PruneEditLayer):
             yield name, module

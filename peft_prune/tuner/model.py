@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers, onload_layer
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import UnsupportedModelError
-from ..models.architecture import mlp_output_modules
+from ..errors import AdapterError, UnsupportedModelError
 from ..spectral import LowRankUpdate, parse_restraint, restraint_text
+from .composition import COMBINATIONS, add_weighted
 from .config import PruneEditConfig
-from .files import check_base, load_factors, name_in_base, record_facts, saved_factors
-from .layer import AccumulatedUpdate, PruneEditLayer, PruneEditLinear, layers_of
+from .files import (
+    FACTORS,
+    check_base,
+    load_factors,
+    record_facts,
+    renamed,
+    require_entries_fit,
+    restraint_mark,
+    saved_factors,
+    without_mark,
+    without_other_methods,
+)
+from .header import name_in_base
+from .hotswap import hotswap
+from .in_flight import Moment, request
+from .layer import PruneEditLayer, PruneEditLinear, all_layers, layers_of
+from .mixed_batch import mixed_batch
 from .registration import PREFIX
+from .state import LayerState
+from .targets import default_targets, is_target, require_layers, tied_to
 
 
 @dataclass(frozen=True)
@@ -26,7 +48,22 @@ class EditState:
     """The factors of one adapter at one moment, by layer."""
 
     adapter_name: str
-    layers: dict[str, tuple[LowRankUpdate, AccumulatedUpdate]]
+    layers: dict[str, LayerState]
+
+
+class AdapterConfigs(dict):
+    """Configurations by adapter; a list of adapters is in it where all of them are, and stands for its first.
+
+    ``PeftModel.set_adapter`` and its kin look the active adapter up here, which may be several.
+    """
+
+    def __contains__(self, key: object) -> bool:
+        if isinstance(key, (list, tuple)):
+            return len(key) > 0 and all(super(AdapterConfigs, self).__contains__(name) for name in key)
+        return super().__contains__(key)
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(key[0] if isinstance(key, (list, tuple)) and key else key)
 
 
 class PruneEditModel(BaseTuner):
@@ -40,8 +77,11 @@ class PruneEditModel(BaseTuner):
     """
 
     prefix: str = PREFIX
+    model: nn.Module
     tuner_layer_cls = PruneEditLayer
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - declared so by PEFT
+    peft_config: dict[str, PruneEditConfig]  # type: ignore[assignment] # each tuner has its own configuration
+    moment: Moment
 
     def edited_layers(self, adapter_name: str | None = None) -> Iterator[tuple[str, PruneEditLayer]]:
         """Name (as in the base model) and layer of everything this adapter (the active one if not given) adapts."""
@@ -67,6 +107,7 @@ class PruneEditModel(BaseTuner):
         Raises:
             ValueError: A module is not adapted, a shape does not fit, or a value is not finite. Nothing has changed.
             RuntimeError: An adapter is merged. Nothing has changed.
+            AdapterError: An active adapter is scaled. Nothing has changed.
         """
         adapter_name = self.one_adapter(adapter_name)
         layers = dict(self.edited_layers(adapter_name))
@@ -75,6 +116,7 @@ class PruneEditModel(BaseTuner):
             raise ValueError(f"updates: {unknown[0]!r} is not adapted; adapted are {', '.join(layers)}")
         for name, update in updates.items():
             layers[name].check_update(update)
+            layers[name].require_unscaled()
         for name, layer in layers.items():
             if name in updates:
                 layer.append_update(adapter_name, updates[name], edits, on_schedule=on_schedule)
@@ -116,6 +158,16 @@ class PruneEditModel(BaseTuner):
         else:
             config.restraint_pattern = {re.escape(name): restraint_text(own) for name, own in found.items()}
 
+    def set_second_moments(self, moments: Mapping[str, Tensor], adapter_name: str | None = None) -> None:
+        """Give the second moments of the layers' inputs, by module name, for the output perturbation.
+
+        Raises:
+            ValueError: A moment is not as wide as its layer's input.
+        """
+        for name, layer in self.edited_layers(adapter_name):
+            if name in moments:
+                layer.set_second_moment(moments[name])
+
     def restraint_is_pending(self, adapter_name: str | None = None) -> bool:
         """Whether merging or saving this adapter would restrain it first."""
         adapter_name = self.one_adapter(adapter_name)
@@ -131,6 +183,78 @@ class PruneEditModel(BaseTuner):
         for name, layer in self.edited_layers(state.adapter_name):
             layer.restore_state(state.adapter_name, state.layers[name])
 
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Make one adapter active, or several, whose updates then add up.
+
+        Raises:
+            ValueError: There is no such adapter.
+        """
+        names = [adapter_name] if isinstance(adapter_name, str) else list(dict.fromkeys(adapter_name))
+        for name in names:
+            if name not in self.peft_config:
+                raise ValueError(f"Adapter {name} not found; there are {', '.join(self.peft_config)}")
+        super().set_adapter(adapter_name if isinstance(adapter_name, str) else names, inference_mode=inference_mode)
+
+    def add_weighted_adapter(
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: str = "svd",
+        svd_rank: int | None = None,
+        *,
+        restraint: str | None = None,
+    ) -> None:
+        """Add the adapter Σ w ΔW of others, as PEFT's LoRA does; raw updates are added and restrained once.
+
+        Args:
+            adapters: Names of adapters.
+            weights: One for each; negative ones subtract.
+            adapter_name: Name of the new adapter, which is not made active.
+            combination_type: "svd" or "cat", both exact, or "linear" for a single adapter.
+            svd_rank: With "svd": rank that the sum is truncated to; every direction is kept if not given.
+            restraint: A word such as ``"log:1.2"``; needed where the adapters' own restraints differ.
+
+        Raises:
+            ValueError: A name, a weight, the combination or the rank is none that is accepted.
+            AdapterError: The adapters were made for different bases.
+        """
+        if combination_type not in COMBINATIONS or (combination_type == "linear" and len(adapters) > 1):
+            raise ValueError(
+                f"combination_type: {combination_type!r} does not give the sum of the updates; 'svd' and 'cat' do, "
+                "and 'linear' for one adapter"
+            )
+        if svd_rank is not None and combination_type != "svd":
+            raise ValueError(f"svd_rank: acts with combination_type='svd' alone, not with {combination_type!r}")
+        add_weighted(self, adapters, weights, adapter_name, restraint, svd_rank)
+
+    def set_scale(self, adapter_name: str, scale: float) -> None:
+        """Multiply what an adapter does by ``scale``, in every layer; negative takes it off, 1 is as it was edited.
+
+        Raises:
+            ValueError: There is no such adapter, or ``scale`` is not finite.
+            MergedAdapterError: An adapter is merged.
+        """
+        for _, layer in self.edited_layers(adapter_name):
+            layer.set_scale(adapter_name, scale)
+
+    def hotswap(self, place: str | Path, adapter_name: str | None = None, **hub: Any) -> None:
+        """Let a saved adapter take a loaded one's place while requests are under way; those end as they began.
+
+        A request is one call of the PEFT model or of its ``generate``.
+
+        Args:
+            place: Folder of the new adapter, or its name on the Hub; ranks may differ.
+            adapter_name: The adapter whose place it takes; the active one if not given.
+            hub: ``revision``, ``subfolder``, ``token``, ``cache_dir``.
+
+        Raises:
+            AdapterError: It is damaged, for another base, or for layers that the loaded one does not adapt; the
+                loaded one stays.
+            MergedAdapterError: The loaded one is merged.
+        """
+        hotswap(self, place, self.one_adapter(adapter_name), **hub)
+
     def one_adapter(self, adapter_name: str | None) -> str:
         """``adapter_name``, or the active adapter's name if None.
 
@@ -142,13 +266,71 @@ class PruneEditModel(BaseTuner):
             raise ValueError(f"adapter_name: {names!r} must name one of {', '.join(self.peft_config)}")
         return names[0]
 
+    def _pre_injection_hook(self, model: nn.Module, config: PruneEditConfig, adapter_name: str) -> None:
+        self.peft_config = AdapterConfigs(self.peft_config)
+        # the one moment for all adapters: requests that are under way hold it
+        self.__dict__.setdefault("moment", Moment())
+
     def _prepare_adapter_config(self, peft_config: PruneEditConfig, model_config: dict) -> PruneEditConfig:
         return peft_config  # the default targets come from the structure of the model, in _prepare_model
 
     def _prepare_model(self, peft_config: PruneEditConfig, model: nn.Module) -> None:
         if peft_config.target_modules is None:
-            peft_config.target_modules = _default_targets(model)  # type: ignore[assignment]
-        check_base(model, peft_config)
+            layers = peft_config.layers_to_transform
+            asked = [layers] if isinstance(layers, int) else layers
+            peft_config.target_modules = default_targets(model, asked)  # type: ignore[assignment]
+        _maybe_include_all_linear_layers(peft_config, model)
+        require_layers(peft_config, model)
+        self._require_new_name(peft_config, model)
+        targets = [key for key, _ in model.named_modules() if self._check_target_module_exists(peft_config, key)]
+        check_base(model, peft_config, [name_in_base(key) for key in targets])
+
+    def _require_new_name(self, peft_config: PruneEditConfig, model: nn.Module) -> None:
+        name = next(name for name, own in self.peft_config.items() if own is peft_config)
+        if any(layer.prune_edit_update[name].edits > 0 for _, layer in layers_of(model, name)):
+            raise AdapterError(
+                f"adapter {name!r}: the model carries a PRUNE_EDIT adapter of that name, whose edits would be lost; "
+                "transformers attaches one that lies beside the weights. Unload it, or give another adapter_name"
+            )
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: PruneEditConfig, key: str) -> Any:
+        return is_target(peft_config, key)
+
+    def _check_merge_allowed(self) -> None:
+        super()._check_merge_allowed()
+        for name, layer in all_layers(self.model):
+            tied = tied_to(self.model, layer)
+            if tied is not None and any(layer.rank(own) > 0 for own in layer.prune_edit_A):
+                raise ValueError(
+                    f"{name_in_base(name)}: shares its weight with {tied}, so merging would change both; load the base "
+                    "with tie_word_embeddings=False, or use the adapter unmerged"
+                )
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
+        if merge:
+            # PEFT takes a layer's innermost module, so other methods beneath ours would be left out
+            self._check_merge_allowed()
+            for _, layer in all_layers(self.model):
+                inner: Any = layer.base_layer
+                while hasattr(inner, "base_layer"):
+                    with onload_layer(inner):
+                        inner.merge(safe_merge=kwargs.get("safe_merge", False))
+                    inner = inner.base_layer
+        if isinstance(self.model, PeftModel):
+            self.model = self.model.get_base_model()  # PEFT cannot unload through another PeftModel
+        return super()._unload_and_optionally_merge(merge, *args, **kwargs)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        with ExitStack() as stack:
+            if not torch.compiler.is_compiling():
+                stack.enter_context(request(self.moment))
+            names = kwargs.get("adapter_names")
+            if names is not None:
+                beams = kwargs.get("num_beams") or 1
+                stack.enter_context(mixed_batch(self.model, names, self.peft_config, beams))
+            yield
 
     def _create_and_replace(
         self,
@@ -160,7 +342,7 @@ class PruneEditModel(BaseTuner):
         current_key: str,
         **optional_kwargs: Any,
     ) -> None:
-        rank = (peft_config.ranks or {}).get(name_in_base(current_key), peft_config.r)
+        rank = peft_config.rank_of(name_in_base(current_key))
         if isinstance(target, PruneEditLayer):
             target.update_layer(adapter_name, rank, config=peft_config)
             return
@@ -182,7 +364,7 @@ class PruneEditModel(BaseTuner):
     ) -> PruneEditLinear:
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         if not isinstance(base, (nn.Linear, Conv1D)) and not _has_linear_backend(base, **kwargs):
-            raise TypeError(
+            raise UnsupportedModelError(
                 f"Target module {target} is not supported: only torch.nn.Linear, transformers.pytorch_utils.Conv1D "
                 "and quantized linear layers can be edited."
             )
@@ -204,8 +386,12 @@ class PruneEditModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         entries = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        entries = without_other_methods(model, entries)
         entries.update(saved_factors(layers_of(model, adapter_name), adapter_name, entries))
         record_facts(config, layers_of(model, adapter_name), adapter_name)
+        if any(layer.scaling[adapter_name] != 1 for _, layer in layers_of(model, adapter_name)):
+            warnings.warn(f"adapter {adapter_name!r}: its scale is not saved; the file holds its factors at scale 1")
+        entries.update(restraint_mark(layers_of(model, adapter_name), adapter_name, entries))
         return entries
 
     @classmethod
@@ -218,19 +404,16 @@ class PruneEditModel(BaseTuner):
         cls, model: nn.Module, config: PruneEditConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         load_factors(layers_of(model, adapter_name), config, adapter_name, state_dict)
-        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-
-
-def _default_targets(model: nn.Module) -> set[str]:
-    """Names of the MLP output projections: by their ending where that tells them apart, so that
-    ``layers_to_transform`` applies to them; in full otherwise."""
-    try:
-        names = mlp_output_modules(model)
-    except UnsupportedModelError as error:
-        raise ValueError(f"Please specify `target_modules` in the config: {error}") from None
-    endings = {re.sub(r"^.*?\.\d+\.", "", name) for name in names}
-    matched = [name for name, _ in model.named_modules() if any(name.endswith("." + ending) for ending in endings)]
-    return endings if sorted(matched) == sorted(names) else set(names)
+        state_dict = without_mark(state_dict)
+        own_keys = [
+            cls._remove_adapter_name_from_key(f"{name}.{factor}.{adapter_name}.weight", adapter_name)
+            for name, _ in layers_of(model, adapter_name)
+            for factor in FACTORS
+        ]
+        state_dict = renamed(own_keys, state_dict)
+        entries = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        require_entries_fit(model, entries)
+        return entries
 
 
 def _has_linear_backend(base: nn.Module, **kwargs: Any) -> bool:

@@ -104,9 +104,9 @@ def test_what_cannot_be_shows_before_anything_is_compared(capsys, scene: Path, t
         (("--extract", tmp_path / "a", "--rank", 0), "rank: 0 must be at least 1"),
         (("--extract", tmp_path / "a", "--energy", 2), "energy: 2.0 must be above 0"),
         (("--extract", tmp_path / "full"), "full exists; give another folder, or --overwrite"),
-        (("--extract", scene / "step1", "--overwrite"), "is, holds or lies in the checkpoint"),
+        (("--extract", scene / "step1", "--overwrite"), "is the checkpoint as well"),
         (("--max-growth", 1), "max_growth: 1.0 must be above 1"),
-        (("--out", tmp_path / "full"), "full is a folder; give the name of an HTML file"),
+        (("--out", tmp_path / "full"), "full is a folder; give the name of a file"),
         (("--out", tmp_path / "full" / "file" / "audit.html"), "file is a file"),
     ):
         arguments = ("--base", scene / "base", "--edited", scene / "step0", "--edited", scene / "step1")

@@ -14,7 +14,8 @@ from peft_prune.builtin import (
     load_builtin_model,
 )
 from peft_prune.evaluation import EXTRACTORS, perplexity, score_ability
-from peft_prune.models.generation import answers_with, greedy_answers
+from peft_prune.models.answers import answers_with
+from peft_prune.models.generation import greedy_answers
 
 
 @pytest.fixture(scope="module")

@@ -73,12 +73,13 @@ def adapter(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) ->
 def test_edit_prints_its_contract_and_writes_an_adapter(capsys, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "adapter"
     result = edit(capsys, folder, out)
-    assert set(result) == {"requested", "applied", "failed", "adapter"}
+    assert set(result) == {"requested", "applied", "failed", "weakened", "lost", "adapter"}
     assert result["requested"] == 4 and result["adapter"] == str(out)
     assert result["applied"] + len(result["failed"]) == 4 and result["applied"] >= 3
     settings = json.loads((out / "adapter_config.json").read_text())
     assert settings["restrained"] is True and settings["edits"] == result["applied"]
-    assert settings["base_model_name_or_path"] == str(folder / "model")
+    assert settings["base_model_name_or_path"] == "model"
+    assert not any(str(folder) in path.read_text(errors="replace") for path in out.iterdir())
     factors = load_file(out / "adapter_model.safetensors")
     assert {tensor.shape for name, tensor in factors.items() if ".prune_edit_A." in name} == {(result["applied"], 64)}
 
@@ -122,6 +123,33 @@ def test_restrain_shrinks_a_saved_update_and_refuses_to_do_it_twice(capsys, fold
     assert json.loads((out / "adapter_config.json").read_text())["restrained"] is True
     code, _, errors = run(capsys, "restrain", out, *arguments, tmp_path / "twice")
     assert code == 2 and "already restrained" in errors and not (tmp_path / "twice").exists()
+
+
+def test_restrain_does_what_it_is_asked_for_whatever_the_adapter_says_of_single_layers(
+    capsys, folder, adapter, tmp_path
+) -> None:
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "restraint_pattern": {"c_proj": "none"}}))
+    arguments = ("restrain", adapter, "--model", folder / "model", "--out", tmp_path / "restrained")
+    for options, message in (
+        (("--max-rank", 0), "max_rank: 0 must be an integer of at least 1"),
+        (("--restraint", "none"), "restraint: 'none' leaves the adapter as it is"),
+        (("--alpha", 1), "alpha: 1.0 must be a finite number above 1"),
+    ):
+        code, _, errors = run(capsys, *arguments, *options)
+        assert code == 2 and message in errors and not (tmp_path / "restrained").exists()
+    code, output, errors = run(capsys, *arguments, "--restraint", "clip", "--json")
+    (layer,) = json.loads(output)["layers"].values()
+    assert code == 0 and layer["delta_spectral_norm"] == pytest.approx(layer["sigma_max_base"], rel=1e-4), errors
+
+
+def test_a_setting_is_read_as_python_writes_it_too(capsys, folder, tmp_path) -> None:
+    arguments = ["edit", "--model", folder / "model", "--requests", folder / "requests.json", "--layers", 1]
+    arguments += ["--limit", 1, "--set", "v_num_grad_steps=25", "--set", "clamp_norm_factor=20"]
+    code, _, errors = run(capsys, *arguments, "--out", tmp_path / "out")
+    assert code == 2 and "(--stats-text), or set mom2_adjustment=False" in errors
+    code, _, errors = run(capsys, *arguments, "--set", "mom2_adjustment=False", "--out", tmp_path / "out")
+    assert code == 0, errors
 
 
 def test_merge_writes_a_plain_checkpoint_that_answers_like_the_adapter(capsys, folder, adapter, tmp_path) -> None:
@@ -216,7 +244,7 @@ def test_a_model_that_does_not_exist_and_a_damaged_adapter_are_named(capsys, fol
     weights = adapter / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     code, _, errors = run(capsys, "merge", adapter, "--model", folder / "model", "--out", tmp_path / "out")
-    assert code == 2 and str(adapter) in errors and "cannot be loaded" in errors and errors.count("\n") == 1
+    assert code == 2 and str(adapter) in errors and "cannot be read" in errors and errors.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -26,7 +26,7 @@ def test_the_demo_compares_saves_draws_and_shows_that_three_roads_agree(capsys, 
     assert layer["condition_number"] <= raw["condition_number"] and raw["rank"] == result["applied"]
     assert result["course"]["edits"] == [0, 6]
     assert all(len(values) == 2 for values in result["course"]["condition"].values())
-    assert result["logit_difference"]["reloaded"] == 0.0
+    assert result["logit_difference"]["reloaded"] < 1e-4
     assert result["logit_difference"]["merged"] < 1e-3
     assert (out / "course.png").read_bytes().startswith(b"\x89PNG")
     model = PeftModel.from_pretrained(load_builtin_model()[0], out / "adapter", strict_base=True)

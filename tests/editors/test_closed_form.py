@@ -10,6 +10,7 @@ from torch import Tensor
 
 from peft_prune.editors.closed_form import (
     KeySystem,
+    condensed,
     equality_rows,
     least_squares_rows,
     moment_inverse,
@@ -111,3 +112,31 @@ def test_nothing_is_warned_of_where_nothing_is_added() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         moment_inverse(random_moment(spread=6.0))
+
+
+@pytest.mark.parametrize("projected", [False, True])
+def test_more_keys_than_the_layer_is_wide_give_the_textbook_formula_in_bounded_memory(projected: bool) -> None:
+    moment, weight = random_moment(), 2.0
+    if projected:
+        values, vectors = torch.linalg.eigh(moment)
+        null = vectors[:, values < 3e-2]
+        inverse, solve = null_space_inverse(moment, 3e-2, weight), null @ null.T
+    else:
+        inverse, solve = moment_inverse(moment, weight), None
+    system, held = KeySystem(inverse), torch.zeros(0, WIDTH, dtype=torch.float64)
+    total = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
+    for seed in range(6 * WIDTH):
+        keys = random_keys(1, seed)
+        found = least_squares_rows(system.hold(held.T), keys)
+        everything = total + keys @ keys.T
+        if solve is None:
+            expected = torch.linalg.solve(weight * moment + everything, keys).T
+        else:
+            expected = torch.linalg.solve(solve @ everything + weight * torch.eye(WIDTH), solve @ keys).T
+        assert relative_error(found, expected) < 1e-7
+        held, total = condensed([held, keys.T]), everything
+    assert len(held) <= 1.25 * WIDTH
+    assert relative_error(held.T @ held, total) < 1e-10
+    # a history that is taken up anew, as after resuming, gives the same
+    again = least_squares_rows(KeySystem(inverse).hold(held.T), keys)
+    assert relative_error(again, least_squares_rows(system.hold(held.T), keys)) < 1e-9

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from peft_prune import EditRequest, PruneEditConfig
 from peft_prune.editors import collect_second_moments, get_editor
@@ -17,6 +18,7 @@ from peft_prune.editors.values import ValueSettings, optimize_values
 from peft_prune.session import EditSession
 from tests.decoders import DECODERS, tiny_decoder
 from tests.editors.test_rome import TEXTS
+from tests.families import tiny_family
 from tests.talking import spaced_tokenizer
 
 REQUESTS = [
@@ -40,8 +42,11 @@ STRONG = {
 
 
 def editable(name: str) -> Any:
+    return loud(tiny_decoder(name))
+
+
+def loud(model: PreTrainedModel) -> PreTrainedModel:
     """Random weights of ordinary size, so that the layers of a tiny model say something."""
-    model = tiny_decoder(name)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -49,8 +54,8 @@ def editable(name: str) -> Any:
     return model
 
 
-def outcomes_of(name: str, editor_name: str, requests: Sequence[EditRequest], **more: Any) -> list[Any]:
-    base, tokenizer = editable(name), spaced_tokenizer()
+def outcomes_of(base: PreTrainedModel, editor_name: str, requests: Sequence[EditRequest], **more: Any) -> list[Any]:
+    tokenizer = spaced_tokenizer()
     ids = torch.arange(1, 9)[None]
     before: Tensor = base(ids).logits
     editor = get_editor(editor_name, **{**STRONG, **more})
@@ -79,15 +84,27 @@ TAKING = [name for name in DECODERS if name != "glm4"]
 
 @pytest.mark.parametrize("name", TAKING)
 def test_a_rome_edit_makes_the_target_the_greedy_answer(name: str) -> None:
-    (outcome,) = outcomes_of(name, "rome", REQUESTS[:1], layers=(1,))
+    (outcome,) = outcomes_of(editable(name), "rome", REQUESTS[:1], layers=(1,))
     assert answers_so_far(outcome), outcome.reason
 
 
 @pytest.mark.parametrize("name", TAKING)
 def test_a_memit_batch_makes_each_target_the_greedy_answer(name: str) -> None:
     requests = REQUESTS[:1] if name in NORMED or name == "biogpt" else REQUESTS
-    outcomes = outcomes_of(name, "memit", requests, layers=(0, 1), mom2_update_weight=1e-3)
+    outcomes = outcomes_of(editable(name), "memit", requests, layers=(0, 1), mom2_update_weight=1e-3)
     assert all(map(answers_so_far, outcomes)), [outcome.reason for outcome in outcomes]
+
+
+IN_PARTS = {"gemma3": 2, "llava": 0, "qwen2_5_vl": 0, "mllama": 0, "falcon_h1": 0, "deepseek_v3": 0, "bert": 0}
+"""The edited layer: beside a vision tower as deep, beside mixers, before experts, of an MLP in two parts."""
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_a_rome_edit_takes_where_the_decoder_or_the_mlp_is_one_part_of_several(name: str) -> None:
+    words = {"vocab_size": 50}  # those of the tokenizer
+    base = tiny_family(name, **({"text_config": words} if name in ("gemma3", "llava", "qwen2_5_vl") else words))
+    (outcome,) = outcomes_of(loud(base), "rome", REQUESTS[:1], layers=(IN_PARTS[name],))
+    assert answers_so_far(outcome), outcome.reason
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -98,7 +115,7 @@ def test_kept_keys_and_values_change_no_result(name: str, monkeypatch: pytest.Mo
         settings = ValueSettings(steps=3, learning_rate=0.05, site=site, clamp_factor=100.0)
         fast = optimize_values(model, tokenizer, requests, ("", "stone tea."), 0, settings)
         with monkeypatch.context() as patch:
-            patch.setattr("peft_prune.editors.values._LaterLayers._run_prefix", lambda self: None)
+            patch.setattr("peft_prune.editors.later_layers.LaterLayers._run_prefix", lambda self: None)
             plain = optimize_values(model, tokenizer, requests, ("", "stone tea."), 0, settings)
         for one, other in zip(fast, plain, strict=True):
             assert one.steps == other.steps and one.loss == pytest.approx(other.loss, rel=1e-4, abs=1e-5)

@@ -11,7 +11,7 @@ from peft import get_peft_model
 from peft_prune import EditRequest, PruneEditConfig
 from peft_prune.editors import get_editor
 from peft_prune.editors.target_likelihood import TargetBatch, target_log_probs
-from peft_prune.models.architecture import mlp_output_module
+from peft_prune.models.mlp import mlp_output_module
 from peft_prune.session import EditSession
 from tests.talking import spaced_tokenizer
 from tests.tiny import willing

@@ -57,8 +57,11 @@ def test_the_suggestion_is_a_window_that_ends_at_the_largest_effect_of_the_mlps(
     model, tokenizer = willing("gpt2"), spaced_tokenizer()
     found = locate(model, tokenizer, known_facts(model, tokenizer), samples=2, progress=False)
     assert found.mlp[found.layer] == max(found.mlp) and found.layers == (found.layer,)
-    deep = dataclasses.replace(found, mlp=tuple(0.1 * (layer == 17) for layer in range(48)))
+    deep = dataclasses.replace(found, mlp=tuple(0.1 * (layer == 17) for layer in range(48)), editable=None)
     assert deep.layer == 17 and deep.layers == (13, 14, 15, 16, 17)
+    even = tuple(range(0, 48, 2))
+    some = dataclasses.replace(deep, editable=even, mlp=(*deep.mlp[:16], 0.05, *deep.mlp[17:]))
+    assert some.layer == 16 and some.layers == (8, 10, 12, 14, 16)
 
 
 def test_it_is_deterministic_and_leaves_the_model_alone() -> None:

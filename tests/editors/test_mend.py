@@ -9,11 +9,12 @@ from safetensors.torch import load_file
 
 from peft_prune import EditRequest, PruneEditConfig
 from peft_prune.editors import get_editor
-from peft_prune.editors.mend import _edited_rows, _gradients, _Maps
+from peft_prune.editors.mend_network import Maps, gradients
+from peft_prune.editors.mend_training import EditedRows
 from peft_prune.editors.target_likelihood import TargetBatch, frozen, target_log_probs
 from peft_prune.errors import AdapterError
-from peft_prune.models.architecture import mlp_output_module
 from peft_prune.models.generation import greedy_answers
+from peft_prune.models.mlp import mlp_output_module
 from tests.talking import spaced_tokenizer
 from tests.tiny import willing
 
@@ -33,7 +34,7 @@ def test_the_pairs_add_up_to_autograds_gradient(kind: str) -> None:
     name, module = mlp_output_module(model, 1)
     batch = TargetBatch.build(model, tokenizer, [REQUESTS[0].text], [REQUESTS[0].target_new])
     with frozen(model):
-        pairs, _ = _gradients(model, batch, [name])
+        pairs, _ = gradients(model, batch, [name])
     x, delta, owner = pairs[name]
     (-target_log_probs(model, batch).sum()).backward()
     expected = module.weight.grad if kind == "llama" else module.weight.grad.T
@@ -47,7 +48,7 @@ def test_a_row_with_an_update_of_its_own_equals_the_model_with_that_update_alone
     keys, values = torch.randn(5, 32, generator=generator), torch.randn(5, 16, generator=generator)
     owner = torch.tensor([0, 0, 1, 1, 1])
     batch = TargetBatch.build(model, tokenizer, [r.text for r in REQUESTS[:2]], [r.target_new for r in REQUESTS[:2]])
-    with torch.no_grad(), _edited_rows(model, {name: (keys, values, owner)}, 2):
+    with torch.no_grad(), EditedRows(model, {name: (keys, values, owner)}, 2):
         found = target_log_probs(model, batch)
     weight = model.get_submodule(name).weight
     before = weight.detach().clone()
@@ -60,7 +61,7 @@ def test_a_row_with_an_update_of_its_own_equals_the_model_with_that_update_alone
 def test_a_new_network_hands_on_normalised_pairs() -> None:
     generator = torch.Generator().manual_seed(0)
     x, delta = torch.randn(50, 4, generator=generator) * 3 + 1, torch.randn(50, 3, generator=generator)
-    maps = _Maps(4, 3, layers=2, rank=5)
+    maps = Maps(4, 3, layers=2, rank=5)
     maps.observe(x[:20], delta[:20])
     maps.observe(x[20:], delta[20:])
     keys, values = maps(x, delta, 1)

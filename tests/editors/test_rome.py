@@ -19,7 +19,7 @@ from peft_prune.editors.rome import PUBLISHED, SMALL, SMALL_WIDTH
 from peft_prune.editors.second_moment import regularized_cholesky
 from peft_prune.editors.tokens import tokenize_prompts
 from peft_prune.editors.values import optimize_values
-from peft_prune.models.architecture import mlp_output_module
+from peft_prune.models.mlp import mlp_output_module
 from tests.talking import WORDS, spaced_tokenizer
 from tests.tiny import tiny_gpt2, willing
 
@@ -188,4 +188,6 @@ def test_defaults_are_published_ones_until_a_narrow_model_asks_for_its_own() -> 
 
 
 def test_the_published_stopping_rule_is_one_setting_away() -> None:
-    assert get_editor("rome", **PUBLISHED).hyperparameters == replace(ROMEHyperparameters(), stop="loss")
+    published = replace(ROMEHyperparameters(), stop="loss", second_try=False)
+    assert get_editor("rome", **PUBLISHED).hyperparameters == published
+    assert get_editor("rome", published=True).hyperparameters == published

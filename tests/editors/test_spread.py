@@ -13,7 +13,8 @@ from peft_prune.editors import Editor, collect_second_moments, get_editor
 from peft_prune.editors.keys import compute_keys
 from peft_prune.editors.tokens import tokenize_prompts
 from peft_prune.editors.values import optimize_values
-from peft_prune.models.architecture import decoder_blocks, mlp_output_module
+from peft_prune.models.decoder import decoder_blocks
+from peft_prune.models.mlp import mlp_output_module
 from peft_prune.session import EditSession
 from tests.editors.test_decoders import answers_so_far
 from tests.editors.test_rome import TEXTS
@@ -26,7 +27,7 @@ VALUES = {
 }  # fmt: skip
 KINDS = {
     "memit": {"mom2_update_weight": 5.0, "mom2_shrinkage": 1e-3},
-    "emmet": {"mom2_shrinkage": 1e-3, "ridge": 1e-3},
+    "emmet": {"mom2_update_weight": 3.0, "mom2_shrinkage": 1e-3, "ridge": 0.1},
     "alphaedit": {"nullspace_energy": 0.3},
 }
 
@@ -54,7 +55,7 @@ def dense_rows(editor: Editor, moment: torch.Tensor, keys: torch.Tensor, earlier
     if editor.name == "memit":
         matrix = own.mom2_update_weight * moment + keys @ keys.T + earlier @ earlier.T
         return torch.linalg.solve(matrix, keys).T
-    inverse = torch.linalg.inv(moment)
+    inverse = torch.linalg.inv(own.mom2_update_weight * moment)
     inner = keys.T @ inverse @ keys + own.ridge * torch.eye(keys.shape[1], dtype=torch.float64)
     return torch.linalg.solve(inner, keys.T @ inverse)
 
@@ -161,3 +162,15 @@ def test_an_editor_takes_its_hyperparameters_by_name() -> None:
         MEMIT(speed=1)
     with pytest.raises(ValueError, match="v_lr: 'fast' must be a number"):
         MEMIT(v_lr="fast")
+
+
+def test_a_ridge_is_for_batches_and_a_single_key_gets_none() -> None:
+    """emmet_main.py of the authors adds it where there is more than one key."""
+    rows = {}
+    for ridge in (0.0, 50.0):
+        model, tokenizer, editor, prepared = ready("gpt2", "emmet", layers=(1,), ridge=ridge, v_num_grad_steps=2)
+        for count in (1, 2):
+            (update,) = editor.compute(model, tokenizer, REQUESTS[:count], prepared).updates.values()
+            rows[ridge, count] = update.A
+    assert torch.equal(rows[0.0, 1], rows[50.0, 1])
+    assert float(rows[50.0, 2].norm()) < 0.9 * float(rows[0.0, 2].norm())

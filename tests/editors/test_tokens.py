@@ -4,9 +4,11 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from peft_prune.editors.contexts import with_prefix
 from peft_prune.editors.tokens import tokenize_prompts
 from peft_prune.errors import InvalidRequestError, UnsupportedModelError
-from tests.talking import bos_tokenizer, spaced_tokenizer
+from peft_prune.models.tokenization import text_ids
+from tests.talking import bos_tokenizer, chat_tokenizer, spaced_tokenizer
 
 
 def subject_of(tokenizer: PreTrainedTokenizerBase, template: str, subject: str) -> str:
@@ -57,3 +59,20 @@ def test_a_template_without_one_place_and_a_tokenizer_without_offsets_are_refuse
             tokenize_prompts(slow, ["{}"], "ant")
     finally:
         type(slow).is_fast = kept
+
+
+@pytest.mark.parametrize("opening", ["<s>", "<gmask><sop>"])
+def test_a_prompt_with_its_own_opening_is_the_prompt_without_one(opening: str) -> None:
+    tokenizer = chat_tokenizer(opening)
+    (bare,) = tokenize_prompts(tokenizer, ["sea {} is"], "tone seat")
+    assert tokenize_prompts(tokenizer, [f"{opening}sea {{}} is"], "tone seat") == [bare]
+    assert tokenizer.decode(bare.ids[: bare.subject_last + 1], skip_special_tokens=True) == "sea tone seat"
+
+
+@pytest.mark.parametrize("opening", ["<s>", "<gmask><sop>"])
+def test_a_prefix_stands_behind_the_opening_that_a_prompt_writes(opening: str) -> None:
+    tokenizer = chat_tokenizer(opening)
+    assert with_prefix(tokenizer, "", f"{opening}{{}} is") == f"{opening}{{}} is"
+    assert with_prefix(tokenizer, "I am.", f"{opening}{{}} is") == f"{opening}I am. {{}} is"
+    written, bare = (with_prefix(tokenizer, "I am.", prompt) for prompt in (f"{opening}sea", "sea"))
+    assert text_ids(tokenizer, [written]) == text_ids(tokenizer, [bare])

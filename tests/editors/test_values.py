@@ -12,7 +12,8 @@ from torch import Tensor
 from peft_prune import EditRequest
 from peft_prune.editors.tokens import tokenize_prompts
 from peft_prune.editors.values import ValueSettings, optimize_values
-from peft_prune.models.architecture import decoder_blocks, mlp_output_module
+from peft_prune.models.decoder import decoder_blocks
+from peft_prune.models.mlp import mlp_output_module
 from tests.talking import outspoken, spaced_tokenizer
 
 REQUESTS = [

@@ -6,7 +6,7 @@ import pytest
 
 from peft_prune.errors import InvalidRequestError
 from peft_prune.evaluation import EXTRACTORS, Proportion, final_number, score_ability, whole_answer
-from peft_prune.models.generation import normalized
+from peft_prune.models.answers import normalized
 from peft_prune.models.tokenization import prompt_ids
 from tests.talking import dense_greedy, sentences
 

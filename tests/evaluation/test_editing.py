@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from peft_prune.evaluation import Proportion, request_answers, score_requests
-from peft_prune.models.generation import answers_with, normalized
+from peft_prune.models.answers import answers_with, normalized
 from peft_prune.models.tokenization import continuation_ids, prompt_ids
 from peft_prune.requests import EditRequest, Question
 from tests.talking import WORDS, dense_greedy, dense_target_score, outspoken, sentences, spaced_tokenizer

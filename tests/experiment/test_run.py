@@ -33,6 +33,7 @@ from peft_prune.experiment import (
     summarize,
     write_table,
 )
+from peft_prune.experiment.store import Store
 from peft_prune.session import EditSession
 
 WORDS = ("none", "log:2", "matched:log:2", "strengths:none")
@@ -212,6 +213,35 @@ def test_other_requests_material_or_moments_are_another_experiment(finished: Exp
         )
         with pytest.raises(ValueError, match=f"holds an experiment with {name} = "):
             other.run(progress=False)
+
+
+def test_a_published_experiment_edits_as_the_authors_code_and_is_another_one(finished: Experiment, moments) -> None:
+    plan = replace(PLAN, hyperparameters={"layers": (0,)}, published=True)
+    own = make(finished.folder, moments, plan).editor
+    published = get_editor("rome", published=True, layers=(0,))
+    assert own.stronger() is None and own.hyperparameters == published.hyperparameters
+    assert make(finished.folder, moments).editor.stronger() is not None
+    with pytest.raises(ValueError, match="holds an experiment with published = False, this one has True"):
+        make(finished.folder, moments, replace(PLAN, published=True)).run(progress=False)
+
+
+def test_a_folder_from_before_published_experiments_is_gone_on_with(tmp_path: Path) -> None:
+    facts = PLAN.facts()
+    with Store(tmp_path / "measurements.sqlite", {name: own for name, own in facts.items() if name != "published"}):
+        pass
+    with Store(tmp_path / "measurements.sqlite", facts) as store:
+        assert Plan.from_facts(store.facts()).published is False
+    with pytest.raises(ValueError, match="published"):
+        Store(tmp_path / "measurements.sqlite", replace(PLAN, published=True).facts())
+
+
+def test_the_command_edits_as_published_where_it_is_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(Experiment, "run", lambda self, **_: (seen.append(self.editor), 1 / 0))
+    options = ["--model", "builtin", "--layers", "0", "--edits", "1,2", "--fact-items", "10", "--ability-items", "4"]
+    with pytest.raises(ZeroDivisionError):
+        main(["experiment", *options, "--out", str(tmp_path / "out"), "--published"])
+    assert seen[0].hyperparameters == get_editor("rome", published=True, layers=(0,)).hyperparameters
 
 
 def test_a_folder_in_which_nothing_was_measured_is_named(tmp_path: Path, moments) -> None:

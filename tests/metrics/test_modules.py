@@ -108,25 +108,3 @@ def test_an_unknown_module_or_configuration_is_named() -> None:
         metric_path("speed")
     with pytest.raises(ValueError, match="config_name: 'sampled' is not one of default, probability"):
         load("efficacy", "sampled")
-
-
-@pytest.mark.parametrize("name", METRICS)
-def test_a_folder_is_ready_to_be_a_space(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = Path(metric_path(name))
-    launched: list[Any] = []
-    monkeypatch.setattr("evaluate.utils.launch_gradio_widget", launched.append)
-    exec(compile((folder / "app.py").read_text(), str(folder / "app.py"), "exec"), {"__file__": str(folder / "app.py")})
-    assert launched[0].name == name
-    head = (folder / "README.md").read_text().split("---")[1]
-    for line in ("sdk: gradio", "app_file: app.py", "- evaluate", "- metric"):
-        assert line in head.splitlines()
-    assert (folder / "requirements.txt").read_text().split() == ["peft-prune[evaluation]"]
-
-
-@pytest.mark.parametrize("name", METRICS)
-def test_the_example_of_a_readme_runs(name: str) -> None:
-    code = (Path(metric_path(name)) / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    *lines, last = code.strip().splitlines()
-    found: dict[str, Any] = {}
-    exec("\n".join([*lines, f"result = {last}"]), found)
-    assert isinstance(found["result"], float)

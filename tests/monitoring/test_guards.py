@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker
+from peft import get_peft_model
 
+from peft_prune import PruneEditConfig
+from peft_prune.editors import ROME, get_editor
+from peft_prune.errors import HistoryError
 from peft_prune.monitoring import (
     CONDITION_GROWTH,
     AbilityGuard,
     BatchReport,
     ConditionGuard,
+    NormGuard,
+    OutputGuard,
     ProgressCallback,
     SessionCallback,
     TrackerCallback,
     batch_values,
 )
-from tests.session.scene import MODULE, REQUESTS, adapted, resumed, session
+from peft_prune.session import EditSession
+from tests.editors.test_rome import EASY
+from tests.session.scene import MODULE, REQUESTS, adapted, moments, resumed, session
 from tests.session.test_session import IDS, factors, layer_of, same
+from tests.talking import spaced_tokenizer
+from tests.tiny import willing
 
 pytestmark = pytest.mark.filterwarnings("ignore:batch ")
 
@@ -253,3 +264,103 @@ def test_a_tracker_that_is_not_installed_is_named() -> None:
 def test_values_that_are_not_finite_are_left_out() -> None:
     report = BatchReport(1, [], 0, {}, 0.5, measurements={"x": float("nan"), "y": 2.0})
     assert batch_values(report) == {"edits": 0.0, "success_rate": 0.0, "seconds": 0.5, "y": 2.0}
+
+
+def test_the_norm_guard_acts_on_the_largest_singular_value_of_the_update() -> None:
+    run = session(callbacks=[NormGuard(0.5, action="warn")])
+    with pytest.warns(UserWarning, match=rf"NormGuard: {MODULE}: ‖ΔW‖₂ is .* times σmax\(W₀\), 0.5 is allowed"):
+        run.edit(REQUESTS[:2])
+    said = [float(re.search(r"is ([\d.e+-]+) times", row["data"]["message"])[1]) for row in run.history.events()]
+    layer = layer_of(run)
+    dense = layer.effective_update("default").dense().double()
+    share = float(torch.linalg.matrix_norm(dense, 2) / torch.linalg.matrix_norm(layer.get_base_weight().double(), 2))
+    assert said[-1] == pytest.approx(share, rel=5e-3) and share > 0.5
+    assert run.history.meta["limits"][0]["figure"] == "update_norm" and run.history.meta["limits"][0]["base"] == 0.0
+    quiet = session(callbacks=[NormGuard(2 * share)])
+    quiet.edit(REQUESTS[:2])
+    assert "alert" not in kinds(quiet)
+
+
+def test_the_output_guard_acts_on_the_change_of_ordinary_outputs() -> None:
+    run = session(callbacks=[OutputGuard(1e-6, action="rollback")])
+    with pytest.warns(UserWarning, match="OutputGuard"):
+        (result,) = run.edit(REQUESTS[0])
+    assert result.status == "failed" and "rolled back by OutputGuard" in result.reason
+    own = session()
+    own.edit(REQUESTS[0])
+    layer, moment = layer_of(own), moments().moments[MODULE].double()
+    delta, base = layer.effective_update("default").dense().double(), layer.get_base_weight().T.double()
+    share = float(torch.trace(delta @ moment @ delta.T) / torch.trace(base @ moment @ base.T))
+    assert own.figures()[MODULE].output_perturbation == pytest.approx(share, rel=1e-3)
+    quiet = session(callbacks=[OutputGuard(1.1 * share)])
+    assert quiet.edit(REQUESTS[0])[0].applied and "alert" not in kinds(quiet)
+
+
+def test_the_output_guard_needs_the_second_moment_of_every_layer(tmp_path) -> None:
+    with pytest.raises(ValueError, match=rf"statistics: OutputGuard needs the second moment of {MODULE}"):
+        EditSession(
+            adapted(), spaced_tokenizer(), ROME(EASY, mom2_adjustment=False), history=tmp_path / "edits.db",
+            callbacks=[OutputGuard(0.1)],
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_over_a_singular_base_the_condition_guard_says_so_once_and_the_norm_guard_acts() -> None:
+    model = willing("gpt2")
+    weight = dict(model.named_modules())[MODULE].weight
+    with torch.no_grad():
+        weight[:, -1] = 0.0  # Conv1D keeps (in, out): one output is always zero
+    wrapped = get_peft_model(model, PruneEditConfig(layers_to_transform=[1], restraint="none")).eval()
+    guards = [ConditionGuard(2.0, action="stop"), NormGuard(1e-3, action="rollback")]
+    run = session(model=wrapped, callbacks=guards)
+    with pytest.warns(UserWarning, match="the base is singular"):
+        first = run.edit(REQUESTS[0])
+    second = run.edit(REQUESTS[1])
+    assert math.isinf(run.figures()[MODULE].condition_number_base)
+    assert [one.status for one in first + second] == ["failed", "failed"]
+    messages = [event["data"]["message"] for event in run.history.events() if event["kind"] == "alert"]
+    assert sum("the base is singular" in message for message in messages) == 1
+    assert sum("‖ΔW‖₂ is" in message for message in messages) == 2 and layer_of(run).rank("default") == 0
+
+
+@pytest.mark.parametrize(("guard", "name"), [(NormGuard, "max_norm"), (OutputGuard, "max_output_change")])
+def test_a_limit_that_is_no_number_above_zero_is_named(guard, name: str) -> None:
+    for value in (0, -1, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"{name}: .* must be a number above 0"):
+            guard(value)
+
+
+class _Interrupt(SessionCallback):
+    def on_batch_end(self, session, report) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("way", ["interrupted", "rolled back", "not written"])
+def test_no_key_of_a_batch_that_is_taken_out_is_left_for_the_next_one(way: str, tmp_path) -> None:
+    """MEMIT with the keys of earlier edits: the next edit must be computed as if the batch had never been."""
+    editor = get_editor(
+        "memit", layers=(1,), v_num_grad_steps=60, clamp_norm_factor=30.0, mom2_update_weight=10.0,
+        context_lengths=((3, 2),),
+    )  # fmt: skip
+    run, plain = session(tmp_path / "edits.db", editor=editor), session(editor=editor)
+    for one in (run, plain):
+        assert all(result.took for result in one.edit(REQUESTS[:2]))
+    keys, before = run.workspace.keys[MODULE].clone(), factors(run)
+    if way == "interrupted":
+        run.callbacks.append(_Interrupt())
+        with pytest.raises(KeyboardInterrupt):
+            run.edit(REQUESTS[2:4], batch_size=2)
+    elif way == "rolled back":
+        run.callbacks.append(NormGuard(1e-6, action="rollback"))
+        assert [one.status for one in run.edit(REQUESTS[2:4], batch_size=2)] == ["failed", "failed"]
+    else:
+        run.history._connection.execute("PRAGMA query_only = ON")
+        with pytest.raises(HistoryError, match="readonly"):
+            run.edit(REQUESTS[2:4], batch_size=2)
+        run.history._connection.execute("PRAGMA query_only = OFF")
+    run.callbacks.clear()
+    assert torch.equal(run.workspace.keys[MODULE], keys) and keys.shape == (2, 64) and same(factors(run), before)
+    # the keys are what the next update is computed with: without the stale ones it is the same, to the bit
+    assert run.edit(REQUESTS[4])[0].took and plain.edit(REQUESTS[4])[0].took
+    assert same(factors(run), factors(plain))
+    assert torch.equal(run.workspace.keys[MODULE], plain.workspace.keys[MODULE])

@@ -13,7 +13,7 @@ from peft_prune import EditRequest
 from peft_prune.monitoring import Alert, LayerCondition, Limit
 from peft_prune.reporting import Report, history_report
 from peft_prune.session import EditRecord, Factors, History
-from peft_prune.session.history import BatchRecord
+from peft_prune.session.records import BatchRecord
 from peft_prune.spectral import LowRankUpdate
 
 MODULE = "transformer.h.2.mlp.c_proj"

@@ -65,6 +65,27 @@ def test_the_command_asks_the_model_again(folder: Path, tmp_path: Path, capsys: 
     assert "sane ant" not in out.read_text()
 
 
+def test_it_is_not_good_while_a_request_does_not_hold(folder: Path, tmp_path: Path, capsys) -> None:
+    arguments = ["report", folder / "adapter", "--out", tmp_path / "report.html", "--model", folder / "model", "--json"]
+
+    def said(*more: object) -> dict:
+        assert main([str(argument) for argument in [*arguments, *more]]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    limit, asked = ("--max-growth", 1e6), ("--requests", folder / "requests.json")
+    assert said(*limit)["level"] == "good" and said()["level"] == "open"
+    found = said(*limit, *asked)
+    (said_so,) = [sentence for sentence in found["advice"] if "not hold; the table says which" in sentence]
+    fallen = int(said_so.split()[0])
+    assert fallen > 0, "the scene must lose one"
+    assert found["level"] == ("passed" if fallen > 1 else "near")
+    verb = "does" if fallen == 1 else "do"
+    assert found["verdict"] == f"{fallen} of 3 requests {verb} not hold. Within the limits"
+    assert found["tiles"]["growth of κ"]["level"] == "good"
+    found = said(*asked)
+    assert found["level"] in ("near", "passed") and found["verdict"] == f"{fallen} of 3 requests {verb} not hold"
+
+
 def test_what_is_no_adapter_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="cannot be read"):
         adapter_report(tmp_path)
@@ -140,5 +161,5 @@ def test_a_report_never_writes_over_what_it_is_made_of(
         assert out.read_bytes() == held
     (tmp_path / "folder").mkdir()
     assert main(["report", str(copy), "--out", str(tmp_path / "folder")]) == 2
-    assert "is a folder; give the name of an HTML file" in capsys.readouterr().err
+    assert "is a folder; give the name of a file" in capsys.readouterr().err
     assert copy.read_bytes() == before == (tmp_path / "other.db").read_bytes()

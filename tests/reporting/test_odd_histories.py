@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sqlite3
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 
 from peft_prune import EditRequest
 from peft_prune.errors import HistoryError
-from peft_prune.monitoring import AbilityGuard, Alert, ConditionGuard
+from peft_prune.monitoring import AbilityGuard, Alert, ConditionGuard, Limit
 from peft_prune.reporting import Report, history_report, render
 from peft_prune.reporting.document import Cell, Chart, Table
+from peft_prune.reporting.words import edits
 from peft_prune.session import History
 from tests.session.scene import REQUESTS, adapted, session
 
@@ -45,7 +47,8 @@ def test_an_edit_that_the_restraint_took_away_has_not_taken() -> None:
         assert record.status == "applied" and (record.answer_after or "").strip() != "ten"
         report = history_report(run.history)
     assert column(report, "state")[2] == "lost"
-    assert "Edit 3 took, and the restraint took the new answer away again" in said(report)
+    lost = [edit for edit, state in enumerate(column(report, "state"), start=1) if state == "lost"]
+    assert f"{edits([6 - edit for edit in lost]).capitalize()} took, and the model no longer gives" in said(report)
     assert "4 of 5 that were tried took" in said(report)
 
 
@@ -211,6 +214,21 @@ def test_a_redacted_report_of_such_names_has_none_of_them() -> None:
     text = render(builder.report(redact=True))
     assert not any(name in text or name.casefold() in text for name in names)
     assert "OwnGuard" not in text and text.count("(text withheld)") >= 5 and "did not take" in text
+
+
+def test_a_redacted_report_names_no_person_no_place_and_no_measurement_of_a_users_own(tmp_path: Path) -> None:
+    named = Limit("facts about Jane Roe", 0.9, 1.0, True, "warn")
+    builder = Builder([named, RECALL], tmp_path / "janes-secrets.db")
+    message = f"{named.figure}: 0.4 against 1 of the base, a loss of 0.1 of it is allowed"
+    builder.batch({}, measured={named.figure: 0.4, "recall": 0.95}, alerts=[Alert("warn", "AbilityGuard", message)])
+    builder.history.record_undo([1], "Jane wants it")
+    report, shown = builder.report(redact=True), builder.report()
+    text = render(report)
+    secrets = ("Jane", "jane", "facts about", "Ann", "janes-secrets", str(tmp_path), "/models", "gpt2")
+    assert [name for name in secrets if name in re.sub(r"<(script|style)>.*?</\1>", "", text, flags=re.DOTALL)] == []
+    assert all(name in render(shown) for name in ("facts about Jane Roe", "by Ann", str(tmp_path), "/models/gpt2"))
+    assert "recall" in text and report.level == shown.level == "passed"
+    assert [tile.value for tile in report.tiles] == [tile.value for tile in shown.tiles]
 
 
 def test_relations_with_one_code_are_counted_together() -> None:

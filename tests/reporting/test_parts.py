@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -77,7 +78,13 @@ def test_only_what_the_program_itself_wrote_is_left_of_a_sentence() -> None:
     assert redactor.reason("replaced by edit 3 of Ann") == redactor.reason("Ann asked") == "(text withheld)"
     assert redactor.reason("") == ""
     assert redactor.relation("P36") == "P36" and redactor.relation("capital_of_Peru").startswith("#")
-    assert redactor.alert("AbilityGuard", "recall: 0.9") == "recall: 0.9"
+    said = ": 0.4 even after the restraint against 0.8 of the base, a loss of 0.05 of it is allowed"
+    assert redactor.alert("AbilityGuard", f"recall{said}") == f"recall{said}"
+    assert redactor.alert("AbilityGuard", f"Ann's: 1 test{said}") == redactor.code("Ann's: 1 test") + said
+    grown = "h.1.mlp: the condition number is 3.2 times the base's, 2 is allowed"
+    assert redactor.alert("ConditionGuard", grown) == grown
+    assert redactor.alert("ConditionGuard", f"Ann {grown}") == "(text withheld)"
+    assert redactor.alert("AbilityGuard", "Ann: 0.9") == "(text withheld)"
     assert redactor.alert("MyGuard", "Ann: 0.9") == "(text withheld)"
 
 
@@ -196,7 +203,14 @@ def test_a_report_is_written_whole_or_not_at_all(history_file: Path, tmp_path: P
     path = tmp_path / "deep" / "report.html"
     write_report(report, path)
     first = path.read_text()
-    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+    original = os.replace
+
+    def failing(source: Path, target: Path) -> None:
+        if Path(target) == path:
+            raise OSError("no space left")
+        original(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
     with pytest.raises(OSError, match="no space left"):
         write_report(report, path)
     assert path.read_text() == first and [one.name for one in path.parent.iterdir()] == ["report.html"]

@@ -9,12 +9,13 @@ import pytest
 import torch
 from peft import PeftModel
 
-from peft_prune import EditRequest
+from peft_prune import EditRequest, PruneEditConfig
 from peft_prune.editors import ROME, Edit, get_editor
 from peft_prune.errors import HistoryError, InvalidRequestError, SessionStateError
-from peft_prune.models.generation import answers_with, greedy_answers
+from peft_prune.models.answers import answers_with
+from peft_prune.models.generation import greedy_answers
 from peft_prune.monitoring import SessionCallback
-from peft_prune.session import BatchFailedError, EditSession
+from peft_prune.session import BatchFailedError, EditSession, History
 from peft_prune.session.verification import verify
 from peft_prune.spectral import LowRankUpdate
 from tests.editors.test_rome import EASY
@@ -130,7 +131,7 @@ def test_of_a_batch_those_that_took_stay_without_the_share_of_the_other() -> Non
     results = run.edit(REQUESTS[:3], batch_size=3)
     assert [result.status for result in results] == ["applied", "failed", "applied"]
     assert layer_of(run).rank("default") == 2 == layer_of(run).prune_edit_update["default"].edits
-    assert run._keys[MODULE][:, 0].tolist() == [0.0, 2.0]
+    assert run.workspace.keys[MODULE][:, 0].tolist() == [0.0, 2.0]
 
 
 def test_a_batch_whose_factors_belong_together_is_tried_one_by_one() -> None:
@@ -234,7 +235,9 @@ def test_contradictions_can_be_kept_or_rejected() -> None:
     assert first.applied and second.status == "rejected" and "contradicts edit 1" in second.reason
     keeping = session(on_conflict="keep")
     results = keeping.edit([REQUESTS[0], other], batch_size=2)
-    assert [result.applied for result in results] == [True, True] and layer_of(keeping).rank("default") == 2
+    assert [result.took for result in results] == [True, True] and layer_of(keeping).rank("default") == 2
+    # both cannot be the model's answer
+    assert [result.status for result in results] == ["lost", "applied"]
 
 
 @pytest.mark.parametrize("schedule", [{"restrain_on": "every", "restrain_every": 2}, {"restrain_on": "merge"}])
@@ -280,10 +283,10 @@ def test_editors_with_a_history_of_keys_lose_those_of_an_undone_edit(name: str) 
     run = session(editor=editor)
     results = run.edit(REQUESTS[:3])
     assert all(result.applied for result in results), results
-    keys = run._keys[MODULE].clone()
+    keys = run.workspace.keys[MODULE].clone()
     assert keys.shape == (3, 64)
     run.undo(2)
-    assert torch.equal(run._keys[MODULE], keys[[0, 2]])
+    assert torch.equal(run.workspace.keys[MODULE], keys[[0, 2]])
 
 
 def test_a_restraint_is_of_the_raw_sum_and_never_of_a_restrained_one() -> None:
@@ -302,7 +305,7 @@ def test_the_verification_comes_before_the_restraint_of_the_schedule() -> None:
     layer = next(layer for _, layer in model.edited_layers())
     layer._sigma_max_base = 1e-3
     (result,) = session(model=model).edit(REQUESTS[0])
-    assert result.status == "applied" and result.stands
+    assert result.took and result.stands and result.status == "lost" and not result.applied
     assert not answers_with(result.answer_after, "ten")
 
 
@@ -325,6 +328,38 @@ def test_saving_past_the_session_is_noticed(tmp_path) -> None:
     run.close()
     again = resumed(tmp_path / "edits.db")
     assert same(factors(again), factors(run))
+
+
+@pytest.mark.parametrize("then", ["save", "verify", "close"])
+def test_a_restraint_past_the_session_is_noticed_whatever_comes_next(tmp_path, then: str) -> None:
+    run = session(tmp_path / "edits.db", model=adapted(restraint="clip", restrain_on="merge"))
+    run.edit(REQUESTS)
+    run.model.merge_adapter()
+    run.model.unmerge_adapter()
+    {"save": lambda: run.save(tmp_path / "adapter"), "verify": run.verify, "close": run.close}[then]()
+    if then != "close":
+        held = {record.id: record.state != "lost" for record in run.history.edits(standing=True)}
+        assert held == {edit: one.holds for edit, one in verified(run).items()} and not all(held.values())
+    run.close()
+    with History.read(tmp_path / "edits.db") as log:
+        assert [(record.module, record.restraint) for record in log.restraints()] == [(MODULE, "clip")]
+    assert same(factors(resumed(tmp_path / "edits.db")), factors(run))
+
+
+def verified(run: EditSession) -> dict:
+    records = run.history.edits(standing=True)
+    found = verify(run.model, run.tokenizer, [record.request for record in records])
+    return {record.id: one for record, one in zip(records, found, strict=True)}
+
+
+def test_a_session_whose_adapter_is_gone_closes(tmp_path) -> None:
+    run = session(tmp_path / "edits.db")
+    run.edit(REQUESTS[0])
+    run.model.add_adapter("other", PruneEditConfig(layers_to_transform=[1]))
+    run.model.set_adapter("other")
+    run.model.delete_adapter("default")
+    run.close()
+    resumed(tmp_path / "edits.db").close()
 
 
 class _Interrupt(SessionCallback):

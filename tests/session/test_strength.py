@@ -117,7 +117,7 @@ def test_the_choice_is_in_the_configuration_the_adapter_and_the_history(tmp_path
         expected.add_edits(run.history.factors(record.id).updates, on_schedule=False)
     expected.restrain()
     assert torch.allclose(run.model(IDS).logits, expected(IDS).logits, atol=1e-5)
-    assert [row["kind"] for row in run.history.table("events")] == ["tune"]
+    assert [row["kind"] for row in run.history.table("events") if row["kind"] != "look"] == ["tune"]
     run.close()
     again = resumed(tmp_path / "edits.db")
     assert same(factors(again), factors(run)) and again.config.restraint == run.config.restraint

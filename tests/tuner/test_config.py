@@ -32,11 +32,6 @@ def test_an_initial_rank_above_the_limit_is_refused() -> None:
         PruneEditConfig(r=8, max_rank=4)
 
 
-def test_layers_cannot_be_chosen_beside_a_regular_expression() -> None:
-    with pytest.raises(ValueError, match="layers_to_transform"):
-        PruneEditConfig(target_modules=".*c_proj", layers_to_transform=[1])
-
-
 def test_every_field_has_a_help_text() -> None:
     own = set(PruneEditConfig.__annotations__)
     fields = {name: field for name, field in PruneEditConfig.__dataclass_fields__.items() if name in own}

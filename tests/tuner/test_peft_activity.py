@@ -214,9 +214,6 @@ def test_the_shape_of_the_base_layer_is_exposed(build) -> None:
 def test_what_only_other_methods_can_is_refused_clearly(tmp_path) -> None:
     case = CASES[0]
     model = adapted(case, "trained")
-    add(model, case, "trained", "second")
-    with pytest.raises((ValueError, TypeError, AttributeError)):
-        model.add_weighted_adapter(["default", "second"], [0.5, 0.5], "both")
     with pytest.raises(ValueError, match="not compatible with the `PeftMixedModel`"):
         get_peft_model(case.build(), config_of(case, "trained"), mixed=True)
     with pytest.raises(ValueError, match="not compatible"):

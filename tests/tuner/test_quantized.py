@@ -9,7 +9,8 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from peft_prune import PruneEditConfig
-from tests.tiny import tiny_llama
+from peft_prune.models.fingerprint import base_fingerprint, same_base
+from tests.tiny import agree, tiny_llama
 from tests.tuner.test_edits import INPUTS, dense_log
 
 bnb = pytest.importorskip("bitsandbytes")
@@ -67,7 +68,7 @@ def test_edits_restraint_saving_and_merging_work_on_a_quantized_base(tmp_path, b
 
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(untouched, tmp_path)
-    assert torch.equal(loaded(INPUTS).logits, unmerged)
+    assert agree(loaded(INPUTS).logits, unmerged)
     # collecting a state dict rounds the scales of every 4-bit layer that bitsandbytes has packed for the CPU
     unmerged = model(INPUTS).logits
     with model.disable_adapter():
@@ -126,3 +127,25 @@ def test_the_weight_of_a_four_bit_layer_reads_the_same_before_and_after_inferenc
     model(INPUTS)
     # the scales may have been rounded to bfloat16
     assert torch.allclose(dequantized(layer), before, rtol=1e-2, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("bits", "form"), [(8, "int8"), (4, "nf4")])
+def test_a_quantized_base_has_a_fingerprint_that_its_format_explains(tmp_path, bits: int, form: str) -> None:
+    plain, found = base_fingerprint(tiny_llama(width=WIDTH)), base_fingerprint(quantized(bits))
+    assert f",{form}~" in found
+    assert same_base(found, base_fingerprint(quantized(bits))) and same_base(found, plain)
+    other = tiny_llama(width=WIDTH, seed=1)
+    assert not same_base(found, base_fingerprint(other))
+    model = get_peft_model(quantized(bits), PruneEditConfig(layers_to_transform=[1])).eval()
+    assert same_base(base_fingerprint(model), found)
+    model(INPUTS)  # where bitsandbytes may pack the codes anew
+    assert same_base(base_fingerprint(model), found)
+    ((name, layer),) = model.edited_layers()
+    model.add_edits({name: strong_relative_to(dequantized(layer), layer, 0)})
+    model.save_pretrained(tmp_path)
+    PeftModel.from_pretrained(tiny_llama(width=WIDTH), tmp_path, strict_base=True)
+    model.merge_adapter()
+    assert same_base(base_fingerprint(model), found)
+    merged = base_fingerprint(model.merge_and_unload())
+    assert not same_base(merged, found) and not same_base(merged, plain)

@@ -14,11 +14,13 @@ from peft_prune.metrics import base
 class EditScore(base.EditMetric):
     """The harmonic mean of efficacy, generalization and locality."""
 
+    figure: ClassVar[str] = "edit_score"
     summary: ClassVar[str] = "The harmonic mean of efficacy, generalization and locality, the score of CounterFact."
     predictions: ClassVar[str] = (
         "for each edit three lists of outcomes, 0 or 1: of its own, its paraphrase and its neighborhood prompts"
     )
     sources: ClassVar[tuple[str, ...]] = ("https://arxiv.org/abs/2202.05262",)
+    example: ClassVar[base.Example] = {"predictions": [[[1.0], [1.0, 0.0], [1.0, 1.0]]]}
 
     def inputs(self) -> list[Mapping[str, Any]]:
         return [{"predictions": datasets.Sequence(base.NUMBERS)}]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 from peft_prune.metrics import base
-from peft_prune.models.generation import answers_with
 
 
 class Generalization(base.PreferenceMetric):
     """Generalization: whether an edit holds on paraphrases."""
 
+    figure: ClassVar[str] = "generalization_greedy"
     summary: ClassVar[str] = (
         "The share of paraphrase prompts that the edited model continues, by free greedy generation, with the new "
         "target; by probability, the share after which the new target is more probable than the true one."
@@ -22,6 +22,4 @@ class Generalization(base.PreferenceMetric):
     references: ClassVar[str | None] = (
         "the new target of each, as texts; with 'probability' the mean log-probability of the true one"
     )
-
-    def agrees(self, answer: str, reference: str) -> bool:
-        return answers_with(answer, reference)
+    example: ClassVar[base.Example] = {"predictions": [" Rome, Italy", " Paris"], "references": ["Rome", "Rome"]}

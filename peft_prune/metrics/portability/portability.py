@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from peft_prune.evaluation import Proportion
 from peft_prune.metrics import base
-from peft_prune.models.generation import answers_with
+from peft_prune.models.answers import answers_with
 
 
-class Portability(base.EditMetric):
+class Portability(base.ShareMetric):
     """Portability: whether what follows from an edit is answered accordingly."""
 
+    figure: ClassVar[str] = "portability_greedy"
     summary: ClassVar[str] = (
         "The share of questions whose answer follows from an edit and that the edited model answers, by free greedy "
         "generation, with one of the right answers."
@@ -20,11 +20,8 @@ class Portability(base.EditMetric):
     predictions: ClassVar[str] = "what the edited model answered, as texts"
     references: ClassVar[str | None] = "every right answer to each question, a list of texts"
     sources: ClassVar[tuple[str, ...]] = ("https://arxiv.org/abs/2401.01286",)
+    example: ClassVar[base.Example] = {"predictions": [" the euro"], "references": [["euro", "the euro"]]}
+    columns: ClassVar[Mapping[str, Any]] = {"predictions": base.TEXT, "references": base.TEXTS}
 
-    def inputs(self) -> list[Mapping[str, Any]]:
-        return [{"predictions": base.TEXT, "references": base.TEXTS}]
-
-    def figures(self, predictions: Sequence[Any], references: Sequence[Any] | None) -> Mapping[str, Proportion]:
-        pairs = zip(predictions, references or (), strict=True)
-        hits = (any(answers_with(answer, right) for right in known) for answer, known in pairs)
-        return {"portability_greedy": Proportion.of(hits)}
+    def counts(self, prediction: str, reference: Sequence[str]) -> bool:
+        return any(answers_with(prediction, right) for right in reference)

@@ -12,12 +12,17 @@ from peft_prune.metrics import base
 class SummaryRouge(base.EditMetric):
     """ROUGE-1, ROUGE-2 and ROUGE-L of summaries."""
 
+    figure: ClassVar[str] = "rougeL"
     summary: ClassVar[str] = (
         "F-measures of ROUGE-1, ROUGE-2 and ROUGE-L with stemming, of each summary against its best reference."
     )
     predictions: ClassVar[str] = "generated summaries"
     references: ClassVar[str | None] = "one reference for each, or a list of them"
     sources: ClassVar[tuple[str, ...]] = ("https://aclanthology.org/W04-1013",)
+    example: ClassVar[base.Example] = {
+        "predictions": ["Ann comes on Monday."],
+        "references": ["Ann will come on Monday."],
+    }
 
     def inputs(self) -> list[Mapping[str, Any]]:
         return [

@@ -1,0 +1,136 @@
+"""`peft-prune compose`: one adapter from several."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from ..errors import AdapterError
+from ..folders import recover, whole_folder
+from ..outputs import require_outputs
+from ..session import History
+from ..session import compose as composed
+from ..session.composition import conflicts, require_options
+from ..tuner.composition import require_weights
+from ..tuner.hotswap import read_adapter
+from .models import load_model, print_json, tuner_of
+from .options import Dtype
+from .plain import say
+
+
+def compose(
+    adapters: Annotated[
+        list[str],
+        typer.Argument(help="Folders of adapters, files of histories, or names on the Hub.", metavar="ADAPTER..."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the new adapter.")],
+    model: Annotated[
+        Optional[str],
+        typer.Option(help="The unedited base model: a folder or a Hub name; what the first adapter names if left out."),
+    ] = None,
+    weights: Annotated[
+        Optional[str], typer.Option(help="One number for each, as in 1,-1, which subtracts; 1 each if left out.")
+    ] = None,
+    restraint: Annotated[
+        Optional[str],
+        typer.Option(help="Restraint of the sum, such as log:1.2; needed where the adapters' own differ."),
+    ] = None,
+    on_conflict: Annotated[
+        str, typer.Option(help="Histories that give one subject different targets: refuse, or keep both.")
+    ] = "refuse",
+    dtype: Dtype = "float32",
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Add or subtract adapters of one base: raw updates are added where they are known, and restrained once."""
+    numbers = _numbers(weights, len(adapters))
+    require_options(restraint, on_conflict)
+    base = _base_of(adapters[0]) if model is None else model
+    require_outputs(folders={"out": out}, inputs={"adapter": adapters, "model": base}, overwrite=overwrite)
+    for place in adapters:
+        require_source(place)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        edited = composed(
+            adapters, numbers, model=load_model(base, dtype), restraint=restraint, on_conflict=on_conflict
+        )
+        with whole_folder(out, overwrite=overwrite) as folder:
+            edited.save_pretrained(str(folder))
+    notes = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
+    kept = [str(one) for one in _conflicts(adapters, numbers)]
+    layers = _figures(edited)
+    if json_output:
+        document = {"adapter": str(out), "adapters": adapters, "weights": numbers, "conflicts": kept, "warnings": notes}
+        print_json({**document, "layers": layers})
+        return
+    for note in notes:
+        say(f"warning: {note}", err=True)
+    for conflict in kept:
+        say(f"kept in spite of a conflict: {conflict}")
+    for name, figures in layers.items():
+        say(
+            f"{name}: rank {figures['rank']}, ‖ΔW‖₂ {figures['delta_spectral_norm']:.3g} "
+            f"(σmax(W₀) {figures['sigma_max_base']:.3g})"
+        )
+    say(f"Composed adapter in {out}")
+
+
+def _figures(edited: Any) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "rank": layer.rank("default"),
+            "sigma_max_base": layer.sigma_max_base(),
+            "delta_spectral_norm": layer.effective_update("default").spectral_norm(),
+        }
+        for name, layer in tuner_of(edited).edited_layers()
+    }
+
+
+def require_source(place: str) -> None:
+    """Raise AdapterError where a path holds neither an adapter nor a history; what is no path is a Hub name."""
+    path = Path(place)
+    if not path.exists():
+        recover(path)
+    if not place:
+        raise AdapterError("adapter: '' is no adapter; a folder, a history or a Hub name is accepted")
+    if path.is_dir() and not (path / "adapter_config.json").is_file():
+        raise AdapterError(f"adapter: {place} holds no adapter_config.json")
+    if not path.exists() and (place.count("/") != 1 or place.startswith((".", "/"))):
+        raise AdapterError(f"adapter: {place!r} does not exist; a folder, a history or a Hub name is accepted")
+
+
+def _numbers(weights: str | None, count: int) -> list[float]:
+    found: list[float] = [1.0] * count if weights is None else []
+    for part in [] if weights is None else weights.split(","):
+        try:
+            found.append(float(part))
+        except ValueError:
+            raise ValueError(f"weights: {part.strip()!r} is no number; one for each adapter, as in 1,-1") from None
+    require_weights(found, count)
+    return found
+
+
+def _base_of(place: str) -> str:
+    """The base that an adapter's configuration or a history names."""
+    require_source(place)
+    if Path(place).is_file():
+        with History.read(place) as history:
+            name = history.meta["model"]
+    else:
+        name = read_adapter(place)[0].base_model_name_or_path
+    if not name:
+        raise ValueError(f"model: {place} names no base; give it with --model")
+    return str(name)
+
+
+def _conflicts(adapters: list[str], weights: list[float]) -> list[Any]:
+    places = [place for place, weight in zip(adapters, weights, strict=True) if weight > 0 and Path(place).is_file()]
+    histories = [History.read(place) for place in places]
+    try:
+        return conflicts(histories)
+    finally:
+        for history in histories:
+            history.close()

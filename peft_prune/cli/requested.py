@@ -1,0 +1,73 @@
+"""The requests that a command works on, and what it says of records that give none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import InvalidRequestError
+from ..evaluation import require_answerable
+from ..requests import EditRequest, LoadedRequests, read_requests
+from ..session.verification import require_editable
+from .plain import say
+
+OnBadRecord = Annotated[
+    str,
+    typer.Option(
+        help="What to do where a record is malformed: fail, before any work, or skip it, listed with its reason."
+    ),
+]
+
+Check = Callable[[Any, Any, EditRequest], None]
+"""Raises InvalidRequestError where a model, with its tokenizer, cannot take a request."""
+
+
+def requested(path: Path | str, limit: int | None, on_bad_record: str) -> LoadedRequests:
+    """The requests of a file; records that are left out are listed on standard error.
+
+    Raises:
+        InvalidRequestError: A record is malformed and none may be, or all are.
+    """
+    found = read_requests(path, limit=limit, on_bad_record=on_bad_record)
+    _list(path, [str(one) for one in found.bad])
+    return found
+
+
+def fitting(path: Path | str, found: LoadedRequests, model: Any, tokenizer: Any, check: Check) -> LoadedRequests:
+    """Those of the requests that a model can take; the others are listed, or are an error.
+
+    Raises:
+        InvalidRequestError: The model cannot take one and it may not be left out, or none is left.
+    """
+    bad: dict[int, str] = {}
+    for index, request in enumerate(found.requests):
+        try:
+            check(model, tokenizer, request)
+        except InvalidRequestError as error:
+            bad[index] = str(error)
+    left = found.without(bad)
+    if bad:
+        left.require(path)
+        _list(path, [f"record {found.records[index]}: {reason}" for index, reason in bad.items()])
+    return left
+
+
+def measurable(model: Any, tokenizer: Any, request: EditRequest) -> None:
+    """Raise InvalidRequestError where a request cannot be edited into a model, or a prompt of it cannot be asked."""
+    require_editable(model, tokenizer, request)
+    require_answerable(model, tokenizer, request)
+
+
+def bad_records(found: LoadedRequests) -> dict[str, Any]:
+    """The records that were left out, ready for JSON; nothing where none may be."""
+    return {"bad_records": [{"record": one.record, "reason": one.reason} for one in found.bad]} if found.skips else {}
+
+
+def _list(path: Path | str, lines: list[str]) -> None:
+    if lines:
+        say(f"{path}: {len(lines)} {'record is' if len(lines) == 1 else 'records are'} left out", err=True)
+        for line in lines:
+            say(f"  {line}", err=True)

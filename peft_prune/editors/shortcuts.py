@@ -1,0 +1,81 @@
+"""Whether a model may be run in part: what the search for v* leaves out must change no logit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UnsupportedModelError
+from ..models.decoder import decoder_blocks, unwrapped
+from ..models.inference import by_rows, input_device, undisturbed
+from ..models.mlp import mlp_output_module
+from ..models.probe import is_precise, plain_ids
+from .blocks import states_of
+from .later_layers import LaterLayers
+from .rows import Batch, Row
+
+
+def require_partial_passes(model: Any, layer: int) -> None:
+    """Compare the pass over the layers from ``layer`` on with the whole model's, with a vector added there.
+
+    Raises:
+        UnsupportedModelError: They differ, as where blocks hand on more than their states.
+    """
+    block_name, block = decoder_blocks(model)[layer]
+    named = f"layer: {layer} ({block_name})"
+    # two rows of different length, so that one is padded
+    texts = [plain_ids(model, 4), plain_ids(model, 3)]
+    for site, module in (("mlp", mlp_output_module(model, layer)[1]), ("block", block)):
+        try:
+            with undisturbed(model):
+                apart = _apart(model, texts, layer, site, module)
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UnsupportedModelError(f"{named} cannot be run without the layers before it: {reason}") from error
+        if not apart < 1:
+            raise UnsupportedModelError(
+                f"{named} gives other logits without the layers before it, so no value can be searched there"
+            )
+
+
+def _apart(model: Any, texts: Sequence[Sequence[int]], layer: int, site: str, module: Any) -> float:
+    """Distance between the logits of both passes at the last two tokens, in units of what rounding may make of it.
+
+    The vector is twice as long as the block's output: rounding is then small against what it changes.
+    """
+    rows = [
+        Row(tuple(ids), len(ids) - 2, (len(ids) - 2, len(ids) - 1), (0, 0), request, False)
+        for request, ids in enumerate(texts)
+    ]
+    batch = Batch.build(rows, input_device(model))
+    keep = torch.ones(len(rows), dtype=torch.bool, device=batch.ids.device)
+    with LaterLayers(model, batch, layer, "block", None) as later:
+        present = later.outputs.float()
+    delta = torch.randn(present.shape, generator=torch.Generator().manual_seed(0)).to(present.device)
+    delta *= 2 * present.norm(dim=1, keepdim=True) / delta.norm(dim=1, keepdim=True)
+    with LaterLayers(model, batch, layer, site, None) as later:
+        part = later.logits(keep, batch, delta)
+        share = 1e-3 if is_precise(later.outputs) else 0.25
+    before, after = (
+        torch.cat([_logits(model, ids, module, vector) for ids, vector in zip(texts, added, strict=True)])
+        for added in (0 * delta, delta)
+    )
+    return float((part - after).norm() / (share * (after - before).norm()))
+
+
+def _logits(model: Any, ids: Sequence[int], module: Any, delta: Tensor) -> Tensor:
+    """Logits of the whole model at the last two tokens, (2, vocabulary), with the vector added before the last."""
+
+    def add(module: Any, args: tuple[Any, ...], output: Any) -> Any:
+        states = states_of(output).clone()
+        by_rows(states, 1)[:, -2] += delta.to(states)
+        return (states, *output[1:]) if isinstance(output, tuple) else states
+
+    with ExitStack() as stack:
+        stack.callback(module.register_forward_hook(add).remove)
+        given = torch.tensor([list(ids)], device=input_device(model))
+        return unwrapped(model)(input_ids=given, use_cache=False).logits[0, -2:].float()

@@ -1,0 +1,180 @@
+"""Which module of a decoder block is its MLP's output, found from the roles of its parts; or why none is."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from ..errors import UnsupportedModelError
+from .decoder import decoder_blocks, hidden_size, unwrapped
+
+_MIXES = re.compile(r"mask|past|cache|key_value|kv_|^state$")
+"""What a forward pass is told that mixes positions, as attention and state spaces do, and an MLP is not."""
+
+
+def mlp_output_module(model: Any, layer: int) -> tuple[str, nn.Module]:
+    """Name and module of one block's MLP output projection.
+
+    Raises:
+        UnsupportedModelError: There is no such layer, or its block cannot be edited.
+    """
+    name = mlp_output_modules(model, [layer])[layer]
+    return name, unwrapped(model).get_submodule(name)
+
+
+def mlp_output_modules(model: Any, layers: Iterable[int] | None = None) -> dict[int, str]:
+    """Name of the MLP's output projection of each of these layers; of all that have one if none are given.
+
+    It is the map back to the hidden size of what stands beside attention in a block and mixes no positions; of several,
+    the widest. Names are those of the base model, also where a tuner has wrapped the projection.
+
+    Raises:
+        UnsupportedModelError: A layer that is asked for does not exist or has none, or no layer has one.
+    """
+    blocks, hidden = decoder_blocks(model), hidden_size(model)
+    if layers is None:
+        found, refused = _sorted_out(blocks, hidden)
+        if not found:
+            raise UnsupportedModelError(f"model: none of its layers can be edited; {listed(refused)}")
+        return found
+    found, holders = {}, _holders(blocks)
+    for layer in layers:
+        if not 0 <= layer < len(blocks):
+            raise UnsupportedModelError(f"layer: {layer} does not exist, the model has layers 0 to {len(blocks) - 1}")
+        try:
+            found[layer] = _mlp_output(blocks, layer, hidden, holders)
+        except _Refused as reason:
+            raise UnsupportedModelError(f"layer: {layer} ({blocks[layer][0]}) cannot be edited: {reason}") from None
+    return found
+
+
+def refused_layers(model: Any) -> dict[int, str]:
+    """The layers that cannot be edited, and why."""
+    return _sorted_out(decoder_blocks(model), hidden_size(model))[1]
+
+
+def listed(refused: Mapping[int, str]) -> str:
+    """Layers with their reasons in one line, those of one reason together."""
+    groups: dict[str, list[int]] = {}
+    for layer, reason in refused.items():
+        groups.setdefault(reason, []).append(layer)
+    return "; ".join(
+        f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}: {reason}" for reason, layers in groups.items()
+    )
+
+
+def features(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) of a linear map, also a quantized or wrapped one; None for other modules."""
+    layer: Any = module  # quantized ones have no base class in common
+    while hasattr(layer, "base_layer"):
+        layer = layer.base_layer
+    if hasattr(layer, "in_features") and hasattr(layer, "out_features"):
+        return layer.in_features, layer.out_features
+    if type(layer).__name__ == "Conv1D":
+        return layer.nx, layer.nf
+    return None
+
+
+class _Refused(Exception):
+    """Why a block cannot be edited."""
+
+
+def _sorted_out(blocks: Sequence[tuple[str, nn.Module]], hidden: int) -> tuple[dict[int, str], dict[int, str]]:
+    """Name of the output of each layer that has one, and the reasons of the others."""
+    found, refused, holders = {}, {}, _holders(blocks)
+    for layer in range(len(blocks)):
+        try:
+            found[layer] = _mlp_output(blocks, layer, hidden, holders)
+        except _Refused as reason:
+            refused[layer] = str(reason)
+    return found, refused
+
+
+def _mlp_output(
+    blocks: Sequence[tuple[str, nn.Module]], layer: int, hidden: int, holders: Mapping[int, Sequence[int]]
+) -> str:
+    block_name, block = blocks[layer]
+    name = _within(block, hidden)
+    for parameter in block.get_submodule(name).parameters():
+        others = [other for other in holders[id(parameter)] if other != layer]
+        if others:
+            raise _Refused(f"its MLP is layer {others[0]}'s as well, an edit would change both")
+    return f"{block_name}.{name}"
+
+
+def _holders(blocks: Sequence[tuple[str, nn.Module]]) -> dict[int, list[int]]:
+    """The layers that hold a parameter, by its identity."""
+    found: dict[int, list[int]] = {}
+    for layer, (_, block) in enumerate(blocks):
+        for parameter in block.parameters():
+            found.setdefault(id(parameter), []).append(layer)
+    return found
+
+
+def _within(block: nn.Module, hidden: int) -> str:
+    """Name of the output within its block."""
+    parts = _Parts(block)
+    if parts.routes:
+        raise _Refused("a mixture of experts, which has no single MLP to edit")
+    places = [""]
+    for mixer in parts.mixers:  # a block within the block holds attention beside an MLP of its own
+        children = block.get_submodule(mixer).named_children()
+        places += [f"{mixer}.{name}." for name, child in children if features(child) is None and not _mixes(child)]
+    for place in places:
+        maps = _Parts(block.get_submodule(place[:-1])).maps
+        if not place and not parts.mixers:  # maps that stand in a block alone are an attention's own
+            maps = {name: shape for name, shape in maps.items() if "." in name}
+        found = _way_back(maps, hidden)
+        if found is not None:
+            return place + found
+    beside = f" beside {', '.join(parts.mixers)}" if parts.mixers else ""
+    raise _Refused(f"no MLP that ends in a linear map to the hidden size{beside}")
+
+
+class _Parts:
+    """What stands in a module: the parts that mix positions, and the linear maps outside of them.
+
+    Args:
+        maps: (in, out) of each linear map, by name.
+        mixers: Names of the parts that mix positions.
+        routes: Whether a part beside them chooses among experts.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.maps: dict[str, tuple[int, int]] = {}
+        self.mixers: list[str] = []
+        self.routes = False
+        self._walk("", module)
+
+    def _walk(self, prefix: str, module: nn.Module) -> None:
+        for name, child in module.named_children():
+            shape = features(child)
+            if shape is not None:
+                self.maps[prefix + name] = shape
+            elif _mixes(child):
+                self.mixers.append(prefix + name)
+            else:
+                self.routes |= any("expert" in word for word in (name, *vars(child)))
+                self._walk(f"{prefix}{name}.", child)
+
+
+def _mixes(module: nn.Module) -> bool:
+    """Whether a part mixes positions: its forward pass is told what it may look at, or takes whatever it is given."""
+    told = inspect.signature(type(module).forward).parameters.values()
+    return any(_MIXES.search(one.name) or one.kind is inspect.Parameter.VAR_KEYWORD for one in told)
+
+
+def _way_back(maps: Mapping[str, tuple[int, int]], hidden: int) -> str | None:
+    """The widest map to the hidden size that another leads to from there, the last of several such."""
+    found: tuple[int, str] | None = None
+    for name, (wide, out) in maps.items():
+        led_to = any(
+            start == hidden and end and end % wide == 0 for other, (start, end) in maps.items() if other != name
+        )
+        if out == hidden and led_to and (found is None or wide >= found[0]):
+            found = wide, name
+    return None if found is None else found[1]

@@ -1,0 +1,156 @@
+"""The weights of a base, one by one, whatever wraps them, wherever they lie and however they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import align_module_device, has_offloaded_params
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from .quantization import dequantized, form_of
+
+Rows = Callable[[int, int], Tensor]
+"""Rows from one to another of a weight, as a matrix in its own floating dtype."""
+
+_TRANSPARENT = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+@dataclass(frozen=True)
+class BaseWeight:
+    """One weight.
+
+    Args:
+        name: Its name in the unwrapped model.
+        shape: Its shape; of a quantized one that of the weight it stands for.
+        is_output: Whether it belongs to a linear map down to the hidden size, as the output of an MLP does.
+        form: Name of the quantized format, "absent" on the meta device, or None for an ordinary weight.
+        opened: Brings it in for as long as the block lasts; None where there is nothing to read.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    is_output: bool
+    form: str | None
+    opened: Callable[[], AbstractContextManager[Rows | None]]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the matrix that it is read as: all axes but the last are one."""
+        count = 1
+        for side in self.shape[:-1]:
+            count *= side
+        return count
+
+
+def base_weights(model: nn.Module) -> Iterator[BaseWeight]:
+    """Every parameter of the base in the model's order, tied ones once; what adapters add is left out."""
+    seen: set[int] = set()
+    width = _width(model)
+    ties = getattr(model, "all_tied_weights_keys", None) or {}
+    for name, module, outer in _base_modules("", model, None):
+        matrix = _linear_shape(module)
+        form = None if matrix is None else form_of(module)
+        if matrix is not None and form is not None:
+            yield BaseWeight(
+                _joined(name, "weight"), matrix, _is_output(module, width), form, _Opened(module, "weight", form, outer)
+            )
+        for own, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen or (form is not None and own != "bias"):
+                continue
+            if parameter.is_meta and _joined(name, own) in ties:
+                continue  # accelerate gives each of two tied parameters a placeholder of its own
+            seen.add(id(parameter))
+            absent = parameter.is_meta and not has_offloaded_params(module)
+            is_matrix = own == "weight" and matrix is not None
+            yield BaseWeight(
+                _joined(name, own),
+                tuple(parameter.shape),
+                is_matrix and _is_output(module, width),
+                "absent" if absent else None,
+                _Opened(module, own, None, outer),
+            )
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) of a linear map, also of a quantized one; None for other modules."""
+    if isinstance(module, Conv1D):
+        return module.nx, module.nf
+    sides = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return sides if isinstance(sides[0], int) and isinstance(sides[1], int) else None  # type: ignore[return-value]
+
+
+def wrapped_modules(model: nn.Module) -> list[str]:
+    """Names, in the unwrapped model, of the modules that a tuner has wrapped."""
+    return [name for name, _, outer in _base_modules("", model, None) if outer is not None]
+
+
+def _base_modules(
+    name: str, module: nn.Module, outer: nn.Module | None
+) -> Iterator[tuple[str, nn.Module, nn.Module | None]]:
+    """Modules of the base with the outermost wrapper of each; a tuner layer keeps its base as ``base_layer``."""
+    for inner in ("base_layer", "original_module"):
+        wrapped = module._modules.get(inner)
+        if isinstance(wrapped, nn.Module):
+            yield from _base_modules(name, wrapped, outer or module)
+            return
+    yield name, module, outer
+    for own, child in module.named_children():
+        yield from _base_modules(name if own in _TRANSPARENT else _joined(name, own), child, None)
+
+
+class _Opened:
+    """Brings a parameter in, dequantized where its module is quantized."""
+
+    def __init__(self, module: nn.Module, own: str, form: str | None, outer: nn.Module | None) -> None:
+        self._module, self._own, self._form, self._outer = module, own, form, outer
+
+    @contextmanager
+    def __call__(self) -> Iterator[Rows | None]:
+        if self._own == "weight" and getattr(self._outer, "merged", False) and hasattr(self._outer, "base_weight"):
+            # a PRUNE_EDIT layer remembers the weight from before it was merged
+            with self._outer.base_weight() as weight:  # type: ignore[union-attr, operator]
+                yield _rows_of(weight.T if isinstance(self._module, Conv1D) else weight)
+            return
+        with align_module_device(self._module), torch.no_grad():
+            weight = getattr(self._module, self._own) if self._form is None else dequantized(self._module)
+            if weight is not None and hasattr(weight, "full_tensor"):  # sharded over devices
+                weight = weight.full_tensor()
+            yield None if weight is None or weight.is_meta else _rows_of(weight.detach())
+
+
+def _rows_of(weight: Tensor) -> Rows:
+    matrix = weight.reshape(-1, weight.shape[-1]) if weight.ndim else weight.reshape(1, 1)
+    return lambda start, stop: matrix[start:stop]
+
+
+def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """Shape of a linear map's weight as it is stored; of a quantized one (out, in)."""
+    sides = linear_shape(module)
+    if sides is None:
+        return None
+    return sides if isinstance(module, Conv1D) else (sides[1], sides[0])
+
+
+def _is_output(module: nn.Module, width: int | None) -> bool:
+    sides = linear_shape(module)
+    return sides is not None and sides[0] > sides[1] and width in (None, sides[1])
+
+
+def _width(model: nn.Module) -> int | None:
+    """The hidden size, where the configuration names one."""
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
+    return getattr(text, "hidden_size", None)
+
+
+def _joined(*parts: str) -> str:
+    return ".".join(part for part in parts if part)
+
+
+def names_of(modules: Iterable[str]) -> set[str]:
+    """Names of the weights of modules."""
+    return {_joined(module, "weight") for module in modules}

@@ -1,0 +1,116 @@
+"""``model.save_pretrained`` of PEFT with a PRUNE_EDIT adapter: its card, its basis, and the LoRA beside it.
+
+PEFT asks no method how its folder is made, so its method is wrapped; models without such an adapter go straight to it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from ..cards import own_text
+from ..errors import AdapterError
+from ..models.naming import public_name
+from ..publishing import publisher
+from .card import SECTION, write_card
+from .config import PruneEditConfig
+from .layer import layers_of
+from .stored import LORA, read_config, store_in_own_basis, store_lora
+
+_PLAIN = "_peft_prune_plain"
+
+
+def extend_saving() -> None:
+    """Wrap ``PeftModel.save_pretrained``; calling it again has no further effect."""
+    plain = getattr(PeftModel.save_pretrained, _PLAIN, PeftModel.save_pretrained)
+
+    @functools.wraps(plain)
+    def save_pretrained(
+        self: PeftModel, save_directory: str, *args: Any, also_lora: bool = False, **kwargs: Any
+    ) -> None:
+        given = inspect.signature(plain).bind(self, save_directory, *args, **kwargs)
+        given.apply_defaults()
+        chosen = given.arguments["selected_adapters"] or list(self.peft_config)
+        own = [name for name in chosen if isinstance(self.peft_config.get(name), PruneEditConfig)]
+        if also_lora and not own:
+            raise AdapterError("also_lora: goes with PRUNE_EDIT adapters, and none is saved here")
+        if not own or not given.arguments["is_main_process"]:
+            plain(self, save_directory, *args, **kwargs)
+            return
+        card = Path(save_directory) / "README.md"
+        before = card.read_bytes() if card.is_file() else None
+        if before is not None:
+            _readable(card)
+        plain(self, save_directory, *args, **kwargs)
+        _restore(card, before)
+        for name in own:
+            folder = Path(save_directory) / ("" if name == "default" else name)
+            # a trainer hands the values over: they belong to the state of its optimizer, and come back with that
+            own_basis = "state_dict" not in kwargs and _store(name, folder, given.arguments["safe_serialization"])
+            if also_lora:
+                store_lora(folder, fan_in_fan_out=any(layer.fan_in_fan_out for _, layer in layers_of(self, name)))
+            write_card(
+                card,
+                read_config(folder),
+                section=SECTION if name == "default" else f"{SECTION} {name}",
+                base=_base_name(self),
+                lora=(folder / LORA).is_dir(),
+                own_basis=own_basis,
+            )
+
+    setattr(save_pretrained, _PLAIN, plain)
+    PeftModel.save_pretrained = save_pretrained  # type: ignore[method-assign]
+
+
+def extend_push_to_hub() -> None:
+    """Wrap ``PeftModel.push_to_hub``, which would put a card of its own over ours; again, it has no further effect."""
+    plain = getattr(PeftModel.push_to_hub, _PLAIN, PeftModel.push_to_hub)
+
+    @functools.wraps(plain)
+    def push_to_hub(self: PeftModel, repo_id: str, *args: Any, **options: Any) -> Any:
+        if not any(isinstance(config, PruneEditConfig) for config in self.peft_config.values()):
+            return plain(self, repo_id, *args, **options)
+        return publisher("push_model")(self, repo_id, *args, **options)
+
+    setattr(push_to_hub, _PLAIN, plain)
+    setattr(PeftModel, "push_to_hub", push_to_hub)  # noqa: B010 - a checker refuses the plain form
+
+
+def _base_name(model: PeftModel) -> str | None:
+    base = model.get_base_model()
+    named = getattr(getattr(base, "config", None), "_name_or_path", None) or getattr(base, "name_or_path", None)
+    return public_name(named)
+
+
+def _store(name: str, folder: Path, safe: bool) -> bool:
+    """Bring the file into the basis of its own; whether it was."""
+    if not read_config(folder).get("edits"):
+        return False  # trained factors have no rows of edits, and go on being trained
+    if safe:
+        store_in_own_basis(folder)
+    else:
+        warnings.warn(
+            f"adapter {name!r}: without safe_serialization the factors are saved as they are in memory, where each row "
+            "may belong to one edit"
+        )
+    return safe
+
+
+def _readable(card: Path) -> None:
+    try:
+        own_text(card)
+    except ValueError as error:
+        raise AdapterError(str(error)) from None
+
+
+def _restore(card: Path, before: bytes | None) -> None:
+    """What was there before PEFT wrote its own card over it."""
+    if before is None:
+        card.unlink(missing_ok=True)
+    else:
+        card.write_bytes(before)
