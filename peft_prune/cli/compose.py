@@ -10,6 +10,7 @@ import typer
 
 from ..errors import AdapterError
 from ..folders import recover, whole_folder
+from ..hub import HubName, adapter_folder
 from ..outputs import require_outputs
 from ..session import History
 from ..session import compose as composed
@@ -48,19 +49,16 @@ def compose(
     """Add or subtract adapters of one base: raw updates are added where they are known, and restrained once."""
     numbers = _numbers(weights, len(adapters))
     require_options(restraint, on_conflict)
-    base = _base_of(adapters[0]) if model is None else model
-    require_outputs(folders={"out": out}, inputs={"adapter": adapters, "model": base}, overwrite=overwrite)
-    for place in adapters:
-        require_source(place)
+    sources = [source_of(place) for place in adapters]
+    base = _base_of(sources[0]) if model is None else model
+    require_outputs(folders={"out": out}, inputs={"adapter": sources, "model": base}, overwrite=overwrite)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        edited = composed(
-            adapters, numbers, model=load_model(base, dtype), restraint=restraint, on_conflict=on_conflict
-        )
+        edited = composed(sources, numbers, model=load_model(base, dtype), restraint=restraint, on_conflict=on_conflict)
         with whole_folder(out, overwrite=overwrite) as folder:
             edited.save_pretrained(str(folder))
     notes = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
-    kept = [str(one) for one in _conflicts(adapters, numbers)]
+    kept = [str(one) for one in _conflicts(sources, numbers)]
     layers = _figures(edited)
     if json_output:
         document = {"adapter": str(out), "adapters": adapters, "weights": numbers, "conflicts": kept, "warnings": notes}
@@ -89,8 +87,13 @@ def _figures(edited: Any) -> dict[str, dict[str, Any]]:
     }
 
 
-def require_source(place: str) -> None:
-    """Raise AdapterError where a path holds neither an adapter nor a history; what is no path is a Hub name."""
+def source_of(place: str) -> str:
+    """Where an adapter or a history stands on this machine; ``user/name[@revision]`` is fetched from the Hub.
+
+    Raises:
+        AdapterError: A path holds neither an adapter nor a history.
+        HubError: The repository cannot be fetched, or holds no adapter.
+    """
     path = Path(place)
     if not path.exists():
         recover(path)
@@ -98,8 +101,9 @@ def require_source(place: str) -> None:
         raise AdapterError("adapter: '' is no adapter; a folder, a history or a Hub name is accepted")
     if path.is_dir() and not (path / "adapter_config.json").is_file():
         raise AdapterError(f"adapter: {place} holds no adapter_config.json")
-    if not path.exists() and (place.count("/") != 1 or place.startswith((".", "/"))):
+    if not path.exists() and HubName.of(place) is None:
         raise AdapterError(f"adapter: {place!r} does not exist; a folder, a history or a Hub name is accepted")
+    return str(adapter_folder(place))
 
 
 def _numbers(weights: str | None, count: int) -> list[float]:
@@ -115,7 +119,6 @@ def _numbers(weights: str | None, count: int) -> list[float]:
 
 def _base_of(place: str) -> str:
     """The base that an adapter's configuration or a history names."""
-    require_source(place)
     if Path(place).is_file():
         with History.read(place) as history:
             name = history.meta["model"]

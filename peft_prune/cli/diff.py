@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..session import AdapterComparison, EditRecord, compare_adapters
 from ..spectral import Comparison
-from .compose import require_source
+from .compose import source_of
 from .models import print_json
 from .plain import plain, say
 
@@ -24,9 +24,7 @@ def diff(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Compare two adapters of one base: the directions of their updates, and the edits of their histories."""
-    for place in (one, other):
-        require_source(place)
-    found = compare_adapters(one, other)
+    found = compare_adapters(source_of(one), source_of(other))
     if json_output:
         print_json(_document(one, other, found))
         return

@@ -38,6 +38,7 @@ def write_card(
     base: str | None = None,
     lora: bool = False,
     own_basis: bool = True,
+    licence: str | None = None,
 ) -> None:
     """Write the adapter's section into a card, which is made where there is none.
 
@@ -48,6 +49,7 @@ def write_card(
         base: What the base is called where the configuration does not name it.
         lora: Whether the same update stands beside it as a LoRA, in ``lora/``.
         own_basis: Whether the factors stand in the basis that follows from ΔW alone.
+        licence: Of the base, where it is known.
 
     Raises:
         AdapterError: The metadata of a card that is there cannot be read.
@@ -61,7 +63,7 @@ def write_card(
         write_section(
             path,
             section,
-            adapter_text(config, name, lora=lora, own_basis=own_basis),
+            adapter_text(config, name, lora=lora, own_basis=own_basis, licence=licence),
             library_name="peft",
             base_model=name,
             pipeline_tag=pipeline,
@@ -71,7 +73,9 @@ def write_card(
         raise AdapterError(str(error)) from None
 
 
-def adapter_text(config: Mapping[str, Any], base: str | None, *, lora: bool, own_basis: bool) -> str:
+def adapter_text(
+    config: Mapping[str, Any], base: str | None, *, lora: bool, own_basis: bool, licence: str | None = None
+) -> str:
     """The section's Markdown."""
     made_for = config.get("base_fingerprint")
     edits = config.get("edits") or 0
@@ -108,6 +112,7 @@ model = PeftModel.from_pretrained(base, "THIS_FOLDER_OR_REPOSITORY")
 - restraint: {_restraint(config)}
 - edits: {edits}
 - base: {base or "not named"}{weights}
+- licence of the base: {licence or "not named on this machine; see the base's own card"}
 - PEFT {peft.__version__}
 {table}
 ### What this adapter gives away

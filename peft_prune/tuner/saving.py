@@ -11,9 +11,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from peft import PeftModel
 
-from ..cards import own_text
+from ..cards import own_text, read_card
 from ..errors import AdapterError
 from ..models.naming import public_name
 from ..publishing import publisher
@@ -61,6 +62,7 @@ def extend_saving() -> None:
                 base=_base_name(self),
                 lora=(folder / LORA).is_dir(),
                 own_basis=own_basis,
+                licence=_licence_of_base(self),
             )
 
     setattr(save_pretrained, _PLAIN, plain)
@@ -82,9 +84,29 @@ def extend_push_to_hub() -> None:
 
 
 def _base_name(model: PeftModel) -> str | None:
+    return public_name(_base_place(model))
+
+
+def _base_place(model: PeftModel) -> str | None:
     base = model.get_base_model()
-    named = getattr(getattr(base, "config", None), "_name_or_path", None) or getattr(base, "name_or_path", None)
-    return public_name(named)
+    return getattr(getattr(base, "config", None), "_name_or_path", None) or getattr(base, "name_or_path", None)
+
+
+def _licence_of_base(model: PeftModel) -> str | None:
+    """The licence that the base's own card names, where that card is on this machine."""
+    place = _base_place(model)
+    if not place:
+        return None
+    card: Any = Path(place) / "README.md"
+    if not card.is_file() and not Path(place).exists() and place.count("/") == 1:
+        card = try_to_load_from_cache(place, "README.md")
+    if not isinstance(card, (str, Path)) or not Path(card).is_file():
+        return None
+    try:
+        found = read_card(Path(card)).data.get("license")
+    except ValueError:
+        return None  # another's card, whose metadata nobody can read, names none
+    return found if isinstance(found, str) else None
 
 
 def _store(name: str, folder: Path, safe: bool) -> bool:

@@ -175,6 +175,16 @@ def test_peft_and_transformers_give_the_adapters_logits_without_this_package(bui
         assert not torch.allclose(build()(INPUTS).logits, expected, atol=1e-2)
 
 
+def test_the_lora_beside_a_saved_adapter_loads_without_this_package(tmp_path) -> None:
+    tiny_llama().save_pretrained(tmp_path / "base")
+    model = edited(tiny_llama)
+    model.save_pretrained(tmp_path / "saved", also_lora=True)
+    words = [str(tmp_path / name) for name in ("base", "saved/lora", "logits.pt")]
+    subprocess.run([sys.executable, "-c", PLAIN, *words], check=True, capture_output=True)
+    for logits in torch.load(tmp_path / "logits.pt"):
+        assert torch.allclose(logits, model(INPUTS).logits, atol=1e-4)
+
+
 def test_the_configuration_holds_one_integer_for_rank_and_alpha_and_no_pattern(model, tmp_path) -> None:
     export_lora(model, tmp_path / "x", rank=5)
     config = loaders.config_of(tmp_path / "x")

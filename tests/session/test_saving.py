@@ -32,3 +32,29 @@ def test_a_session_never_saves_over_its_history_or_its_base(tmp_path: Path) -> N
         assert not own.model.restraint_is_pending() and "adapter_config.json" in os.listdir(
             tmp_path / "run" / "adapter"
         )
+
+
+def test_what_people_wrote_into_the_card_survives_the_next_save(tmp_path: Path) -> None:
+    with session() as own:
+        own.edit(REQUESTS[0])
+        own.save(tmp_path / "adapter")
+        card = tmp_path / "adapter" / "README.md"
+        card.write_text(card.read_text() + "\n## Who to ask\n\nThe team of the second floor.\n")
+        own.edit(REQUESTS[1])
+        own.save(tmp_path / "adapter", overwrite=True)
+    text = card.read_text()
+    assert "The team of the second floor." in text and "# 2 edits of" in text and "# 1 edit of" not in text
+
+
+def test_the_card_names_the_licence_that_the_base_names(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\nA base.\n")
+    with session() as own:
+        own.edit(REQUESTS[0])
+        own.save(tmp_path / "unknown")
+        own.model.get_base_model().config._name_or_path = str(base)
+        own.save(tmp_path / "known")
+    known, unknown = ((tmp_path / name / "README.md").read_text() for name in ("known", "unknown"))
+    assert "licence of the base: apache-2.0" in known and str(tmp_path) not in known
+    assert "licence of the base: not named" in unknown
