@@ -48,7 +48,8 @@ class BaseWeight:
 
 def base_weights(model: nn.Module) -> Iterator[BaseWeight]:
     """Every parameter of the base in the model's order, tied ones once; what adapters add is left out."""
-    seen: set[int] = set()
+    # kept, for an offloaded parameter is replaced when it has been read, and its id would be given to another one
+    seen: dict[int, nn.Parameter] = {}
     width = _width(model)
     ties = getattr(model, "all_tied_weights_keys", None) or {}
     for name, module, outer in _base_modules("", model, None):
@@ -63,7 +64,7 @@ def base_weights(model: nn.Module) -> Iterator[BaseWeight]:
                 continue
             if parameter.is_meta and _joined(name, own) in ties:
                 continue  # accelerate gives each of two tied parameters a placeholder of its own
-            seen.add(id(parameter))
+            seen[id(parameter)] = parameter
             absent = parameter.is_meta and not has_offloaded_params(module)
             is_matrix = own == "weight" and matrix is not None
             yield BaseWeight(

@@ -191,7 +191,10 @@ def test_an_offloaded_base_has_the_fingerprint_of_the_plain_one(build, tmp_path)
     device_map |= {f"{blocks}.0": "cpu", f"{blocks}.1": "disk", f"{blocks}.2": "disk"}
     offloaded = dispatch_model(model, device_map, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
     assert any(parameter.is_meta for parameter in offloaded.parameters())
-    assert base_fingerprint(offloaded) == base_fingerprint(build())
+    plain = base_fingerprint(build())
+    # again and again: what is read is replaced, and a new parameter may lie where an old one lay
+    for _ in range(10):
+        assert base_fingerprint(offloaded) == plain
     assert base_fingerprint(get_peft_model(offloaded, PruneEditConfig())) == base_fingerprint(build())
 
 
