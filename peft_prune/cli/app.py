@@ -51,9 +51,24 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (
-    *(demo, locate, edit, resume, harness, history, undo, tune, restrain, compose, diff, merge, export, push, report),
-):
+COMMANDS = (
+    demo,
+    locate,
+    edit,
+    resume,
+    harness,
+    history,
+    undo,
+    tune,
+    restrain,
+    compose,
+    diff,
+    merge,
+    export,
+    push,
+    report,
+)
+for command in COMMANDS:
     app.command()(command)
 for several in (evaluate, experiment, audit):
     app.command(cls=SeveralValues)(several)

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import AdapterError
+from ..models.mlp import features
 from ..models.naming import public_name
 from ..models.quantization import form_of
-from ..models.weights import linear_shape
 from ..spectral import LowRankUpdate
 from ..tuner import PruneEditConfig, PruneEditModel
 from ..tuner.files import FACTOR_KEY, MARK
@@ -174,7 +174,7 @@ def _config(folder: Path) -> PruneEditConfig:
 def _shapes(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
     found = {}
     for name, module in model.named_modules():
-        sides = linear_shape(module)
+        sides = features(module)
         if sides is not None and ".prune_edit_" not in f".{name}":
             found[name_in_base(name).removesuffix(".base_layer")] = (sides[1], sides[0])
     return found

@@ -11,6 +11,7 @@ from accelerate.utils import align_module_device, has_offloaded_params
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from .mlp import features
 from .quantization import dequantized, form_of
 
 Rows = Callable[[int, int], Tensor]
@@ -76,14 +77,6 @@ def base_weights(model: nn.Module) -> Iterator[BaseWeight]:
             )
 
 
-def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(in, out) of a linear map, also of a quantized one; None for other modules."""
-    if isinstance(module, Conv1D):
-        return module.nx, module.nf
-    sides = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    return sides if isinstance(sides[0], int) and isinstance(sides[1], int) else None  # type: ignore[return-value]
-
-
 def wrapped_modules(model: nn.Module) -> list[str]:
     """Names, in the unwrapped model, of the modules that a tuner has wrapped."""
     return [name for name, _, outer in _base_modules("", model, None) if outer is not None]
@@ -130,14 +123,14 @@ def _rows_of(weight: Tensor) -> Rows:
 
 def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """Shape of a linear map's weight as it is stored; of a quantized one (out, in)."""
-    sides = linear_shape(module)
+    sides = features(module)
     if sides is None:
         return None
     return sides if isinstance(module, Conv1D) else (sides[1], sides[0])
 
 
 def _is_output(module: nn.Module, width: int | None) -> bool:
-    sides = linear_shape(module)
+    sides = features(module)
     return sides is not None and sides[0] > sides[1] and width in (None, sides[1])
 
 
