@@ -163,7 +163,7 @@ def _require_same(gguf: Any, reader: Any, path: Path, tensor: str, layer: PruneE
     found = next((one for one in reader.tensors if one.name == tensor), None)
     if found is None:
         raise CheckpointError(f"gguf: {path} holds no tensor {tensor}")
-    stored = torch.from_numpy(gguf.dequantize(found.data, found.tensor_type))
+    stored = torch.tensor(gguf.dequantize(found.data, found.tensor_type))
     with layer.base_weight() as weight:
         own = weight.to("cpu", torch.float32)
     if stored.shape != own.shape or not float((stored - own).norm()) <= _FARTHEST * float(own.norm()):

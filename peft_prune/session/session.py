@@ -17,7 +17,6 @@ from ..editors import Editor, Prepared, SecondMoments, get_editor
 from ..errors import SessionStateError
 from ..folders import whole_folder
 from ..models.decoder import unwrapped
-from ..models.fingerprint import base_fingerprint
 from ..models.naming import model_name
 from ..monitoring import BatchReport, LayerCondition, SessionCallback
 from ..outputs import require_outputs
@@ -570,7 +569,7 @@ def require_moments_for(callbacks: Sequence[SessionCallback], model: Any, statis
 
 def _moments(statistics: SecondMoments | str | Path | None, model: Any) -> SecondMoments | None:
     if isinstance(statistics, (str, Path)):
-        statistics = SecondMoments.load(statistics, base=base_fingerprint(model))
+        statistics = SecondMoments.from_pretrained(statistics, model)
     if statistics is not None:
         statistics.require_fit(model)
     return statistics
