@@ -16,7 +16,6 @@ from ..editors import SecondMoments, collect_second_moments, get_editor
 from ..errors import EditFailedError
 from ..evaluation import load_texts, without_subjects
 from ..folders import whole_folder
-from ..models.fingerprint import base_fingerprint
 from ..monitoring import BatchReport, SessionCallback
 from ..outputs import Given, require_outputs
 from ..reporting.words import edits
@@ -57,7 +56,7 @@ def edit(
         ),
     ] = None,
     stats: Annotated[
-        Optional[Path], typer.Option(help="A second moment saved earlier, in place of --stats-text.")
+        Optional[Path], typer.Option(help="A second moment saved earlier, or its Hub name, in place of --stats-text.")
     ] = None,
     restraint: Annotated[str, typer.Option(help="log, linear, clip, scale or none.")] = "log",
     alpha: Annotated[float, typer.Option(help="Base of the logarithm of 'log', above 1.")] = 1.2,
@@ -224,7 +223,7 @@ class _Statistics:
         self, model: Any, tokenizer: Any, modules: Sequence[str], requests: Sequence[EditRequest], quiet: bool
     ) -> SecondMoments | None:
         if self._file is not None:
-            return SecondMoments.load(self._file, base=base_fingerprint(model))
+            return SecondMoments.from_pretrained(self._file, model)
         if self._texts is None:
             return None
         texts = without_subjects(self._texts, requests)

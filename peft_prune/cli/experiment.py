@@ -281,7 +281,7 @@ def _moments(
 ) -> SecondMoments | None:
     """Second moments from a file, or taken over texts once and kept for going on."""
     if stats is not None:
-        return SecondMoments.load(stats, base=base_fingerprint(base))
+        return SecondMoments.from_pretrained(stats, base)
     if stats_text is None and plan.model != BUILTIN:
         return None
     texts = load_texts(stats_text) if stats_text is not None else plain_texts(1000)

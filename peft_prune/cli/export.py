@@ -10,14 +10,13 @@ import typer
 
 from ..export import Export, export_lora, lost_edits, require_format
 from ..outputs import require_outputs
-from ..requests import EditRequest, load_requests
-from ..session import History
 from .models import load_adapter, load_model, load_tokenizer, print_json
 from .plain import say
+from .requested import edits_asked, lost_of, tell_lost
 
 
 def export(
-    adapter: Annotated[Path, typer.Argument(help="Folder of the adapter.")],
+    adapter: Annotated[Path, typer.Argument(help="Folder of the adapter, or user/name[@revision] on the Hub.")],
     out: Annotated[Path, typer.Option(help="Folder for the export.")],
     format: Annotated[
         str,
@@ -55,13 +54,13 @@ def export(
     inputs = {"adapter": adapter, "base": base, "requests": requests, "history": history}
     require_outputs(folders={"out": out}, inputs=inputs, overwrite=overwrite)
     _require_measurable(base, max_rank, requests, history)
-    asked = _asked(requests, history)
+    asked = edits_asked(requests, history)
     source = adapter if base is None else load_adapter(load_model(base, "auto"), adapter)
     options: dict[str, Any] = {"rank": rank, "max_rank": max_rank, "fill_layers": fill_layers, "servers": server}
     lost = None
     if base is not None and max_rank is not None:
         places = lost_edits(source, load_tokenizer(base), asked, max_rank=max_rank)
-        lost = [{"index": place, "prompt": asked[place].text, "target": asked[place].target_new} for place in places]
+        lost = lost_of(asked, places)
     done = export_lora(source, out, format=format, overwrite=overwrite, **options)
     if json_output:
         print_json({**asdict(done), "folder": str(out), "lost": lost})
@@ -73,21 +72,10 @@ def _require_measurable(base: str | None, max_rank: int | None, requests: Path |
     given = [name for name, value in (("--requests", requests), ("--history", history)) if value is not None]
     if max_rank is None and given:
         raise ValueError(f"{given[0][2:]}: acts together with --max-rank alone, to measure which edits it loses")
-    if len(given) > 1:
-        raise ValueError("requests: give --requests or --history, not both")
     if max_rank is not None and (base is None or not given):
         raise ValueError(
             "max_rank: to measure which edits it loses, give --base, and the edits by --requests or --history"
         )
-
-
-def _asked(requests: Path | None, history: Path | None) -> list[EditRequest]:
-    if requests is not None:
-        return load_requests(requests)
-    if history is None:
-        return []
-    with History.read(history) as opened:
-        return [edit.request for edit in opened.edits(standing=True) if edit.request is not None]
 
 
 def _tell(done: Export, lost: list[dict[str, Any]] | None, asked: int) -> None:
@@ -95,9 +83,6 @@ def _tell(done: Export, lost: list[dict[str, Any]] | None, asked: int) -> None:
     say(f"LoRA of rank {done.rank} for {len(done.modules)} modules in {done.folder} ({done.format}){applied}")
     for name, error in done.truncated.items():
         say(f"  {name}: truncated, ‖ΔW − truncated‖ / ‖ΔW‖ = {error:.3g}")
-    if lost is not None:
-        say(f"  {len(lost)} of {asked} edits are lost by it" + (":" if lost else ""))
-        for edit in lost:
-            say(f"    {edit['prompt']} → {edit['target']}")
+    tell_lost(lost, asked, "by it")
     for name, needed in done.servers.items():
         say(f"  {name}" + (f": {needed}" if needed else ""))

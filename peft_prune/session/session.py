@@ -17,7 +17,6 @@ from ..editors import Editor, Prepared, SecondMoments, get_editor
 from ..errors import SessionStateError
 from ..folders import whole_folder
 from ..models.decoder import unwrapped
-from ..models.fingerprint import base_fingerprint
 from ..models.naming import model_name
 from ..monitoring import BatchReport, LayerCondition, SessionCallback
 from ..outputs import require_outputs
@@ -356,6 +355,8 @@ class EditSession:
         with whole_folder(Path(path), overwrite=overwrite) as folder:
             if card.is_file():
                 shutil.copyfile(card, folder / "README.md")  # what people wrote into it stays
+            if self.workspace.monitor is not None:
+                self.figures()  # what is known when the adapter is saved stands in its card
             self.model.save_pretrained(str(folder), also_lora=also_lora)
             self.write_card(folder / "README.md")
 
@@ -377,8 +378,7 @@ class EditSession:
     def write_card(self, path: Path) -> None:
         """Write what the session knows into the card beside a saved adapter: no fact, no name, no text of a user's."""
         counts = Counter(record.state for record in self.history.edits())
-        figures = {} if self.workspace.monitor is None else self.figures()
-        write_session(path, self.editor, figures, counts)
+        write_session(path, self.editor, counts)
 
     def close(self) -> None:
         """End the session and give the history free; the model keeps its adapter."""
@@ -569,7 +569,7 @@ def require_moments_for(callbacks: Sequence[SessionCallback], model: Any, statis
 
 def _moments(statistics: SecondMoments | str | Path | None, model: Any) -> SecondMoments | None:
     if isinstance(statistics, (str, Path)):
-        statistics = SecondMoments.load(statistics, base=base_fingerprint(model))
+        statistics = SecondMoments.from_pretrained(statistics, model)
     if statistics is not None:
         statistics.require_fit(model)
     return statistics

@@ -80,9 +80,6 @@ def adapter_text(
     made_for = config.get("base_fingerprint")
     edits = config.get("edits") or 0
     weights = f" (weights `{short_form(made_for)}`)" if made_for else ""
-    ranks = {name: rank for name, rank in (config.get("ranks") or {}).items() if rank}
-    layers = "".join(f"| `{name}` | {rank} |\n" for name, rank in ranks.items())
-    table = f"\n| layer | rank |\n|---|---|\n{layers}" if layers else ""
     return f"""\
 # {edits or "No"} edit{"" if edits == 1 else "s"} of {base or "a language model"}
 
@@ -114,7 +111,7 @@ model = PeftModel.from_pretrained(base, "THIS_FOLDER_OR_REPOSITORY")
 - base: {base or "not named"}{weights}
 - licence of the base: {licence or "not named on this machine; see the base's own card"}
 - PEFT {peft.__version__}
-{table}
+
 ### What this adapter gives away
 
 {_OWN_BASIS if own_basis else _AS_LEFT}

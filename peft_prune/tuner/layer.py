@@ -385,6 +385,10 @@ class PruneEditLayer(BaseTunerLayer):
         key = self._current_update(adapter_name).checksum or checksum(effective)
         return self.prune_edit_figures[adapter_name].of(effective, key, self._around(adapter_name))
 
+    def known_base(self) -> tuple[float | None, ConditionNumber | None]:
+        """σmax(W₀) and the factors of W₀, as far as something has computed them already."""
+        return self._sigma_max_base, self._condition
+
     def _around(self, adapter_name: str) -> tuple[Around, LowRankUpdate] | None:
         """An earlier raw sum, and what the effective update has more than that; None where its rank is small."""
         state = self.prune_edit_update[adapter_name]

@@ -244,7 +244,7 @@ class PruneEditModel(BaseTuner):
         A request is one call of the PEFT model or of its ``generate``.
 
         Args:
-            place: Folder of the new adapter, or its name on the Hub; ranks may differ.
+            place: Folder of the new adapter, or ``user/name[@revision]`` on the Hub; ranks may differ.
             adapter_name: The adapter whose place it takes; the active one if not given.
             hub: ``revision``, ``subfolder``, ``token``, ``cache_dir``.
 

@@ -320,3 +320,20 @@ def test_an_option_may_have_several_values_or_be_repeated() -> None:
     assert repeated(given, {"--edited"}) == [
         *("--base", "b", "--edited", "x", "--edited", "y", "--out", "o", "--edited", "z", "--json")
     ]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("--quantization", "q8_0"), "quantization: acts together with --gguf alone"),
+        (("--requests", "requests.json"), "requests: acts together with --gguf alone"),
+        (("--gguf", "none.gguf", "--quantization", "q2_k"), "quantization: 'q2_k' is not one of keep, f16, q8_0, q4_0"),
+        (("--gguf", "none.gguf", "--dtype", "float16"), "dtype: does not go with --gguf"),
+        (("--gguf", "none.gguf"), "gguf: none.gguf is no file"),
+    ],
+)
+def test_what_merge_cannot_write_into_a_gguf_is_one_line(capsys, folder, adapter, words, said, tmp_path) -> None:
+    pytest.importorskip("gguf")
+    code, _, errors = run(capsys, "merge", adapter, "--model", folder / "model", "--out", tmp_path / "x", *words)
+    assert code == 2 and said in errors and len(errors.strip().splitlines()) == 1
+    assert not (tmp_path / "x").exists()
