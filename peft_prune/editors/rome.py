@@ -88,6 +88,10 @@ class ROME(Editor):
         """`SMALL` for a model narrower than `SMALL_WIDTH`, nothing for others."""
         return dict(SMALL) if hidden_size(model) < SMALL_WIDTH else {}
 
+    @property
+    def needs_moments(self) -> bool:
+        return self.hyperparameters.mom2_adjustment
+
     def default_layers(self, depth: int) -> tuple[int, ...]:
         return (round(depth * 17 / 48),)
 
@@ -148,8 +152,8 @@ class ROME(Editor):
     def _moment(self, statistics: SecondMoments | None, name: str) -> Tensor:
         if statistics is None or name not in statistics.moments:
             raise ValueError(
-                f"statistics: ROME needs the second moment of {name}; collect it over ordinary text (--stats-text), "
-                "or set mom2_adjustment=False"
+                f"statistics: ROME needs the second moment of {name}; collect it over ordinary text (--stats-text) "
+                "or over text that the model writes itself (own_moments), or set mom2_adjustment=False"
             )
         return statistics.moments[name]
 

@@ -145,11 +145,15 @@ class SpreadEditor(Editor):
             if statistics is None or name not in statistics.moments:
                 raise ValueError(
                     f"statistics: {self.pretty_name} needs the second moment of {name}; collect it over ordinary "
-                    "text (--stats-text)"
+                    "text (--stats-text), or over text that the model writes itself (own_moments)"
                 )
 
     def _system_key(self) -> tuple[Any, ...]:
         return (self.name, *(getattr(self.hyperparameters, name) for name in self.system_fields))
+
+    @property
+    def needs_moments(self) -> bool:
+        return True
 
     @property
     def keeps_history(self) -> bool:
