@@ -24,18 +24,6 @@ from .keys import Climb, added, adds_to_residual
 from .second_moment import SecondMoments
 from .values import optimize_values
 
-SMALL_WIDTH = 1024
-"""Hidden size below which the published values, found for widths from 1,600 to 4,096, give way to others."""
-
-
-SMALL_VALUES: dict[str, Any] = {
-    "v_lr": 0.15,
-    "v_num_grad_steps": 81,  # 80 updates
-    "clamp_norm_factor": 6.0,
-    "stop_probability": 0.95,
-}
-"""How v* is searched in small models; see `peft_prune.editors.rome.SMALL`."""
-
 
 @dataclass(frozen=True)
 class SpreadHyperparameters(ValueHyperparameters):
