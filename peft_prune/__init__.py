@@ -26,7 +26,7 @@ from .tuner import PRUNE_EDIT, PruneEditConfig, PruneEditLayer, PruneEditModel
 
 if TYPE_CHECKING:
     from .builtin import load_builtin_model
-    from .editors import SecondMoments, collect_second_moments, editor_names, get_editor
+    from .editors import SecondMoments, collect_second_moments, editor_names, get_editor, own_moments, own_texts
     from .evaluation import comparison_table, evaluate, load_ability, load_facts, load_texts
     from .export import export_lora, lost_edits
     from .monitoring import (
@@ -109,6 +109,8 @@ __all__ = [
     "load_requests",
     "load_texts",
     "lost_edits",
+    "own_moments",
+    "own_texts",
     "tune_restraint",
     "verify",
     "write_report",
@@ -117,7 +119,7 @@ __all__ = [
 _HOMES = MappingProxyType(
     {
         "builtin": "load_builtin_model",
-        "editors": "SecondMoments collect_second_moments editor_names get_editor",
+        "editors": "SecondMoments collect_second_moments editor_names get_editor own_moments own_texts",
         "evaluation": "comparison_table evaluate load_ability load_facts load_texts",
         "export": "export_lora lost_edits",
         "monitoring": (

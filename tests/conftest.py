@@ -16,6 +16,14 @@ from .talking import bos_tokenizer, outspoken, spaced_tokenizer
 from .tiny import tiny_gpt2, tiny_llama
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is kept for later stays out of the user's own folder."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["PEFT_PRUNE_CACHE"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder with the public development data; tests that need it are skipped without it."""

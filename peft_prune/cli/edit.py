@@ -12,18 +12,19 @@ from typing import Annotated, Any, Optional
 import typer
 from peft import get_peft_model
 
-from ..editors import SecondMoments, collect_second_moments, get_editor
+from ..editors import SecondMoments, get_editor
+from ..editors.own_texts import OWN_TOKENS
 from ..errors import EditFailedError
-from ..evaluation import load_texts, without_subjects
 from ..folders import whole_folder
 from ..monitoring import BatchReport, SessionCallback
 from ..outputs import Given, require_outputs
 from ..reporting.words import edits
-from ..requests import EditRequest, LoadedRequests
+from ..requests import LoadedRequests
 from ..session import EditResult, EditSession
 from ..session.records import LOST, WEAKENED
 from ..tuner import PruneEditConfig
 from .models import load_model, load_tokenizer, print_json
+from .moments import MomentsSource, Stats, StatsText, StatsTokens
 from .plain import say
 from .progress import progress_bar
 from .requested import OnBadRecord, bad_records, requested
@@ -48,16 +49,9 @@ def edit(
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many requests only.")] = None,
     on_bad_record: OnBadRecord = "fail",
     batch_size: Annotated[int, typer.Option(help="Requests that are computed together.")] = 1,
-    stats_text: Annotated[
-        Optional[Path],
-        typer.Option(
-            help="Texts for the second moment: a JSON list of strings or of {prompt, object}, or a .txt file. "
-            "Texts that name an edited subject are left out."
-        ),
-    ] = None,
-    stats: Annotated[
-        Optional[Path], typer.Option(help="A second moment saved earlier, or its Hub name, in place of --stats-text.")
-    ] = None,
+    stats_text: StatsText = None,
+    stats: Stats = None,
+    stats_tokens: StatsTokens = OWN_TOKENS,
     restraint: Annotated[str, typer.Option(help="log, linear, clip, scale or none.")] = "log",
     alpha: Annotated[float, typer.Option(help="Base of the logarithm of 'log', above 1.")] = 1.2,
     restrain_on: Annotated[
@@ -81,7 +75,7 @@ def edit(
         Optional[float],
         typer.Option(
             help="With --restrain-on threshold: mean squared change of a layer's output, over the mean squared output, "
-            "above which the restraint acts; needs --stats or --stats-text. --max-output-change is a limit instead."
+            "above which the restraint acts. --max-output-change is a limit instead."
         ),
     ] = None,
     max_rank: Annotated[Optional[int], typer.Option(help="Upper limit of a layer's rank.")] = None,
@@ -132,17 +126,15 @@ def edit(
     if not second_try:
         settings["second_try"] = False  # kept with the editor, so that resuming tries once as well
     get_editor(editor, **settings)  # what is wrong with them shows before a model is loaded
-    source = _Statistics(stats, stats_text)
-    limits = {"max_output_change": max_output_change, "max_output_perturbation": max_output_perturbation}
-    for name, largest in limits.items():
-        if largest is not None and stats is None and stats_text is None:
-            raise ValueError(f"{name}: {largest} needs second moments; give --stats or --stats-text")
+    source = MomentsSource(stats, stats_text, stats_tokens)
     tokenizer = load_tokenizer(model)
     with whole_folder(out, overwrite=overwrite) as folder:
         base = load_model(model, dtype)
         method = get_editor(editor, model=base, **settings)
         config.layers_to_transform = list(method.admitted(base))
-        statistics = source.moments(base, tokenizer, method.modules(base), records, json_output)
+        needed = method.needs_moments or stats or stats_text or max_output_change or max_output_perturbation
+        modules = method.modules(base)
+        statistics = source.moments(base, tokenizer, modules, records, json_output) if needed else None
         options: dict[str, Any] = {"statistics": statistics, "history": history}
         options["monitor"] = history is not None or watch.watches_layers
         guards = watch.guards(base, tokenizer, records)
@@ -208,26 +200,6 @@ def require_one(outcomes: Sequence[EditResult]) -> None:
     """Raise EditFailedError where no edit took."""
     if outcomes and not any(outcome.took for outcome in outcomes):
         raise EditFailedError(f"none of {len(outcomes)} edits took; the first: {outcomes[0].reason}")
-
-
-class _Statistics:
-    """Where the second moments come from: a file of them, or texts to take them over, which are read at once."""
-
-    def __init__(self, file: Path | None, texts: Path | None) -> None:
-        if file is not None and texts is not None:
-            raise ValueError("stats: give --stats or --stats-text, not both")
-        self._file = file
-        self._texts = None if texts is None else load_texts(texts)
-
-    def moments(
-        self, model: Any, tokenizer: Any, modules: Sequence[str], requests: Sequence[EditRequest], quiet: bool
-    ) -> SecondMoments | None:
-        if self._file is not None:
-            return SecondMoments.from_pretrained(self._file, model)
-        if self._texts is None:
-            return None
-        texts = without_subjects(self._texts, requests)
-        return collect_second_moments(model, tokenizer, texts, modules, progress=not quiet)
 
 
 class EditProgress(SessionCallback):

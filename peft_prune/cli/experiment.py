@@ -20,7 +20,8 @@ from ..builtin import (
     known_facts,
     plain_texts,
 )
-from ..editors import SecondMoments, collect_second_moments
+from ..editors import SecondMoments
+from ..editors.own_texts import OWN_TOKENS
 from ..evaluation import (
     Ability,
     AbilityItem,
@@ -54,6 +55,7 @@ from ..outputs import require_apart, require_outputs
 from ..requests import EditRequest, LoadedRequests
 from .edit import hyperparameters
 from .models import BUILTIN, finite, load_abilities, load_model, load_tokenizer, print_json, require_items
+from .moments import MomentsSource, Stats, StatsText, StatsTokens
 from .plain import plain
 from .requested import OnBadRecord, fitting, measurable, requested
 
@@ -103,8 +105,9 @@ def experiment(
             help="Edit as in the paper: the values, the stopping rule and the one try of the authors' code.",
         ),
     ] = False,
-    stats_text: Annotated[Optional[Path], typer.Option(help="Texts for the second moment.")] = None,
-    stats: Annotated[Optional[Path], typer.Option(help="A second moment saved earlier.")] = None,
+    stats_text: StatsText = None,
+    stats: Stats = None,
+    stats_tokens: StatsTokens = OWN_TOKENS,
     against: Annotated[
         Optional[list[Path]],
         typer.Option(help="Folders of other experiments on the same model and material, for paired differences."),
@@ -115,8 +118,7 @@ def experiment(
 ) -> None:
     """Edit in sequence once, evaluate every restraint at every mark; write a table, figures and a summary."""
     require_table(table)
-    if stats is not None and stats_text is not None:
-        raise ValueError("stats: give --stats or --stats-text, not both")
+    source = MomentsSource(stats, stats_text, stats_tokens)
     _require_folder(out, model)
     written = {name: out / name for name in (f"table.{table}", "summary.json", "summary.md")}
     read = {"requests": requests or None, "facts": facts, "texts": [text, stats_text], "second moment": stats}
@@ -147,7 +149,7 @@ def experiment(
     tokenizer, base = load_tokenizer(model), load_model(model, dtype)
     records = fitting(requests, given, base, tokenizer, measurable).requests
     plan.order(len(records), 0)
-    moments = _moments(plan, base, tokenizer, records, stats, stats_text, out, not json_output)
+    moments = _moments(plan, base, tokenizer, records, source, out, json_output)
     work = Experiment(plan, base, tokenizer, records, out, statistics=moments, material=material)
     for other in others:
         require_comparable(work.facts(), other.facts)
@@ -274,24 +276,24 @@ def _moments(
     base: Any,
     tokenizer: Any,
     requests: Sequence[EditRequest],
-    stats: Path | None,
-    stats_text: Path | None,
+    source: MomentsSource,
     out: Path,
-    progress: bool,
+    quiet: bool,
 ) -> SecondMoments | None:
-    """Second moments from a file, or taken over texts once and kept for going on."""
-    if stats is not None:
-        return SecondMoments.from_pretrained(stats, base)
-    if stats_text is None and plan.model != BUILTIN:
-        return None
-    texts = load_texts(stats_text) if stats_text is not None else plain_texts(1000)
+    """Second moments from a file or the model's own texts, or taken over texts once and kept for going on."""
     editor = plan.get_editor(base)
-    texts = without_subjects(texts, requests)
+    modules = editor.modules(base)
+    if source.texts is None and plan.model == BUILTIN and not source.has_file:
+        source.texts = plain_texts(1000)
+    if source.texts is None:
+        needed = editor.needs_moments or source.has_file
+        return source.moments(base, tokenizer, modules, requests, quiet) if needed else None
     # kept under what they were taken over, so that other texts do not find them
-    kept = out / f"second_moments-{digest([texts, editor.modules(base)])}.safetensors"
+    texts = without_subjects(source.texts, requests)
+    kept = out / f"second_moments-{digest([texts, modules])}.safetensors"
     if kept.exists():
         return SecondMoments.load(kept, base=base_fingerprint(base))
-    moments = collect_second_moments(base, tokenizer, texts, editor.modules(base), progress=progress)
+    moments = source.moments(base, tokenizer, modules, requests, quiet)
     out.mkdir(parents=True, exist_ok=True)
     moments.save(kept)
     return moments

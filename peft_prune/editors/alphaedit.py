@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..models.decoder import hidden_size
 from .base import Prepared, register_editor
 from .closed_form import KeySystem, least_squares_rows, null_space_inverse
+from .hyperparameters import SEARCH
 from .second_moment import mean_diagonal
-from .spread import SMALL_VALUES, SMALL_WIDTH, SpreadEditor, SpreadHyperparameters
+from .spread import SpreadEditor, SpreadHyperparameters
 from .validation import check_above_zero, check_share
 
 
@@ -66,8 +66,8 @@ class AlphaEdit(SpreadEditor):
 
     @classmethod
     def adapted(cls, model: Any) -> dict[str, Any]:
-        """`SMALL_VALUES` for a model narrower than `SMALL_WIDTH`, nothing for others."""
-        return dict(SMALL_VALUES) if hidden_size(model) < SMALL_WIDTH else {}
+        """`SEARCH`."""
+        return dict(SEARCH)
 
     @property
     def keeps_history(self) -> bool:

@@ -63,7 +63,8 @@ def greedy_answers(
     require_fit(model, [len(ids) + limit for ids, limit in zip(sequences, limits, strict=True)])
     answers = [""] * len(prompts)
     done = 0
-    with undisturbed(model), _plain_greedy(model, _end_ids(model, tokenizer)) as end_ids:
+    end_ids = end_ids_of(model, tokenizer)
+    with undisturbed(model), generation_settings(model, end_ids):
         for batch in _batches([len(ids) for ids in sequences], limits, max_positions(model), batch_size):
             new_ids = _generate(
                 model, tokenizer, [sequences[i] for i in batch], max(limits[i] for i in batch), stop
@@ -99,7 +100,8 @@ def _batches(
             left = [index for index in left if index not in together]
 
 
-def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_ids_of(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end a text: the tokenizer's EOS and the model's own."""
     ids = {tokenizer.eos_token_id}
     own = getattr(unwrapped(model).generation_config, "eos_token_id", None)
     ids.update(own if isinstance(own, (list, tuple)) else [own])
@@ -107,18 +109,18 @@ def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 @contextmanager
-def _plain_greedy(model: Any, end_ids: list[int]) -> Iterator[list[int]]:
+def generation_settings(model: Any, end_ids: list[int], **settings: Any) -> Iterator[None]:
+    """These settings of `generate` alone, greedy where they say nothing else, in place of the model's own."""
     # generate() fills what a call leaves open from the model's own settings, such as a repetition penalty
-    plain = GenerationConfig(
-        do_sample=False, num_beams=1, use_cache=True, eos_token_id=end_ids or None, pad_token_id=PADDING_ID
-    )
+    given = {"do_sample": False, "num_beams": 1, "use_cache": True, **settings}
+    plain = GenerationConfig(**given, eos_token_id=end_ids or None, pad_token_id=PADDING_ID)
     # PEFT's generate gives settings that were put on its wrapper to the model inside
     holders = [one for one in (unwrapped(model), model) if "generation_config" in vars(one)]
     own = [one.generation_config for one in holders]
     for one in holders:
         one.generation_config = plain
     try:
-        yield end_ids
+        yield
     finally:
         for one, config in zip(holders, own, strict=True):
             one.generation_config = config

@@ -146,10 +146,28 @@ def test_restrain_does_what_it_is_asked_for_whatever_the_adapter_says_of_single_
 def test_a_setting_is_read_as_python_writes_it_too(capsys, folder, tmp_path) -> None:
     arguments = ["edit", "--model", folder / "model", "--requests", folder / "requests.json", "--layers", 1]
     arguments += ["--limit", 1, "--set", "v_num_grad_steps=25", "--set", "clamp_norm_factor=20"]
-    code, _, errors = run(capsys, *arguments, "--out", tmp_path / "out")
-    assert code == 2 and "(--stats-text), or set mom2_adjustment=False" in errors
     code, _, errors = run(capsys, *arguments, "--set", "mom2_adjustment=False", "--out", tmp_path / "out")
     assert code == 0, errors
+
+
+def test_without_texts_the_model_writes_its_own_and_they_are_kept(capsys, folder, tmp_path, own_cache) -> None:
+    arguments = ["edit", "--model", folder / "model", "--requests", folder / "requests.json", "--layers", 1]
+    arguments += ["--limit", 1, "--set", "clamp_norm_factor=20", "--stats-tokens", 500, "--editor", "rome"]
+    kept = own_cache / "moments"
+    before = set(kept.glob("*")) if kept.exists() else set()
+    code, _, errors = run(capsys, *arguments, "--out", tmp_path / "first")
+    (moments,) = set(kept.glob("*")) - before
+    assert code == 0 and "500 tokens that the model writes itself" in errors and str(kept) in errors
+    made = moments.stat().st_mtime_ns
+    code, _, errors = run(capsys, *arguments, "--out", tmp_path / "second")
+    assert code == 0 and "writes itself" not in errors and moments.stat().st_mtime_ns == made
+    a, b = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("first", "second"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    moments.write_bytes(b"damaged")
+    code, _, errors = run(capsys, *arguments, "--out", tmp_path / "third")
+    assert code == 0 and "writes itself" in errors
+    code, _, errors = run(capsys, *arguments, "--stats-tokens", 0, "--out", tmp_path / "fourth")
+    assert code == 2 and "stats_tokens: 0 must be at least 1" in errors
 
 
 def test_merge_writes_a_plain_checkpoint_that_answers_like_the_adapter(capsys, folder, adapter, tmp_path) -> None:
