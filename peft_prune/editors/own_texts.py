@@ -119,7 +119,7 @@ def own_moments(
 
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _openings(tokenizer: PreTrainedTokenizerBase, most: int) -> Iterator[tuple[int, ...]]:
