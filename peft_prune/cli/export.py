@@ -13,9 +13,11 @@ from ..outputs import require_outputs
 from ..requests import EditRequest, load_requests
 from ..session import History
 from .models import load_adapter, load_model, load_tokenizer, print_json
+from .placement import Placement, placed
 from .plain import say
 
 
+@placed
 def export(
     adapter: Annotated[Path, typer.Argument(help="Folder of the adapter.")],
     out: Annotated[Path, typer.Option(help="Folder for the export.")],
@@ -49,6 +51,8 @@ def export(
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Write an adapter as a plain LoRA, in the form that a server loads."""
     require_format(format)
@@ -56,7 +60,7 @@ def export(
     require_outputs(folders={"out": out}, inputs=inputs, overwrite=overwrite)
     _require_measurable(base, max_rank, requests, history)
     asked = _asked(requests, history)
-    source = adapter if base is None else load_adapter(load_model(base, "auto"), adapter)
+    source = adapter if base is None else load_adapter(load_model(base, "auto", placement), adapter)
     options: dict[str, Any] = {"rank": rank, "max_rank": max_rank, "fill_layers": fill_layers, "servers": server}
     lost = None
     if base is not None and max_rank is not None:

@@ -678,8 +678,8 @@ class PruneEditLinear(nn.Module, PruneEditLayer):
         what = f"{self.name_in_base}: its base weight is quantized ({form_of(self.get_base_layer())})"
         if not backend.supports_merge:
             raise MergeError(
-                f"{what}, and {backend.backend_name} cannot quantize a merged weight here; use merge_and_unload(), which "
-                "dequantizes, merge into the full-precision base, or leave the adapter unmerged"
+                f"{what}, and {backend.backend_name} cannot quantize a merged weight here; use merge_and_unload(), "
+                "which dequantizes, merge into the full-precision base, or leave the adapter unmerged"
             )
         if not self.requantizes:
             raise MergeError(
