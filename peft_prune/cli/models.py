@@ -21,6 +21,7 @@ from ..errors import AdapterError, CheckpointError, UnsupportedModelError
 from ..evaluation import Ability, load_ability
 from ..folders import recover
 from ..hub import adapter_folder
+from ..models.gradients import ensure_gradients
 from ..session import EditSession
 from ..tuner import PruneEditModel
 from ..tuner.beneath import other_adapters
@@ -71,6 +72,7 @@ def load_model(path: str, dtype: str = "float32", placement: Placement = ANYWHER
         raise UnsupportedModelError(_beside(path, ", ".join(attached)))
     if given == BUILTIN:
         model.name_or_path = BUILTIN
+    ensure_gradients(model)  # before second moments are taken, which needs forward passes
     return model.eval()
 
 

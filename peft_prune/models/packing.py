@@ -52,6 +52,9 @@ def guard(layer: nn.Module) -> None:
     scales = getattr(getattr(weight, "quant_state", None), "absmax", None)
     if scales is not None and scales.dim() == 2 and not is_packed_for_cpu(layer):
         weight.quant_state.absmax = scales.T.reshape(-1).float()  # a state dict was taken before
+    state = getattr(weight, "quant_state", None)
+    if state is not None and (state.shape[0] % 32 or state.shape[1] % state.blocksize):
+        layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment] # packing fails on such a shape
     layer.register_forward_pre_hook(_unpack_for_gradient, with_kwargs=True)
     layer.register_state_dict_pre_hook(_unpack_for_state_dict)
 
