@@ -8,6 +8,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from . import quiet  # noqa: F401 - before PEFT, which imports quantization libraries
 from .errors import (
     AdapterError,
     CheckpointError,
@@ -15,6 +16,7 @@ from .errors import (
     HistoryError,
     HistoryLockedError,
     InvalidRequestError,
+    MergeError,
     MissingPackageError,
     NonFiniteUpdateError,
     PeftPruneError,
@@ -27,7 +29,15 @@ from .tuner import PRUNE_EDIT, PruneEditConfig, PruneEditLayer, PruneEditModel
 if TYPE_CHECKING:
     from .builtin import load_builtin_model
     from .editors import SecondMoments, collect_second_moments, editor_names, get_editor, own_moments, own_texts
-    from .evaluation import comparison_table, evaluate, load_ability, load_facts, load_texts
+    from .evaluation import (
+        MergeReport,
+        comparison_table,
+        evaluate,
+        load_ability,
+        load_facts,
+        load_texts,
+        merge_report,
+    )
     from .export import export_lora, lost_edits
     from .monitoring import (
         AbilityGuard,
@@ -72,6 +82,8 @@ __all__ = [
     "HistoryError",
     "HistoryLockedError",
     "InvalidRequestError",
+    "MergeError",
+    "MergeReport",
     "MissingPackageError",
     "Monitor",
     "NonFiniteUpdateError",
@@ -109,6 +121,7 @@ __all__ = [
     "load_requests",
     "load_texts",
     "lost_edits",
+    "merge_report",
     "own_moments",
     "own_texts",
     "tune_restraint",
@@ -120,7 +133,7 @@ _HOMES = MappingProxyType(
     {
         "builtin": "load_builtin_model",
         "editors": "SecondMoments collect_second_moments editor_names get_editor own_moments own_texts",
-        "evaluation": "comparison_table evaluate load_ability load_facts load_texts",
+        "evaluation": "MergeReport comparison_table evaluate load_ability load_facts load_texts merge_report",
         "export": "export_lora lost_edits",
         "monitoring": (
             "AbilityGuard ConditionGuard Monitor NormGuard OutputGuard ProgressCallback SessionCallback "

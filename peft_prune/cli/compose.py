@@ -19,9 +19,11 @@ from ..tuner.composition import require_weights
 from ..tuner.hotswap import read_adapter
 from .models import load_model, print_json, tuner_of
 from .options import Dtype
+from .placement import Placement, placed
 from .plain import say
 
 
+@placed
 def compose(
     adapters: Annotated[
         list[str],
@@ -45,6 +47,8 @@ def compose(
     dtype: Dtype = "float32",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Add or subtract adapters of one base: raw updates are added where they are known, and restrained once."""
     numbers = _numbers(weights, len(adapters))
@@ -54,7 +58,9 @@ def compose(
     require_outputs(folders={"out": out}, inputs={"adapter": sources, "model": base}, overwrite=overwrite)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        edited = composed(sources, numbers, model=load_model(base, dtype), restraint=restraint, on_conflict=on_conflict)
+        edited = composed(
+            sources, numbers, model=load_model(base, dtype, placement), restraint=restraint, on_conflict=on_conflict
+        )
         with whole_folder(out, overwrite=overwrite) as folder:
             edited.save_pretrained(str(folder))
     notes = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]

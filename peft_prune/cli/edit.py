@@ -25,12 +25,14 @@ from ..session.records import LOST, WEAKENED
 from ..tuner import PruneEditConfig
 from .models import load_model, load_tokenizer, print_json
 from .moments import MomentsSource, Stats, StatsText, StatsTokens
+from .placement import Placement, placed
 from .plain import say
 from .progress import progress_bar
 from .requested import OnBadRecord, bad_records, requested
 from .watching import MaxDrop, MaxGrowth, MaxNorm, MaxOutputChange, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
 
 
+@placed
 def edit(
     model: Annotated[str, typer.Option(help="Model to edit: a folder or a Hub name.")],
     requests: Annotated[Path, typer.Option(help="Edit requests: a JSON, JSONL or CSV file, or hub:owner/name:split.")],
@@ -96,6 +98,8 @@ def edit(
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Edit facts one after another, verify each, and save the adapter that holds them."""
     if batch_size < 1:
@@ -129,7 +133,7 @@ def edit(
     source = MomentsSource(stats, stats_text, stats_tokens)
     tokenizer = load_tokenizer(model)
     with whole_folder(out, overwrite=overwrite) as folder:
-        base = load_model(model, dtype)
+        base = load_model(model, dtype, placement)
         method = get_editor(editor, model=base, **settings)
         config.layers_to_transform = list(method.admitted(base))
         needed = method.needs_moments or stats or stats_text or max_output_change or max_output_perturbation

@@ -14,11 +14,13 @@ from ..evaluation import comparison_table, load_facts, load_texts, require_answe
 from ..evaluation import evaluate as evaluate_model
 from ..monitoring import layer_conditions
 from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json, tuner_of
+from .placement import Placement, placed
 from .plain import plain
 from .progress import progress_bar
 from .requested import OnBadRecord, bad_records, fitting, requested
 
 
+@placed
 def evaluate(
     model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
     adapter: Annotated[Path, typer.Option(help="Folder of the adapter, or user/name[@revision] on the Hub.")],
@@ -47,6 +49,8 @@ def evaluate(
         bool, typer.Option(help="Refuse an adapter that was made for other weights; off warns and goes on.")
     ] = True,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Measure the edits and what they cost, before and after, from the base model's own outputs."""
     if fluency < 0:
@@ -56,7 +60,7 @@ def evaluate(
     texts = None if text is None else load_texts(text)
     tasks = load_abilities(abilities or (), items)
     tokenizer = load_tokenizer(model)
-    edited = load_adapter(load_model(model, dtype), adapter, strict_base=strict_base)
+    edited = load_adapter(load_model(model, dtype, placement), adapter, strict_base=strict_base)
     given = fitting(requests, given, edited, tokenizer, require_answerable)
     with progress_bar(quiet=json_output) as progress:
         figures: dict[str, Any] = evaluate_model(

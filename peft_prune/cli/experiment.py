@@ -56,6 +56,7 @@ from ..requests import EditRequest, LoadedRequests
 from .edit import hyperparameters
 from .models import BUILTIN, finite, load_abilities, load_model, load_tokenizer, print_json, require_items
 from .moments import MomentsSource, Stats, StatsText, StatsTokens
+from .placement import Placement, placed
 from .plain import plain
 from .requested import OnBadRecord, fitting, measurable, requested
 
@@ -64,6 +65,7 @@ BUILTIN_REQUESTS = 120
 BUILTIN_FACTS = 300
 
 
+@placed
 def experiment(
     model: Annotated[str, typer.Option(help="Model to edit: a folder, a Hub name, or 'builtin'.")],
     out: Annotated[Path, typer.Option(help="Folder for tables, figures and histories; goes on where it was left.")],
@@ -115,6 +117,8 @@ def experiment(
     table: Annotated[str, typer.Option(help="Form of the table: parquet or csv.")] = "csv",
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in.")] = "float32",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Edit in sequence once, evaluate every restraint at every mark; write a table, figures and a summary."""
     require_table(table)
@@ -146,7 +150,7 @@ def experiment(
     known = _facts(facts, builtin, records, fact_items)
     texts = load_texts(text) if text is not None else held_out_texts() if builtin else []
     material = Material(known, texts, _abilities(abilities, builtin, items), fluency)
-    tokenizer, base = load_tokenizer(model), load_model(model, dtype)
+    tokenizer, base = load_tokenizer(model), load_model(model, dtype, placement)
     records = fitting(requests, given, base, tokenizer, measurable).requests
     plan.order(len(records), 0)
     moments = _moments(plan, base, tokenizer, records, source, out, json_output)

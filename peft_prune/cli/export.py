@@ -11,10 +11,12 @@ import typer
 from ..export import Export, export_lora, lost_edits, require_format
 from ..outputs import require_outputs
 from .models import load_adapter, load_model, load_tokenizer, print_json
+from .placement import Placement, placed
 from .plain import say
 from .requested import edits_asked, lost_of, tell_lost
 
 
+@placed
 def export(
     adapter: Annotated[Path, typer.Argument(help="Folder of the adapter, or user/name[@revision] on the Hub.")],
     out: Annotated[Path, typer.Option(help="Folder for the export.")],
@@ -48,6 +50,8 @@ def export(
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Write an adapter as a plain LoRA, in the form that a server loads."""
     require_format(format)
@@ -55,7 +59,7 @@ def export(
     require_outputs(folders={"out": out}, inputs=inputs, overwrite=overwrite)
     _require_measurable(base, max_rank, requests, history)
     asked = edits_asked(requests, history)
-    source = adapter if base is None else load_adapter(load_model(base, "auto"), adapter)
+    source = adapter if base is None else load_adapter(load_model(base, "auto", placement), adapter)
     options: dict[str, Any] = {"rank": rank, "max_rank": max_rank, "fill_layers": fill_layers, "servers": server}
     lost = None
     if base is not None and max_rank is not None:

@@ -11,9 +11,11 @@ from rich.table import Table
 
 from ..evaluation import harness_figures, signed
 from .models import load_adapter, load_model, load_tokenizer, print_json
+from .placement import Placement, placed
 from .plain import plain
 
 
+@placed
 def harness(
     model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
     adapter: Annotated[Path, typer.Option(help="Folder of the adapter, or user/name[@revision] on the Hub.")],
@@ -26,10 +28,12 @@ def harness(
     batch_size: Annotated[int, typer.Option(help="Requests in one batch.")] = 8,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Run tasks of lm-evaluation-harness on the base model and on the edited one."""
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    edited = load_adapter(load_model(model, dtype), adapter)
+    edited = load_adapter(load_model(model, dtype, placement), adapter)
     found = harness_figures(
         edited,
         load_tokenizer(model),

@@ -18,9 +18,11 @@ from ..reporting.plots import plot_location, require_picture
 from ..requests import EditRequest
 from ..session.verification import require_editable
 from .models import load_model, load_tokenizer, print_json
+from .placement import Placement, placed
 from .requested import OnBadRecord, fitting, requested
 
 
+@placed
 def locate(
     model: Annotated[str, typer.Option(help="Model to trace: a folder or a Hub name.")],
     requests: Annotated[
@@ -31,13 +33,15 @@ def locate(
     plot: Annotated[Optional[Path], typer.Option(help="PNG to draw the effects into.")] = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Trace facts through the layers and suggest which to edit."""
     if plot is not None:
         require_outputs(files={"plot": plot}, inputs={"model": model, "requests": requests})
         require_picture(plot)
     given = requested(requests, limit, on_bad_record)
-    tokenizer, base = load_tokenizer(model), load_model(model, dtype)
+    tokenizer, base = load_tokenizer(model), load_model(model, dtype, placement)
     facts = fitting(requests, given, base, tokenizer, _require_traceable).requests
     found = trace(base, tokenizer, facts, progress=not json_output)
     if plot is not None:

@@ -8,63 +8,98 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from ..errors import MergeError
+from ..evaluation.merging import MergeReport, merge_report
 from ..export import MergedGguf, lost_in_gguf, merge_into_gguf, require_quantization
 from ..folders import whole_folder
 from ..outputs import Given, require_outputs
 from .models import companions, load_adapter, load_model, load_tokenizer, print_json
+from .placement import Placement, placed
 from .plain import say
 from .requested import edits_asked, lost_of, tell_lost
 
 
+@placed
 def merge(
     adapter: Annotated[Path, typer.Argument(help="Folder of the adapter, or user/name[@revision] on the Hub.")],
-    model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
+    model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name; the full-precision one, at best.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
     dtype: Annotated[str, typer.Option(help="Dtype of the checkpoint; 'auto' keeps the base's.")] = "auto",
+    requests: Annotated[
+        Optional[Path],
+        typer.Option(help="Edits to ask for before and after the merge; one that a checkpoint loses is an error."),
+    ] = None,
+    history: Annotated[Optional[Path], typer.Option(help="The history that holds them, in place of a file.")] = None,
+    requantize: Annotated[
+        bool, typer.Option(help="Quantize merged weights of a quantized base anew, instead of dequantizing it.")
+    ] = False,
     gguf: Annotated[
         Optional[Path],
         typer.Option(help="A GGUF of the base: write a GGUF with the edits in place of the checkpoint."),
     ] = None,
-    quantization: Annotated[
+    gguf_type: Annotated[
         str,
         typer.Option(
             help="With --gguf: f16, q8_0 or q4_0; keep gives the edited tensors Q8_0 and leaves all others alone."
         ),
     ] = "keep",
-    requests: Annotated[
-        Optional[Path], typer.Option(help="With --gguf: the edit requests; how many of them its numbers lose is told.")
-    ] = None,
-    history: Annotated[Optional[Path], typer.Option(help="With --gguf: the history that holds them.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
-    """Add an adapter to its base model and write a checkpoint that needs neither PEFT nor this package."""
+    """Add an adapter to its base model, measure what arrives, and write a checkpoint that needs no adapter."""
     inputs: dict[str, Given] = {"adapter": adapter, "model": model, "gguf": gguf}
     inputs |= {"requests": requests, "history": history}
     require_outputs(folders={"out": out}, inputs=inputs, overwrite=overwrite)
     if gguf is not None:
-        _into_gguf(adapter, model, out, dtype, gguf, quantization, requests, history, overwrite, json_output)
+        if requantize or placement.quantization is not None:
+            raise ValueError(
+                "gguf: is written from a base in full precision; leave --quantization and --requantize out"
+            )
+        _into_gguf(adapter, model, out, dtype, gguf, gguf_type, requests, history, overwrite, json_output)
         return
-    for name, given in (("requests", requests), ("history", history)):
-        if given is not None:
-            raise ValueError(f"{name}: acts together with --gguf alone, to measure which edits it loses")
-    if quantization != "keep":
-        raise ValueError("quantization: acts together with --gguf alone, the GGUF of the base")
+    if gguf_type != "keep":
+        raise ValueError("gguf_type: acts together with --gguf alone, the GGUF of the base")
+    asked = edits_asked(requests, history)
     tokenizer = load_tokenizer(model)
-    edited = load_adapter(load_model(model, dtype), adapter)
+    edited = load_adapter(load_model(model, dtype, placement), adapter)
     beside = companions(model)
     pending = edited.restraint_is_pending()
+    found = merge_report(edited, tokenizer, asked, requantize=requantize)
+    if found.lost:
+        lost = ", ".join(repr(asked[index].subject) for index in found.lost[:3])
+        raise MergeError(
+            f"merge: {len(found.lost)} of {sum(found.held_before)} edits that hold would be lost ({lost}), merged into "
+            f"{found.into} weights; merge into the full-precision base, or leave the adapter unmerged"
+        )
     with whole_folder(out, overwrite=overwrite) as folder:
-        edited.merge_and_unload(safe_merge=True, progressbar=not json_output).save_pretrained(str(folder))
+        merged = edited.merge_and_unload(safe_merge=True, progressbar=not json_output, requantize=requantize)
+        merged.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
         for file, name in beside:
             if not (folder / name).exists():
                 (folder / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, folder / name)
     if json_output:
-        print_json({"checkpoint": str(out), "adapter": str(adapter), "restraint_applied": pending})
-    else:
-        typer.echo(f"Merged checkpoint in {out}" + (", the pending restraint applied first" if pending else ""))
+        print_json(
+            {"checkpoint": str(out), "adapter": str(adapter), "restraint_applied": pending, "merge": found.as_dict()}
+        )
+        return
+    typer.echo(f"Merged checkpoint in {out}" + (", the pending restraint applied first" if pending else ""))
+    _print(found)
+
+
+def _print(found: MergeReport) -> None:
+    if found.base != "plain":
+        typer.echo(f"The base is quantized ({found.base}); merged into {found.into} weights")
+    for name, figure in found.layers.items():
+        typer.echo(f"{name}: {figure.share:.1%} of ΔW arrived, error {figure.error:.2g} ‖ΔW‖")
+    if found.held_before:
+        typer.echo(
+            f"Edits that hold: {sum(found.held_before)} before, {sum(found.held_after)} after, of "
+            f"{len(found.held_before)}; logits moved by {found.logit_drift:.2g} of their norm"
+        )
 
 
 def _into_gguf(
@@ -81,7 +116,7 @@ def _into_gguf(
 ) -> None:
     require_quantization(quantization)
     if dtype != "auto":
-        raise ValueError("dtype: does not go with --gguf, whose types --quantization chooses")
+        raise ValueError("dtype: does not go with --gguf, whose types --gguf-type chooses")
     asked = edits_asked(requests, history)
     edited = load_adapter(load_model(model, "auto"), adapter)
     done = merge_into_gguf(edited, gguf, out, quantization=quantization, overwrite=overwrite)

@@ -21,10 +21,12 @@ from ..errors import AdapterError, CheckpointError, UnsupportedModelError
 from ..evaluation import Ability, load_ability
 from ..folders import recover
 from ..hub import adapter_folder
+from ..models.gradients import ensure_gradients
 from ..session import EditSession
 from ..tuner import PruneEditModel
 from ..tuner.beneath import other_adapters
 from .loading import first_line, readable, require_complete, require_sizes
+from .placement import Placement
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
@@ -39,15 +41,18 @@ _COMPANIONS = (
 )
 """Processors of images, sound and video, chat templates, and the forms of a tokenizer that other tools read."""
 
+ANYWHERE = Placement()
+
 BUILTIN = "builtin"
 """What the model that comes with the package is called on the command line."""
 
 
-def load_model(path: str, dtype: str = "float32") -> PreTrainedModel:
+def load_model(path: str, dtype: str = "float32", placement: Placement = ANYWHERE) -> PreTrainedModel:
     """The causal language model at ``path`` (a folder, a Hub name or 'builtin'), in evaluation mode.
 
     Raises:
         UnsupportedModelError: It cannot be loaded, ``dtype`` is unknown, or an adapter lies beside its weights.
+        MissingPackageError: The library that is to quantize it is not installed.
     """
     require_dtype(dtype)
     given, path = path, _model_place(path)
@@ -55,6 +60,7 @@ def load_model(path: str, dtype: str = "float32") -> PreTrainedModel:
         raise UnsupportedModelError(_beside(path, "adapter_config.json"))
     options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
     # what does not fit or is missing is told by `info`, so that it can be named
+    options |= placement.arguments()
     options |= {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
     with readable("model", path):
         require_sizes(path, AutoConfig.from_pretrained(path, trust_remote_code=False))
@@ -66,6 +72,7 @@ def load_model(path: str, dtype: str = "float32") -> PreTrainedModel:
         raise UnsupportedModelError(_beside(path, ", ".join(attached)))
     if given == BUILTIN:
         model.name_or_path = BUILTIN
+    ensure_gradients(model)  # before second moments are taken, which needs forward passes
     return model.eval()
 
 
@@ -101,9 +108,9 @@ def companions(path: str) -> list[tuple[Path, str]]:
     return [(file, file.relative_to(place).as_posix()) for file in sorted(found)]
 
 
-def resumed(history: Path, model: str, dtype: str) -> EditSession:
+def resumed(history: Path, model: str, dtype: str, placement: Placement = ANYWHERE) -> EditSession:
     """A session that goes on with a history on the model at ``model``, to undo, tune or save."""
-    return EditSession.resume(history, load_model(model, dtype), load_tokenizer(model), monitor=False)
+    return EditSession.resume(history, load_model(model, dtype, placement), load_tokenizer(model), monitor=False)
 
 
 def require_dtype(dtype: str) -> None:

@@ -18,11 +18,13 @@ from ..reporting.redaction import Redactor
 from ..requests import EditRequest
 from ..session import History, adapter_of
 from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json, require_dtype, require_items
+from .placement import Placement, placed
 from .plain import say
 from .progress import progress_bar
 from .requested import OnBadRecord, requested
 
 
+@placed
 def report(
     source: Annotated[
         Path, typer.Argument(help="SQLite file of a session, or folder of an adapter.", metavar="HISTORY_OR_ADAPTER")
@@ -57,6 +59,8 @@ def report(
     ] = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     json_output: Annotated[bool, typer.Option("--json", help="Print the report's words and numbers as JSON.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Write a report: edits, what became of them, and how the model bears them."""
     given = {"facts": facts, "text": text, "abilities": abilities}
@@ -83,14 +87,14 @@ def report(
             asked = _numbered(requests, limit, on_bad_record)
             now = None
             if model is not None:
-                edited = load_adapter(load_model(model, dtype), source)
+                edited = load_adapter(load_model(model, dtype, placement), source)
                 now = Now.of(edited, load_tokenizer(model), asked, progress=progress, **material)
             made = adapter_report(source, now=now, requests=asked, **options)
         else:
             with History.read(source) as history:
                 now = None
                 if model is not None:
-                    edited = adapter_of(history, load_model(model, dtype))
+                    edited = adapter_of(history, load_model(model, dtype, placement))
                     now = Now.of(edited, load_tokenizer(model), _standing(history), progress=progress, **material)
                 made = history_report(history, now=now, **options)
     write_report(made, out)

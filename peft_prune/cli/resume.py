@@ -13,11 +13,13 @@ from ..requests import EditRequest, LoadedRequests
 from ..session import EditSession, History
 from .edit import EditProgress, going_on, moments_beside, report_edits, say_fallen
 from .models import load_model, load_tokenizer
+from .placement import Placement, placed
 from .progress import progress_bar
 from .requested import OnBadRecord, requested
 from .watching import MaxDrop, MaxGrowth, MaxNorm, MaxOutputChange, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
 
 
+@placed
 def resume(
     history: Annotated[Path, typer.Argument(help="SQLite file of an earlier session.", metavar="HISTORY")],
     model: Annotated[str, typer.Option(help="The unedited base model: a folder or a Hub name.")],
@@ -52,6 +54,8 @@ def resume(
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Edit further facts with the editor and the restraint of a history, or write its adapter as it stands.
 
@@ -73,7 +77,7 @@ def resume(
         raise ValueError(f"stats: the edits of {history} were made with a second moment; give its file by --stats")
     tokenizer = load_tokenizer(model)
     with whole_folder(out, overwrite=overwrite) as folder, progress_bar(quiet=json_output) as progress:
-        base = load_model(model, dtype)
+        base = load_model(model, dtype, placement)
         callbacks = [*watch.guards(base, tokenizer, [*known, *records]), EditProgress(progress, len(records))]
         with EditSession.resume(history, base, tokenizer, statistics=stats, callbacks=callbacks) as session:
             if records:

@@ -17,9 +17,11 @@ from ..session import calibrate_strengths, tune_restraint
 from .edit import say_fallen, standing_by_state
 from .models import print_json, resumed
 from .options import BaseModel, Dtype, HistoryFile
+from .placement import Placement, placed
 from .plain import plain, say
 
 
+@placed
 def tune(
     history: HistoryFile,
     model: BaseModel,
@@ -34,6 +36,8 @@ def tune(
     dtype: Dtype = "float32",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Sweep the strength of the restraint over the edits made, and take what loses nothing and gains most."""
     require_outputs(
@@ -45,7 +49,7 @@ def tune(
     if plot is not None:
         require_picture(plot)
     known = load_facts(facts)
-    with resumed(history, model, dtype) as session:
+    with resumed(history, model, dtype, placement) as session:
         if margin is not None:
             calibrate_strengths(session, margin, progress=not json_output)
         requests = [record.request for record in session.history.edits(standing=True) if record.request is not None]

@@ -11,8 +11,10 @@ from ..outputs import require_outputs
 from .edit import say_fallen
 from .models import resumed
 from .options import BaseModel, Dtype, HistoryFile
+from .placement import Placement, placed
 
 
+@placed
 def undo(
     history: HistoryFile,
     edits: Annotated[list[int], typer.Argument(help="Numbers of the edits.")],
@@ -21,10 +23,12 @@ def undo(
     reason: Annotated[str, typer.Option(help="For the log.")] = "asked for",
     dtype: Dtype = "float32",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Take edits out of an adapter, whenever they were made, and save what is left."""
     require_outputs(folders={"out": out}, inputs={"history": history, "model": model}, overwrite=overwrite)
-    with resumed(history, model, dtype) as session:
+    with resumed(history, model, dtype, placement) as session:
         session.undo(edits, reason)
         session.save(out, overwrite=overwrite)
         standing, results = session.history.standing, session.results

@@ -343,9 +343,9 @@ def test_an_option_may_have_several_values_or_be_repeated() -> None:
 @pytest.mark.parametrize(
     "words, said",
     [
-        (("--quantization", "q8_0"), "quantization: acts together with --gguf alone"),
-        (("--requests", "requests.json"), "requests: acts together with --gguf alone"),
-        (("--gguf", "none.gguf", "--quantization", "q2_k"), "quantization: 'q2_k' is not one of keep, f16, q8_0, q4_0"),
+        (("--gguf-type", "q8_0"), "gguf_type: acts together with --gguf alone"),
+        (("--gguf", "none.gguf", "--quantization", "8bit"), "gguf: is written from a base in full precision"),
+        (("--gguf", "none.gguf", "--gguf-type", "q2_k"), "quantization: 'q2_k' is not one of keep, f16, q8_0, q4_0"),
         (("--gguf", "none.gguf", "--dtype", "float16"), "dtype: does not go with --gguf"),
         (("--gguf", "none.gguf"), "gguf: none.gguf is no file"),
     ],
