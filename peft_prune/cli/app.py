@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import typer
-from rich.console import Console
-from safetensors import SafetensorError
-from transformers.utils import logging as transformers_logging
 
 from .. import __version__
-from ..characters import visible
 from ..errors import PeftPruneError
 from .audit import audit
 from .compose import compose
@@ -29,7 +23,9 @@ from .harness import harness
 from .locate import locate
 from .merge import merge
 from .options import SeveralValues
+from .plain import say
 from .push import push
+from .quiet import quiet_libraries
 from .report import report
 from .restrain import restrain
 from .resume import resume
@@ -84,14 +80,7 @@ def options(version: bool = typer.Option(False, "--version", help="Print the ver
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code (0 done, 1 failed, 2 bad input, 130 interrupted)."""
     command = typer.main.get_command(app)
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()  # what it warns of while it loads is checked, and named, here
-    # PEFT asks models for a name that transformers has retired
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-    # it looks for the built-in model on the Hub, to compare vocabularies, and without a network it says so
-    warnings.filterwarnings("ignore", message="Could not find a config file in builtin ")
-    # what a target that is tied to the embeddings means is said here, in one line
-    warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
+    quiet_libraries()
     try:
         result = command.main(
             list(sys.argv[1:] if arguments is None else arguments), "peft-prune", standalone_mode=False
@@ -102,18 +91,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error.format_message(), error.exit_code)
     except (PeftPruneError, ValueError, OSError) as error:
         return _complain(" ".join(str(error).split()), 2)
-    except (sqlite3.Error, SafetensorError) as error:
-        # both speak of files that were given; the places that read them name the file, but for one that changes
-        return _complain(f"a file cannot be read or written: {' '.join(str(error).split())}", 2)
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        return _complain(f"out of memory: {str(error).strip().partition(chr(10))[0]}", 1)
+    except Exception as error:
+        return _complain_of(error)
     if result == INTERRUPTED:
         return _complain("interrupted", INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 
+def _complain_of(error: Exception) -> int:
+    """Say what is known of; a fault of this package's own goes on as it is."""
+    from safetensors import SafetensorError
+
+    torch = sys.modules.get("torch")  # what has not been imported has raised nothing
+    if isinstance(error, (sqlite3.Error, SafetensorError)):
+        # both speak of files that were given; the places that read them name the file, but for one that changes
+        return _complain(f"a file cannot be read or written: {' '.join(str(error).split())}", 2)
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return _complain(f"out of memory: {str(error).strip().partition(chr(10))[0]}", 1)
+    raise error
+
+
 def _complain(message: str, code: int) -> int:
-    Console(stderr=True, soft_wrap=True).print(f"peft-prune: {visible(message)}", markup=False, highlight=False)
+    say(f"peft-prune: {message}", err=True)
     return code

@@ -10,14 +10,7 @@ import typer
 
 from ..errors import AdapterError
 from ..folders import recover, whole_folder
-from ..hub import HubName, adapter_folder
 from ..outputs import require_outputs
-from ..session import History
-from ..session import compose as composed
-from ..session.composition import conflicts, require_options
-from ..tuner.composition import require_weights
-from ..tuner.hotswap import read_adapter
-from .models import load_model, print_json, tuner_of
 from .options import Dtype
 from .plain import say
 
@@ -47,6 +40,10 @@ def compose(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Add or subtract adapters of one base: raw updates are added where they are known, and restrained once."""
+    from ..session import compose as composed
+    from ..session.composition import require_options
+    from .models import load_model, print_json
+
     numbers = _numbers(weights, len(adapters))
     require_options(restraint, on_conflict)
     sources = [source_of(place) for place in adapters]
@@ -77,6 +74,8 @@ def compose(
 
 
 def _figures(edited: Any) -> dict[str, dict[str, Any]]:
+    from .models import tuner_of
+
     return {
         name: {
             "rank": layer.rank("default"),
@@ -94,6 +93,8 @@ def source_of(place: str) -> str:
         AdapterError: A path holds neither an adapter nor a history.
         HubError: The repository cannot be fetched, or holds no adapter.
     """
+    from ..hub import HubName, adapter_folder
+
     path = Path(place)
     if not path.exists():
         recover(path)
@@ -107,6 +108,8 @@ def source_of(place: str) -> str:
 
 
 def _numbers(weights: str | None, count: int) -> list[float]:
+    from ..tuner.composition import require_weights
+
     found: list[float] = [1.0] * count if weights is None else []
     for part in [] if weights is None else weights.split(","):
         try:
@@ -119,6 +122,9 @@ def _numbers(weights: str | None, count: int) -> list[float]:
 
 def _base_of(place: str) -> str:
     """The base that an adapter's configuration or a history names."""
+    from ..session import History
+    from ..tuner.hotswap import read_adapter
+
     if Path(place).is_file():
         with History.read(place) as history:
             name = history.meta["model"]
@@ -130,6 +136,9 @@ def _base_of(place: str) -> str:
 
 
 def _conflicts(adapters: list[str], weights: list[float]) -> list[Any]:
+    from ..session import History
+    from ..session.composition import conflicts
+
     places = [place for place, weight in zip(adapters, weights, strict=True) if weight > 0 and Path(place).is_file()]
     histories = [History.read(place) for place in places]
     try:

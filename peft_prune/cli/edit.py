@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from peft import get_peft_model
 
-from ..editors import SecondMoments, collect_second_moments, get_editor
 from ..errors import EditFailedError
-from ..evaluation import load_texts, without_subjects
 from ..folders import whole_folder
-from ..models.fingerprint import base_fingerprint
-from ..monitoring import BatchReport, SessionCallback
 from ..outputs import Given, require_outputs
-from ..reporting.words import edits
 from ..requests import EditRequest, LoadedRequests
-from ..session import EditResult, EditSession
-from ..session.records import LOST, WEAKENED
-from ..tuner import PruneEditConfig
-from .models import load_model, load_tokenizer, print_json
 from .plain import say
 from .progress import progress_bar
 from .requested import OnBadRecord, bad_records, requested
 from .watching import MaxDrop, MaxGrowth, MaxNorm, MaxOutputChange, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
+
+if TYPE_CHECKING:
+    from ..editors import SecondMoments
+    from ..session import EditResult, EditSession
 
 
 def edit(
@@ -105,6 +99,14 @@ def edit(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Edit facts one after another, verify each, and save the adapter that holds them."""
+    from peft import get_peft_model
+
+    from ..editors import get_editor
+    from ..session import EditSession
+    from ..tuner import PruneEditConfig
+    from .bars import EditProgress
+    from .models import load_model, load_tokenizer
+
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} must be at least 1")
     if history is not None and history.exists():
@@ -215,6 +217,8 @@ class _Statistics:
     """Where the second moments come from: a file of them, or texts to take them over, which are read at once."""
 
     def __init__(self, file: Path | None, texts: Path | None) -> None:
+        from ..evaluation import load_texts
+
         if file is not None and texts is not None:
             raise ValueError("stats: give --stats or --stats-text, not both")
         self._file = file
@@ -223,23 +227,16 @@ class _Statistics:
     def moments(
         self, model: Any, tokenizer: Any, modules: Sequence[str], requests: Sequence[EditRequest], quiet: bool
     ) -> SecondMoments | None:
+        from ..editors import SecondMoments, collect_second_moments
+        from ..evaluation import without_subjects
+        from ..models.fingerprint import base_fingerprint
+
         if self._file is not None:
             return SecondMoments.load(self._file, base=base_fingerprint(model))
         if self._texts is None:
             return None
         texts = without_subjects(self._texts, requests)
         return collect_second_moments(model, tokenizer, texts, modules, progress=not quiet)
-
-
-class EditProgress(SessionCallback):
-    """Moves a bar."""
-
-    def __init__(self, progress: Callable[[str, int, int], None], total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def on_batch_end(self, session: Any, report: BatchReport) -> None:
-        self._done += len(report.results)
-        self._progress("Editing", self._done, self._total)
 
 
 _WORDS = {"True": True, "False": False, "None": None}
@@ -296,6 +293,9 @@ def report_edits(
         skipped: See ``given``.
         earlier: The edits that the history held before, where it is gone on with.
     """
+    from ..session.records import LOST, WEAKENED
+    from .models import print_json
+
     took, held = sum(outcome.took for outcome in outcomes), sum(outcome.applied for outcome in outcomes)
     if json_output:
         places = [(o.id - first, o.reason) for o in outcomes if not o.took]
@@ -322,12 +322,17 @@ def report_edits(
 
 def standing_by_state(results: Sequence[EditResult]) -> dict[str, Any]:
     """How many edits stand, and the numbers of those that hold less than when they took, or no longer."""
+    from ..session.records import LOST, WEAKENED
+
     fallen = {state: [one.id for one in results if one.stands and one.status == state] for state in (WEAKENED, LOST)}
     return {"standing": sum(one.stands for one in results), **fallen}
 
 
 def say_fallen(results: Sequence[EditResult]) -> None:
     """Print which edits that stand hold less than when they took, or no longer; nothing where all hold."""
+    from ..reporting.words import edits
+    from ..session.records import LOST, WEAKENED
+
     found = standing_by_state(results)
     for state in (WEAKENED, LOST):
         if found[state]:

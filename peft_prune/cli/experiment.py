@@ -5,57 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from ..builtin import (
-    ability_items,
-    ability_names,
-    edit_requests,
-    held_out_texts,
-    known_facts,
-    plain_texts,
-)
-from ..editors import SecondMoments, collect_second_moments
-from ..evaluation import (
-    Ability,
-    AbilityItem,
-    Fact,
-    exclude_subjects,
-    load_facts,
-    load_texts,
-    without_subjects,
-)
-from ..evaluation.answers import ROUGE
-from ..experiment import (
-    MARKS,
-    RESTRAINTS,
-    Experiment,
-    Material,
-    Plan,
-    Results,
-    Schedule,
-    Variant,
-    draw_figures,
-    markdown,
-    require_comparable,
-    require_table,
-    summarize,
-    write_table,
-)
-from ..experiment.measuring import digest
 from ..folders import whole_file
-from ..models.fingerprint import base_fingerprint
 from ..outputs import require_apart, require_outputs
 from ..requests import EditRequest, LoadedRequests
 from .edit import hyperparameters
-from .models import BUILTIN, finite, load_abilities, load_model, load_tokenizer, print_json, require_items
 from .plain import plain
 from .requested import OnBadRecord, fitting, measurable, requested
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..editors import SecondMoments
+    from ..evaluation import Ability, Fact
+    from ..experiment import Plan, Results
 
 BUILTIN_REQUESTS = 120
 """More would leave too few facts that name no edited subject."""
@@ -68,16 +34,14 @@ def experiment(
     requests: Annotated[str, typer.Option(help="Edit requests: a file, or 'builtin' with the built-in model.")] = "",
     on_bad_record: OnBadRecord = "fail",
     editor: Annotated[str, typer.Option(help="Editing method.")] = "rome",
-    edits: Annotated[str, typer.Option(help="Numbers of edits at which everything is measured.")] = ",".join(
-        map(str, MARKS)
-    ),
+    edits: Annotated[str, typer.Option(help="Numbers of edits at which everything is measured.")] = "10,20,40,60,100",
     restraints: Annotated[
         str,
         typer.Option(
             help="Restraints such as none,log:1.2; matched:log:1.2 scales all of ΔW to the norm that log:1.2 leaves, "
             "strengths:log:1.2 first gives every edit its least sufficient strength."
         ),
-    ] = ",".join(RESTRAINTS),
+    ] = "none,scale,clip,linear,log:e,log:2,log:1.5,log:1.2",
     schedule: Annotated[
         str, typer.Option(help="merge, every:N or compounding:N; several with commas between them.")
     ] = "merge",
@@ -114,6 +78,13 @@ def experiment(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Edit in sequence once, evaluate every restraint at every mark; write a table, figures and a summary."""
+    from rich.console import Console
+
+    from ..builtin import held_out_texts
+    from ..evaluation import load_texts
+    from ..experiment import Experiment, Material, Plan, Results, Schedule, Variant, require_comparable, require_table
+    from .models import BUILTIN, load_model, load_tokenizer, print_json, require_items
+
     require_table(table)
     if stats is not None and stats_text is not None:
         raise ValueError("stats: give --stats or --stats-text, not both")
@@ -185,6 +156,9 @@ SHORT = {
 
 def _overview(summary: dict[str, Any]) -> Table:
     """The figures after the last edit as far as a terminal has room for them."""
+    from rich import box
+    from rich.table import Table
+
     kinds = [kind for kind in SHORT if any(kind in line["figures"] for line in summary["final"])]
     marks = summary["plan"]["marks"]
     table = Table(
@@ -211,6 +185,11 @@ def _short(figure: dict[str, Any] | None) -> str:
 
 
 def _write(results: Results, others: Sequence[Results], out: Path, ending: str) -> dict[str, Any]:
+    from rich.console import Console
+
+    from ..experiment import draw_figures, markdown, summarize, write_table
+    from .models import finite
+
     write_table(list(results.rows()), out / f"table.{ending}")
     summary = summarize(results, others)
     texts = {"summary.json": json.dumps(finite(summary), indent=1), "summary.md": markdown(summary)}
@@ -232,6 +211,9 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _requests(source: str, builtin: bool, on_bad_record: str) -> LoadedRequests:
+    from ..builtin import edit_requests
+    from .models import BUILTIN
+
     if source and source != BUILTIN:
         return requested(source, None, on_bad_record)
     if not builtin:
@@ -241,6 +223,9 @@ def _requests(source: str, builtin: bool, on_bad_record: str) -> LoadedRequests:
 
 
 def _facts(path: Path | None, builtin: bool, requests: Sequence[EditRequest], most: int) -> list[Fact]:
+    from ..builtin import known_facts
+    from ..evaluation import Fact, exclude_subjects, load_facts
+
     if path is None and not builtin:
         return []
     facts = load_facts(path) if path else [Fact(one["prompt"], one["object"]) for one in known_facts()]
@@ -256,6 +241,10 @@ _BUILTIN_METRICS = {"reasoning": "solve_rate", "question_answering": "exact_matc
 
 
 def _builtin_abilities(count: int) -> dict[str, Ability]:
+    from ..builtin import ability_items, ability_names
+    from ..evaluation import Ability, AbilityItem
+    from ..evaluation.answers import ROUGE
+
     found = {}
     for name in ability_names():
         items = [AbilityItem(i["prompt"], (i["answer"],)) for i in ability_items(name, count, held_out=True, seed=1)]
@@ -264,6 +253,8 @@ def _builtin_abilities(count: int) -> dict[str, Ability]:
 
 
 def _abilities(paths: Sequence[Path] | None, builtin: bool, most: int) -> dict[str, Ability]:
+    from .models import load_abilities
+
     if paths is None:
         return _builtin_abilities(most) if builtin else {}
     return load_abilities(paths, most)
@@ -280,6 +271,13 @@ def _moments(
     progress: bool,
 ) -> SecondMoments | None:
     """Second moments from a file, or taken over texts once and kept for going on."""
+    from ..builtin import plain_texts
+    from ..editors import SecondMoments, collect_second_moments
+    from ..evaluation import load_texts, without_subjects
+    from ..experiment.measuring import digest
+    from ..models.fingerprint import base_fingerprint
+    from .models import BUILTIN
+
     if stats is not None:
         return SecondMoments.load(stats, base=base_fingerprint(base))
     if stats_text is None and plan.model != BUILTIN:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..export import Export, export_lora, lost_edits, require_format
 from ..outputs import require_outputs
 from ..requests import EditRequest, load_requests
-from ..session import History
-from .models import load_adapter, load_model, load_tokenizer, print_json
 from .plain import say
+
+if TYPE_CHECKING:
+    from ..export import Export
 
 
 def export(
@@ -51,6 +51,9 @@ def export(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Write an adapter as a plain LoRA, in the form that a server loads."""
+    from ..export import export_lora, lost_edits, require_format
+    from .models import load_adapter, load_model, load_tokenizer, print_json
+
     require_format(format)
     inputs = {"adapter": adapter, "base": base, "requests": requests, "history": history}
     require_outputs(folders={"out": out}, inputs=inputs, overwrite=overwrite)
@@ -82,6 +85,8 @@ def _require_measurable(base: str | None, max_rank: int | None, requests: Path |
 
 
 def _asked(requests: Path | None, history: Path | None) -> list[EditRequest]:
+    from ..session import History
+
     if requests is not None:
         return load_requests(requests)
     if history is None:

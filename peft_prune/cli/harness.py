@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ..evaluation import harness_figures, signed
-from .models import load_adapter, load_model, load_tokenizer, print_json
 from .plain import plain
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def harness(
@@ -28,6 +27,11 @@ def harness(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Run tasks of lm-evaluation-harness on the base model and on the edited one."""
+    from rich.console import Console
+
+    from ..evaluation import harness_figures
+    from .models import load_adapter, load_model, load_tokenizer, print_json
+
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     edited = load_adapter(load_model(model, dtype), adapter)
     found = harness_figures(
@@ -46,6 +50,10 @@ def harness(
 
 
 def _table(found: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    from ..evaluation import signed
+
     table = Table(title="Tasks of lm-evaluation-harness, with standard errors; difference with its 95 % interval")
     table.add_column("task")
     for heading in ("before", "after", "difference"):

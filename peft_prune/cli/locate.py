@@ -5,20 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ..editors.locate import Location
-from ..editors.locate import locate as trace
 from ..outputs import require_outputs
-from ..reporting.plots import plot_location, require_picture
 from ..requests import EditRequest
-from ..session.verification import require_editable
-from .models import load_model, load_tokenizer, print_json
 from .requested import OnBadRecord, fitting, requested
+
+if TYPE_CHECKING:
+    from ..editors.locate import Location
 
 
 def locate(
@@ -33,6 +29,10 @@ def locate(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Trace facts through the layers and suggest which to edit."""
+    from ..editors.locate import locate as trace
+    from ..reporting.plots import plot_location, require_picture
+    from .models import load_model, load_tokenizer, print_json
+
     if plot is not None:
         require_outputs(files={"plot": plot}, inputs={"model": model, "requests": requests})
         require_picture(plot)
@@ -49,10 +49,15 @@ def locate(
 
 
 def _require_traceable(model: Any, tokenizer: Any, fact: EditRequest) -> None:
+    from ..session.verification import require_editable
+
     require_editable(model, tokenizer, replace(fact, target_new=fact.target_true or fact.target_new))
 
 
 def _print(found: Location) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console()
     table = Table(title=f"Probability restored at the subject's last token, {found.facts} facts")
     table.add_column("layer", justify="right")

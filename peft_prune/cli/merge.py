@@ -10,7 +10,6 @@ import typer
 
 from ..folders import whole_folder
 from ..outputs import require_outputs
-from .models import companions, load_adapter, load_model, load_tokenizer, print_json
 
 
 def merge(
@@ -22,6 +21,8 @@ def merge(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Add an adapter to its base model and write a checkpoint that needs neither PEFT nor this package."""
+    from .models import companions, load_adapter, load_model, load_tokenizer, print_json
+
     require_outputs(folders={"out": out}, inputs={"adapter": adapter, "model": model}, overwrite=overwrite)
     tokenizer = load_tokenizer(model)
     edited = load_adapter(load_model(model, dtype), adapter)

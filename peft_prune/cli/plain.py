@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
-from rich.text import Text
 
 from ..characters import visible
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 
 def plain(text: str) -> Text:
     """A cell or a title that shows ``text`` as it is: brackets are no markup, and control characters are visible."""
+    from rich.text import Text
+
     return Text(visible(text))
 
 

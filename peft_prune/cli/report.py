@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..evaluation import load_facts, load_texts
 from ..folders import recover
-from ..hub import HubName, adapter_folder
 from ..outputs import require_outputs
-from ..reporting import Now, Report, adapter_report, history_report, require_report, write_report
-from ..reporting.limits import limits_of
-from ..reporting.redaction import Redactor
 from ..requests import EditRequest
-from ..session import History, adapter_of
-from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json, require_dtype, require_items
 from .plain import say
 from .progress import progress_bar
 from .requested import OnBadRecord, requested
+
+if TYPE_CHECKING:
+    from ..reporting import Report
+    from ..session import History
 
 
 def report(
@@ -59,6 +56,22 @@ def report(
     json_output: Annotated[bool, typer.Option("--json", help="Print the report's words and numbers as JSON.")] = False,
 ) -> None:
     """Write a report: edits, what became of them, and how the model bears them."""
+    from ..evaluation import load_facts, load_texts
+    from ..hub import HubName, adapter_folder
+    from ..reporting import Now, adapter_report, history_report, require_report, write_report
+    from ..reporting.limits import limits_of
+    from ..reporting.redaction import Redactor
+    from ..session import History, adapter_of
+    from .models import (
+        load_abilities,
+        load_adapter,
+        load_model,
+        load_tokenizer,
+        print_json,
+        require_dtype,
+        require_items,
+    )
+
     given = {"facts": facts, "text": text, "abilities": abilities}
     if HubName.of(source) is not None:
         source = adapter_folder(source)

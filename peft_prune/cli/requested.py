@@ -9,9 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InvalidRequestError
-from ..evaluation import require_answerable
 from ..requests import EditRequest, LoadedRequests, read_requests
-from ..session.verification import require_editable
 from .plain import say
 
 OnBadRecord = Annotated[
@@ -57,6 +55,9 @@ def fitting(path: Path | str, found: LoadedRequests, model: Any, tokenizer: Any,
 
 def measurable(model: Any, tokenizer: Any, request: EditRequest) -> None:
     """Raise InvalidRequestError where a request cannot be edited into a model, or a prompt of it cannot be asked."""
+    from ..evaluation import require_answerable
+    from ..session.verification import require_editable
+
     require_editable(model, tokenizer, request)
     require_answerable(model, tokenizer, request)
 

@@ -10,8 +10,6 @@ import typer
 from ..errors import AdapterError
 from ..folders import whole_folder
 from ..outputs import require_outputs
-from ..tuner import PruneEditConfig
-from .models import load_adapter, load_model, print_json, tuner_of
 
 
 def restrain(
@@ -25,6 +23,9 @@ def restrain(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Shrink the singular values of an adapter's update that exceed the base weight's largest one."""
+    from ..tuner import PruneEditConfig
+    from .models import load_adapter, load_model, print_json, tuner_of
+
     require_outputs(folders={"out": out}, inputs={"adapter": adapter, "model": model}, overwrite=overwrite)
     PruneEditConfig(restraint=restraint, alpha=alpha, max_rank=max_rank)  # what is wrong shows before a model is loaded
     if restraint == "none" and max_rank is None:

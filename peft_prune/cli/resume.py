@@ -10,9 +10,7 @@ import typer
 from ..folders import whole_folder
 from ..outputs import Given, require_outputs
 from ..requests import EditRequest, LoadedRequests
-from ..session import EditSession, History
-from .edit import EditProgress, going_on, moments_beside, report_edits, say_fallen
-from .models import load_model, load_tokenizer
+from .edit import going_on, moments_beside, report_edits, say_fallen
 from .progress import progress_bar
 from .requested import OnBadRecord, requested
 from .watching import MaxDrop, MaxGrowth, MaxNorm, MaxOutputChange, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
@@ -57,6 +55,10 @@ def resume(
 
     No earlier edit is computed again.
     """
+    from ..session import EditSession, History
+    from .bars import EditProgress
+    from .models import load_model, load_tokenizer
+
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} must be at least 1")
     inputs: dict[str, Given] = {"history": history, "model": model, "requests": requests}

@@ -7,15 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ..evaluation import exclude_subjects, load_facts, recalled
 from ..outputs import require_outputs
-from ..reporting.plots import plot_trade_offs, require_picture
-from ..session import calibrate_strengths, tune_restraint
 from .edit import say_fallen, standing_by_state
-from .models import print_json, resumed
 from .options import BaseModel, Dtype, HistoryFile
 from .plain import plain, say
 
@@ -36,6 +30,14 @@ def tune(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Sweep the strength of the restraint over the edits made, and take what loses nothing and gains most."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..evaluation import exclude_subjects, load_facts, recalled
+    from ..reporting.plots import plot_trade_offs, require_picture
+    from ..session import calibrate_strengths, tune_restraint
+    from .models import print_json, resumed
+
     require_outputs(
         folders={"out": out},
         files={"plot": plot},

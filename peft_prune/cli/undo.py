@@ -9,7 +9,6 @@ import typer
 
 from ..outputs import require_outputs
 from .edit import say_fallen
-from .models import resumed
 from .options import BaseModel, Dtype, HistoryFile
 
 
@@ -23,6 +22,8 @@ def undo(
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
 ) -> None:
     """Take edits out of an adapter, whenever they were made, and save what is left."""
+    from .models import resumed
+
     require_outputs(folders={"out": out}, inputs={"history": history, "model": model}, overwrite=overwrite)
     with resumed(history, model, dtype) as session:
         session.undo(edits, reason)

@@ -178,7 +178,7 @@ def test_limits_that_cannot_be_give_one_line(capsys, folder, tmp_path, options, 
 
 
 def test_after_an_interruption_the_rest_of_the_file_is_gone_on_with(capsys, folder, tmp_path, monkeypatch) -> None:  # noqa: F811
-    from peft_prune.cli.edit import EditProgress
+    from peft_prune.cli.bars import EditProgress
 
     log, original = tmp_path / "edits.db", EditProgress.on_batch_end
 
