@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
 
 
 def when_imported(name: str, act: Callable[[], object]) -> None:
@@ -25,7 +26,7 @@ def when_imported(name: str, act: Callable[[], object]) -> None:
         sys.meta_path.insert(0, _Announced(name, act))
 
 
-class _Announced(MetaPathFinder):
+class _Announced:
     """Finds one module as the finders after it do, and adds to its loader what follows the module's own code."""
 
     def __init__(self, name: str, act: Callable[[], object]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from ..outputs import require_outputs
-from .plain import plain, say
+from .plain import close_with, plain, say
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -82,8 +82,9 @@ def audit(
         return
     Console().print(_table(found))
     lines = [*found.notes, *_rest(found.series[-1]), *([] if made is None else [_extracted(made)]), f"Report in {out}"]
-    for line in lines:
+    for line in lines[:-1]:
         say(line)
+    close_with(lines[-1])
 
 
 def _table(found: Audit, most: int = 20) -> Table:

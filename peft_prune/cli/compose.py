@@ -12,7 +12,7 @@ from ..errors import AdapterError
 from ..folders import recover, whole_folder
 from ..outputs import require_outputs
 from .options import Dtype
-from .plain import say
+from .plain import close_with, say
 
 
 def compose(
@@ -47,7 +47,7 @@ def compose(
     numbers = _numbers(weights, len(adapters))
     require_options(restraint, on_conflict)
     sources = [source_of(place) for place in adapters]
-    base = _base_of(sources[0]) if model is None else model
+    base = base_of(sources[0]) if model is None else model
     require_outputs(folders={"out": out}, inputs={"adapter": sources, "model": base}, overwrite=overwrite)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -66,11 +66,11 @@ def compose(
     for conflict in kept:
         say(f"kept in spite of a conflict: {conflict}")
     for name, figures in layers.items():
-        say(
+        close_with(
             f"{name}: rank {figures['rank']}, ‖ΔW‖₂ {figures['delta_spectral_norm']:.3g} "
             f"(σmax(W₀) {figures['sigma_max_base']:.3g})"
         )
-    say(f"Composed adapter in {out}")
+    close_with(f"Composed adapter in {out}")
 
 
 def _figures(edited: Any) -> dict[str, dict[str, Any]]:
@@ -120,7 +120,7 @@ def _numbers(weights: str | None, count: int) -> list[float]:
     return found
 
 
-def _base_of(place: str) -> str:
+def base_of(place: str) -> str:
     """The base that an adapter's configuration or a history names."""
     from ..session import History
     from ..tuner.hotswap import read_adapter

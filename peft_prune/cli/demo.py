@@ -14,6 +14,7 @@ from ..errors import MissingPackageError
 from ..folders import whole_folder
 from ..outputs import require_outputs
 from ..requests import EditRequest
+from .plain import close_with
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def demo(
     if json_output:
         print_json(result)
     else:
-        typer.echo(f"Adapter, figure and numbers in {out}")
+        close_with(f"Adapter, figure and numbers in {out}")
 
 
 def _run(folder: Path, edits: int, alpha: float, items: int, console: Console) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def _run(folder: Path, edits: int, alpha: float, items: int, console: Console) -
     console.print(_condition_table(columns))
     try:
         plot_course(course.edits, course.condition, course.ability, folder / "course.png")
-        console.print("Figure: course.png")
+        console.print("Figure: course.png", markup=False)
     except MissingPackageError as error:
         console.print(f"No figure: {error}", markup=False)
     agreement = _agreement(model, tokenizer, requests, folder / "adapter")

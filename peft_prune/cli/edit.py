@@ -15,7 +15,7 @@ from ..errors import EditFailedError
 from ..folders import whole_folder
 from ..outputs import Given, require_outputs
 from ..requests import EditRequest, LoadedRequests
-from .plain import say
+from .plain import close_with, say, shows_progress
 from .progress import progress_bar
 from .requested import OnBadRecord, bad_records, requested
 from .watching import MaxDrop, MaxGrowth, MaxNorm, MaxOutputChange, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
@@ -236,7 +236,7 @@ class _Statistics:
         if self._texts is None:
             return None
         texts = without_subjects(self._texts, requests)
-        return collect_second_moments(model, tokenizer, texts, modules, progress=not quiet)
+        return collect_second_moments(model, tokenizer, texts, modules, progress=shows_progress(quiet))
 
 
 _WORDS = {"True": True, "False": False, "None": None}
@@ -309,10 +309,11 @@ def report_edits(
         print_json({**counts, **fallen, **bad, **before, "adapter": str(out)})
         return
     if not outcomes:
-        say(f"No new edits; adapter in {out}")
+        close_with(f"No new edits; adapter in {out}")
         return
     now = "" if held == took else f", {held} of them hold now"
-    say(f"{took} of {len(outcomes)} edits took{now}; adapter in {out}" if outcomes else f"Adapter in {out}")
+    tell = close_with if held == len(outcomes) else say  # what did not take is said also where little is
+    tell(f"{took} of {len(outcomes)} edits took{now}; adapter in {out}")
     for outcome in outcomes:
         if not outcome.applied:
             say(f"  request {outcome.id - first}: {outcome.reason}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from .plain import plain
+from .plain import close_with, plain
 from .progress import progress_bar
 from .requested import OnBadRecord, bad_records, fitting, requested
 
@@ -85,7 +85,7 @@ def evaluate(
     if full:
         Console().print(_difference_table(figures["difference"]))
     Console().print(_layer_table(figures["layers"]))
-    Console().print("The adapter has been restrained." if figures["restrained"] else "The adapter is not restrained.")
+    close_with("The adapter has been restrained." if figures["restrained"] else "The adapter is not restrained.")
 
 
 def _difference_table(differences: dict[str, dict[str, float]]) -> Table:

@@ -13,7 +13,7 @@ from ..folders import whole_file
 from ..outputs import require_apart, require_outputs
 from ..requests import EditRequest, LoadedRequests
 from .edit import hyperparameters
-from .plain import plain
+from .plain import close_with, plain, say, shows_progress
 from .requested import OnBadRecord, fitting, measurable, requested
 
 if TYPE_CHECKING:
@@ -118,19 +118,19 @@ def experiment(
     tokenizer, base = load_tokenizer(model), load_model(model, dtype)
     records = fitting(requests, given, base, tokenizer, measurable).requests
     plan.order(len(records), 0)
-    moments = _moments(plan, base, tokenizer, records, stats, stats_text, out, not json_output)
+    moments = _moments(plan, base, tokenizer, records, stats, stats_text, out, shows_progress(json_output))
     work = Experiment(plan, base, tokenizer, records, out, statistics=moments, material=material)
     for other in others:
         require_comparable(work.facts(), other.facts)
         if not set(plan.marks) & set(other.plan.marks):
             raise ValueError(f"against: no mark of {list(other.plan.marks)} is one of {list(plan.marks)}")
-    work.run(progress=not json_output)
+    work.run(progress=shows_progress(json_output))
     summary = _write(Results(plan, out, work.facts()), others, out, table)
     if json_output:
         print_json(summary)
         return
     Console().print(_overview(summary))
-    typer.echo(f"Everything with its intervals is in {out / 'summary.md'}")
+    close_with(f"Everything with its intervals is in {out / 'summary.md'}")
 
 
 def _require_folder(out: Path, model: str) -> None:
@@ -185,8 +185,6 @@ def _short(figure: dict[str, Any] | None) -> str:
 
 
 def _write(results: Results, others: Sequence[Results], out: Path, ending: str) -> dict[str, Any]:
-    from rich.console import Console
-
     from ..experiment import draw_figures, markdown, summarize, write_table
     from .models import finite
 
@@ -199,7 +197,7 @@ def _write(results: Results, others: Sequence[Results], out: Path, ending: str) 
     try:
         draw_figures(results, out)
     except ModuleNotFoundError:
-        Console(stderr=True).print("no figures: install peft-prune[report] for matplotlib")
+        say("no figures: install peft-prune[report] for matplotlib", err=True)
     return summary
 
 

@@ -10,7 +10,7 @@ import typer
 
 from ..outputs import require_outputs
 from ..requests import EditRequest, load_requests
-from .plain import say
+from .plain import close_with, say
 
 if TYPE_CHECKING:
     from ..export import Export
@@ -97,7 +97,7 @@ def _asked(requests: Path | None, history: Path | None) -> list[EditRequest]:
 
 def _tell(done: Export, lost: list[dict[str, Any]] | None, asked: int) -> None:
     applied = ", the pending restraint applied first" if done.restraint_applied else ""
-    say(f"LoRA of rank {done.rank} for {len(done.modules)} modules in {done.folder} ({done.format}){applied}")
+    close_with(f"LoRA of rank {done.rank} for {len(done.modules)} modules in {done.folder} ({done.format}){applied}")
     for name, error in done.truncated.items():
         say(f"  {name}: truncated, ‖ΔW − truncated‖ / ‖ΔW‖ = {error:.3g}")
     if lost is not None:
@@ -105,4 +105,4 @@ def _tell(done: Export, lost: list[dict[str, Any]] | None, asked: int) -> None:
         for edit in lost:
             say(f"    {edit['prompt']} → {edit['target']}")
     for name, needed in done.servers.items():
-        say(f"  {name}" + (f": {needed}" if needed else ""))
+        close_with(f"  {name}" + (f": {needed}" if needed else ""))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from .plain import plain
+from .plain import plain, shows_progress
+from .quiet import only_shown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,15 +35,16 @@ def harness(
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     edited = load_adapter(load_model(model, dtype), adapter)
-    found = harness_figures(
-        edited,
-        load_tokenizer(model),
-        names,
-        include_path=include_path,
-        num_fewshot=num_fewshot,
-        limit=limit,
-        batch_size=batch_size,
-    )
+    with only_shown(shows_progress(json_output)):
+        found = harness_figures(
+            edited,
+            load_tokenizer(model),
+            names,
+            include_path=include_path,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            batch_size=batch_size,
+        )
     if json_output:
         print_json(found)
     else:

@@ -11,6 +11,7 @@ import typer
 
 from ..outputs import require_outputs
 from ..requests import EditRequest
+from .plain import say, shows_progress
 from .requested import OnBadRecord, fitting, requested
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def locate(
     given = requested(requests, limit, on_bad_record)
     tokenizer, base = load_tokenizer(model), load_model(model, dtype)
     facts = fitting(requests, given, base, tokenizer, _require_traceable).requests
-    found = trace(base, tokenizer, facts, progress=not json_output)
+    found = trace(base, tokenizer, facts, progress=shows_progress(json_output))
     if plot is not None:
         plot_location(found, plot)
     if json_output:
@@ -67,7 +68,5 @@ def _print(found: Location) -> None:
         around = "–" if math.isnan(mlp) else f"{mlp:+.4f}"
         table.add_row(str(layer), around, f"{block:+.4f}", style="bold" if layer in found.layers else None)
     console.print(table)
-    console.print(
-        f"The object has {found.clean:.3f}, with noise on the subject {found.corrupted:.3f}.", highlight=False
-    )
-    console.print(f"Suggested: --layers {found.layer} for ROME, {','.join(map(str, found.layers))} for MEMIT")
+    say(f"The object has {found.clean:.3f}, with noise on the subject {found.corrupted:.3f}.")
+    say(f"Suggested: --layers {found.layer} for ROME, {','.join(map(str, found.layers))} for MEMIT")

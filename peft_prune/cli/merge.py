@@ -10,6 +10,7 @@ import typer
 
 from ..folders import whole_folder
 from ..outputs import require_outputs
+from .plain import close_with
 
 
 def merge(
@@ -29,7 +30,7 @@ def merge(
     beside = companions(model)
     pending = edited.restraint_is_pending()
     with whole_folder(out, overwrite=overwrite) as folder:
-        edited.merge_and_unload(safe_merge=True, progressbar=not json_output).save_pretrained(str(folder))
+        edited.merge_and_unload(safe_merge=True, progressbar=False).save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
         for file, name in beside:
             if not (folder / name).exists():
@@ -38,4 +39,4 @@ def merge(
     if json_output:
         print_json({"checkpoint": str(out), "adapter": str(adapter), "restraint_applied": pending})
     else:
-        typer.echo(f"Merged checkpoint in {out}" + (", the pending restraint applied first" if pending else ""))
+        close_with(f"Merged checkpoint in {out}" + (", the pending restraint applied first" if pending else ""))

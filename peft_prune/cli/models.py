@@ -50,7 +50,7 @@ def load_model(path: str, dtype: str = "float32") -> PreTrainedModel:
         UnsupportedModelError: It cannot be loaded, ``dtype`` is unknown, or an adapter lies beside its weights.
     """
     require_dtype(dtype)
-    given, path = path, _model_place(path)
+    given, path = path, place_of_model(path)
     if (Path(path) / "adapter_config.json").exists():
         raise UnsupportedModelError(_beside(path, "adapter_config.json"))
     options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
@@ -82,7 +82,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     Raises:
         UnsupportedModelError: It cannot be loaded.
     """
-    path = _model_place(path)
+    path = place_of_model(path)
     with readable("tokenizer", path):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
@@ -93,7 +93,7 @@ def companions(path: str) -> list[tuple[Path, str]]:
     Args:
         path: A folder, a Hub name or 'builtin', as for `load_model`.
     """
-    place = Path(_model_place(path))
+    place = Path(place_of_model(path))
     if not place.is_dir():
         # what is not there the Hub does not have
         place = Path(snapshot_download(path, allow_patterns=list(_COMPANIONS)))
@@ -112,7 +112,7 @@ def require_dtype(dtype: str) -> None:
         raise UnsupportedModelError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
 
 
-def _model_place(path: str) -> str:
+def place_of_model(path: str) -> str:
     """Where a model is found that is given by its folder, its Hub name or as 'builtin'."""
     folder = Path(path)
     if not folder.exists():

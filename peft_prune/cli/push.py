@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .plain import say
+from .plain import close_with
 
 
 def push(
@@ -52,7 +52,7 @@ def push(
     if json_output:
         print_json({"adapter": str(adapter), "repository": repository, "url": url, "redacted": redact})
     else:
-        say(f"{adapter} is published: {url}")
+        close_with(f"{adapter} is published: {url}")
 
 
 def _complete(folder: Path, *, found: dict[str, Any] | None, redact: bool, history: Path | None) -> None:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partialmethod
+from pathlib import Path
 from types import MappingProxyType
+from typing import Any, TextIO
 
 from ..late import when_imported
+from .plain import say
+
+PACKAGE = Path(__file__).resolve().parents[1]
 
 _SAID_HERE = MappingProxyType(
     {
@@ -23,9 +32,11 @@ _SAID_HERE = MappingProxyType(
 
 def quiet_libraries() -> None:
     """Hide progress bars and log lines of libraries, now or as soon as they are imported."""
-    # it says at its import which of its faster kernels it could not fetch; what is missing in earnest is an error
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # they say which faster kernels could not be fetched, and how a model was handed over; what is wrong they raise
+    for name in ("bitsandbytes", "lm_eval"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     when_imported("transformers.utils.logging", _quiet_transformers)
+    when_imported("datasets", _quiet_datasets)
     for message, category in _SAID_HERE.items():
         warnings.filterwarnings("ignore", message=message, category=category)
 
@@ -35,3 +46,47 @@ def _quiet_transformers() -> None:
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # what it warns of while it loads is checked, and named, here
+
+
+def _quiet_datasets() -> None:
+    from datasets.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+
+
+@contextmanager
+def only_shown(shown: bool) -> Iterator[None]:
+    """For a block in which a library draws bars of its own: only on a terminal, and only where ``shown``."""
+    from tqdm import tqdm
+
+    if shown and sys.stderr.isatty():
+        yield
+        return
+    begin: Any = tqdm.__init__
+    bars: Any = tqdm
+    bars.__init__ = partialmethod(begin, disable=True)
+    try:
+        yield
+    finally:
+        bars.__init__ = begin
+
+
+def say_own_warnings() -> None:
+    """Print this package's warnings as its other lines, and none of the libraries'.
+
+    What libraries warn of is shown where PYTHONWARNINGS or ``python -W`` asks for it.
+    """
+    if not sys.warnoptions:
+        warnings.showwarning = _show
+
+
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    if PACKAGE in Path(filename).resolve().parents:
+        say(f"peft-prune: warning: {' '.join(str(message).split())}", err=True)

@@ -11,7 +11,7 @@ import typer
 from ..folders import recover
 from ..outputs import require_outputs
 from ..requests import EditRequest
-from .plain import say
+from .plain import close_with
 from .progress import progress_bar
 from .requested import OnBadRecord, requested
 
@@ -110,7 +110,7 @@ def report(
     if json_output:
         print_json(as_json(made, out))
         return
-    say(f"{made.verdict}. Report in {out}")
+    close_with(f"{made.verdict}. Report in {out}")
 
 
 def as_json(made: Report, out: Path) -> dict[str, Any]:

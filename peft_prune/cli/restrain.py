@@ -10,6 +10,7 @@ import typer
 from ..errors import AdapterError
 from ..folders import whole_folder
 from ..outputs import require_outputs
+from .plain import close_with
 
 
 def restrain(
@@ -56,8 +57,8 @@ def restrain(
         print_json({"adapter": str(out), "restraint": restraint, "alpha": alpha, "layers": layers})
     else:
         for name, figures in layers.items():
-            typer.echo(
+            close_with(
                 f"{name}: rank {figures['rank']}, ‖ΔW‖₂ {figures['delta_spectral_norm']:.3g} "
                 f"(σmax(W₀) {figures['sigma_max_base']:.3g})"
             )
-        typer.echo(f"Restrained adapter in {out}")
+        close_with(f"Restrained adapter in {out}")

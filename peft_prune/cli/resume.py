@@ -11,6 +11,7 @@ from ..folders import whole_folder
 from ..outputs import Given, require_outputs
 from ..requests import EditRequest, LoadedRequests
 from .edit import going_on, moments_beside, report_edits, say_fallen
+from .plain import close_with
 from .progress import progress_bar
 from .requested import OnBadRecord, requested
 from .watching import MaxDrop, MaxGrowth, MaxNorm, MaxOutputChange, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
@@ -86,7 +87,7 @@ def resume(
     earlier = results[: first - 1]
     report_edits(results[first - 1 :], out, json_output, given, first, skip, earlier)
     if not json_output:
-        typer.echo(f"{standing} edits stand")
+        close_with(f"{standing} edits stand")
         say_fallen(earlier)
 
 

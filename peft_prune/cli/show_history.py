@@ -24,6 +24,7 @@ def history(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """List the edits of a history and what had become of them when last seen; also while a session writes it."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
@@ -45,9 +46,10 @@ def history(
         edits = [{**asdict(r), "status": r.state, "took": r.status == APPLIED, "stands": r.stands} for r in records]
         print_json({"model": meta["model"], "editor": meta["editor"]["name"], "edits": edits, "events": events})
         return
-    table = Table(title=plain(f"{meta['model']}: {standing} edits stand ({meta['editor']['name']})"))
-    for column in ("edit", "subject", "target", "before", "last seen", "probability", "status"):
-        table.add_column(column, overflow="fold")
+    title = f"{meta['model']}: {standing} edits stand ({meta['editor']['name']})"
+    table = Table(title=plain(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fits a terminal of 80 columns
+    for column in ("edit", "subject", "target", "before", "last seen", "prob.", "status"):
+        table.add_column(column, overflow="fold", justify="right" if column == "prob." else "left")
     for record in records:
         request = record.request
         answer, probability, when = _last_seen(record)

@@ -11,7 +11,7 @@ import typer
 from ..outputs import require_outputs
 from .edit import say_fallen, standing_by_state
 from .options import BaseModel, Dtype, HistoryFile
-from .plain import plain, say
+from .plain import close_with, plain, shows_progress
 
 
 def tune(
@@ -49,7 +49,7 @@ def tune(
     known = load_facts(facts)
     with resumed(history, model, dtype) as session:
         if margin is not None:
-            calibrate_strengths(session, margin, progress=not json_output)
+            calibrate_strengths(session, margin, progress=shows_progress(json_output))
         requests = [record.request for record in session.history.edits(standing=True) if record.request is not None]
         kept = exclude_subjects(known, requests)
         tokenizer = session.tokenizer
@@ -57,7 +57,7 @@ def tune(
         def probe(edited: Any) -> list[float]:
             return [float(one) for one in recalled(edited, tokenizer, kept)]
 
-        found = tune_restraint(session, probe, groups=groups, progress=not json_output)
+        found = tune_restraint(session, probe, groups=groups, progress=shows_progress(json_output))
         if plot is not None:
             plot_trade_offs(found, plot)
         session.save(out, overwrite=overwrite)
@@ -78,5 +78,5 @@ def tune(
             plain(point.label), f"{point.success:.3f}", f"{point.retention:.3f}", f"{point.condition_number:.3g}", mark
         )
     Console().print(table)
-    say(f"Took {found.recommended.label}; adapter in {out}")
+    close_with(f"Took {found.recommended.label}; adapter in {out}")
     say_fallen(results)
