@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import PeftPruneError
+from .options import EditorName
 from .plain import say
 
 DTYPES = ("float32", "bfloat16")
@@ -21,7 +22,7 @@ _NO_PART = ("dev", "docs")
 
 def doctor(
     model: Annotated[str, typer.Argument(help="Model: a folder, a Hub name or 'builtin'.")],
-    editor: Annotated[str, typer.Option(help="Editing method.")] = "rome",
+    editor: EditorName = "rome",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
     """Tell what would be edited in a model, whether it fits memory, and what is missing; loads no weights.

@@ -15,6 +15,7 @@ from ..errors import EditFailedError
 from ..folders import whole_folder
 from ..outputs import Given, require_outputs
 from ..requests import EditRequest, LoadedRequests
+from .options import EditorName, Settings
 from .plain import close_with, say, shows_progress
 from .progress import progress_bar
 from .requested import OnBadRecord, bad_records, requested
@@ -29,7 +30,7 @@ def edit(
     model: Annotated[str, typer.Option(help="Model to edit: a folder or a Hub name.")],
     requests: Annotated[Path, typer.Option(help="Edit requests: a JSON, JSONL or CSV file, or hub:owner/name:split.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
-    editor: Annotated[str, typer.Option(help="Editing method.")] = "rome",
+    editor: EditorName = "rome",
     layers: Annotated[
         Optional[str], typer.Option(help="Layers to edit, such as 2 or 13,14,15; found by a rule if not given.")
     ] = None,
@@ -80,9 +81,7 @@ def edit(
         ),
     ] = None,
     max_rank: Annotated[Optional[int], typer.Option(help="Upper limit of a layer's rank.")] = None,
-    set_: Annotated[
-        Optional[list[str]], typer.Option("--set", help="A hyperparameter of the editor as name=value; repeatable.")
-    ] = None,
+    set_: Settings = None,
     second_try: Annotated[
         bool, typer.Option(help="Try an edit that did not take once more with a stronger setting.")
     ] = True,

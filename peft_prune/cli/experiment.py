@@ -13,6 +13,7 @@ from ..folders import whole_file
 from ..outputs import require_apart, require_outputs
 from ..requests import EditRequest, LoadedRequests
 from .edit import hyperparameters
+from .options import EditorName, Settings
 from .plain import close_with, plain, say, shows_progress
 from .requested import OnBadRecord, fitting, measurable, requested
 
@@ -33,7 +34,7 @@ def experiment(
     out: Annotated[Path, typer.Option(help="Folder for tables, figures and histories; goes on where it was left.")],
     requests: Annotated[str, typer.Option(help="Edit requests: a file, or 'builtin' with the built-in model.")] = "",
     on_bad_record: OnBadRecord = "fail",
-    editor: Annotated[str, typer.Option(help="Editing method.")] = "rome",
+    editor: EditorName = "rome",
     edits: Annotated[str, typer.Option(help="Numbers of edits at which everything is measured.")] = "10,20,40,60,100",
     restraints: Annotated[
         str,
@@ -57,9 +58,7 @@ def experiment(
     seeds: Annotated[int, typer.Option(help="How many orders of the edits.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Edits that are computed together.")] = 1,
     layers: Annotated[Optional[str], typer.Option(help="Layers to edit; found by a rule if not given.")] = None,
-    set_: Annotated[
-        Optional[list[str]], typer.Option("--set", help="A hyperparameter of the editor as name=value; repeatable.")
-    ] = None,
+    set_: Settings = None,
     published: Annotated[
         bool,
         typer.Option(

@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
 HistoryFile = Annotated[Path, typer.Argument(help="SQLite file of a session.", metavar="HISTORY")]
 BaseModel = Annotated[str, typer.Option(help="The unedited base model: a folder or a Hub name.")]
+EDITORS = ("alphaedit", "emmet", "ft", "memit", "mend", "rome")
+"""The editing methods that come with the package, known before any of them is imported."""
+
+EditorName = Annotated[
+    str,
+    typer.Option(
+        help=f"Editing method: {', '.join(EDITORS[:-1])} or {EDITORS[-1]}. `peft-prune editors` tells of each.",
+        autocompletion=lambda: list(EDITORS),
+    ),
+]
+Settings = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--set",
+        help="A hyperparameter of the editor as name=value; repeatable. `peft-prune editors NAME` lists them.",
+    ),
+]
 Dtype = Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")]

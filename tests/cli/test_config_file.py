@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from peft_prune.cli.app import app
 from peft_prune.cli.command import SHARED
 from peft_prune.cli.config_file import read_settings
 from peft_prune.cli.progress import Lines
+from peft_prune.editors import get_editor
 from peft_prune.moving import SECONDS
+from tests.tiny import tiny_gpt2
 
 REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "commands.py"
 
@@ -109,3 +112,15 @@ def test_progress_off_a_terminal_is_a_line_every_few_seconds(capsys) -> None:
         now[0] = done * SECONDS / 2
         tell("Editing", done, 8)
     assert capsys.readouterr().err == "Editing: 2 of 8\nEditing: 4 of 8\nEditing: 6 of 8\n"
+
+
+def test_the_doctor_names_what_keeps_a_model_from_being_edited(capsys, tmp_path: Path) -> None:
+    tiny_gpt2().config.save_pretrained(tmp_path / "bare")
+    assert main(["doctor", str(tmp_path / "bare"), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["can_be_edited"] is False and told["files"] is None and told["tokenizer"] is None
+    assert any("holds no weights as safetensors" in problem for problem in told["problems"])
+    assert any("tokenizer: " in problem and "cannot be loaded" in problem for problem in told["problems"])
+    assert [one["layer"] for one in told["edited"].values()] == list(get_editor("rome").default_layers(3))
+    assert main(["doctor", str(tmp_path / "nowhere")]) == 2
+    assert "does not exist" in capsys.readouterr().err

@@ -16,6 +16,7 @@ import typer
 from peft_prune.builtin import edit_requests, known_facts, plain_texts
 from peft_prune.cli.app import GROUPS, app
 from peft_prune.cli.examples import EXAMPLES
+from peft_prune.cli.options import EDITORS
 from peft_prune.editors import editor_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -180,7 +181,7 @@ def test_undo_takes_edits_by_their_number_or_all(results) -> None:
 
 def test_the_editors_are_listed_with_what_can_be_set(results) -> None:
     told = json.loads(results["editors"][1])["editors"]
-    assert sorted(told) == editor_names()
+    assert sorted(told) == editor_names() == list(EDITORS)
     assert told["rome"]["hyperparameters"]["v_lr"]["default"] == 0.5
     for editor in told.values():
         assert editor["url"].startswith("https://")
