@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partialmethod
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TextIO
@@ -56,19 +56,41 @@ def _quiet_datasets() -> None:
 
 @contextmanager
 def only_shown(shown: bool) -> Iterator[None]:
-    """For a block in which a library draws bars of its own: only on a terminal, and only where ``shown``."""
+    """For a block in which a library draws bars of its own: only on a terminal, and only where ``shown``.
+
+    Nor do programs that it runs say anything, such as git of a folder that is no repository.
+    """
     from tqdm import tqdm
 
-    if shown and sys.stderr.isatty():
-        yield
-        return
     begin: Any = tqdm.__init__
     bars: Any = tqdm
-    bars.__init__ = partialmethod(begin, disable=True)
+    hidden = not (shown and sys.stderr.isatty())
+
+    def begin_hidden(bar: Any, *arguments: Any, **options: Any) -> None:
+        begin(bar, *arguments, **{**options, "disable": True})
+
+    if hidden:
+        bars.__init__ = begin_hidden
     try:
-        yield
+        with _silent_programs():
+            yield
     finally:
         bars.__init__ = begin
+
+
+@contextmanager
+def _silent_programs() -> Iterator[None]:
+    """Keep what is written to the descriptor of standard error itself, and not by this interpreter, from it."""
+    sys.stderr.flush()
+    own, kept = sys.stderr, os.dup(2)
+    with open(os.devnull, "w") as nowhere, os.fdopen(os.dup(2), "w") as ours:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            with redirect_stderr(ours if own is sys.__stderr__ else own):
+                yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def say_own_warnings() -> None:
