@@ -16,6 +16,12 @@ DTYPES = ("float32", "bfloat16")
 ROOM = 0.8
 """Share of the free memory that may be asked for; the rest is for what the passes of the model need."""
 
+TOKENIZERS = (
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"),
+    *("*.tiktoken", "tekken.json"),
+)
+"""The forms of a tokenizer on disk."""
+
 _NO_PART = ("dev", "docs")
 """Extras that no command needs."""
 
@@ -104,8 +110,13 @@ def _layout(place: str, config: Any, editor: str, problems: list[str]) -> tuple[
 
 
 def _tokenizer(model: str, config: Any, problems: list[str]) -> dict[str, Any] | None:
-    from .models import load_tokenizer
+    from .models import load_tokenizer, place_of_model
 
+    folder = Path(place_of_model(model))
+    if folder.is_dir() and not any(found for pattern in TOKENIZERS for found in folder.glob(pattern)):
+        # transformers makes up an empty one in its place
+        problems.append(f"tokenizer: {folder} holds none; copy the files of the model's tokenizer beside its weights")
+        return None
     try:
         tokenizer: Any = load_tokenizer(model)
     except PeftPruneError as error:
