@@ -1,7 +1,7 @@
 """Perturbation-restrained sequential model editing as a PEFT method.
 
-Importing this package registers the method ``PRUNE_EDIT`` with PEFT. What else it hands out is imported when it is
-first asked for, so that the import costs what importing PEFT costs.
+Importing this package registers the method ``PRUNE_EDIT`` with PEFT: at once where PEFT has been imported, else as soon
+as it is. What the package hands out is imported when it is first asked for, so that its own import costs little.
 """
 
 from importlib import import_module
@@ -23,8 +23,8 @@ from .errors import (
     SessionStateError,
     UnsupportedModelError,
 )
+from .late import when_imported
 from .requests import EditRequest, Question, load_requests
-from .tuner import PRUNE_EDIT, PruneEditConfig, PruneEditLayer, PruneEditModel
 
 if TYPE_CHECKING:
     from .builtin import load_builtin_model
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
         tune_restraint,
         verify,
     )
+    from .tuner import PRUNE_EDIT, PruneEditConfig, PruneEditLayer, PruneEditModel
 
 __version__ = "0.1.0"
 
@@ -144,6 +145,7 @@ _HOMES = MappingProxyType(
             "BatchFailedError EditResult EditSession History adapter_of attribute calibrate_strengths "
             "compare_adapters compose tune_restraint verify"
         ),
+        "tuner": "PRUNE_EDIT PruneEditConfig PruneEditLayer PruneEditModel",
     }
 )
 """The folders whose names are handed out when they are asked for."""
@@ -160,3 +162,6 @@ if not TYPE_CHECKING:  # a checker would take every misspelt name for one that i
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+when_imported("peft", lambda: import_module(".tuner", __name__))  # which registers the method

@@ -4,39 +4,26 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from peft import PeftModel, get_peft_model
-from rich.console import Console
-from rich.table import Table
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..builtin import (
-    ability_items,
-    ability_names,
-    builtin_model_path,
-    edit_requests,
-    held_out_texts,
-    load_builtin_model,
-    plain_texts,
-)
-from ..editors import Editor, SecondMoments, collect_second_moments, get_editor
 from ..errors import MissingPackageError
-from ..evaluation import EXTRACTORS, comparison_table, evaluate, score_ability, without_subjects
 from ..folders import whole_folder
-from ..monitoring import BatchReport, LayerCondition, SessionCallback, layer_conditions
 from ..outputs import require_outputs
-from ..reporting.plots import plot_course
 from ..requests import EditRequest
-from ..session import EditResult, EditSession
-from ..tuner import PruneEditConfig
-from .models import print_json
+from .plain import close_with
 from .progress import progress_bar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..editors import Editor, SecondMoments
+    from ..session import EditResult
 
 MARK = "demo.json"
 LAYER = 0
@@ -63,6 +50,11 @@ def demo(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Edit the built-in model sixty times, restrain the accumulated update, and compare."""
+    from rich.console import Console
+
+    from ..builtin import builtin_model_path
+    from .models import print_json
+
     if edits < 1 or items < 1:
         raise ValueError(f"edits: {edits} and items: {items} must be at least 1")
     console = Console(quiet=json_output)
@@ -74,10 +66,20 @@ def demo(
     if json_output:
         print_json(result)
     else:
-        typer.echo(f"Adapter, figure and numbers in {out}")
+        close_with(f"Adapter, figure and numbers in {out}")
 
 
 def _run(folder: Path, edits: int, alpha: float, items: int, console: Console) -> dict[str, Any]:
+    from peft import get_peft_model
+
+    from ..builtin import edit_requests, load_builtin_model
+    from ..editors import get_editor
+    from ..evaluation import comparison_table
+    from ..reporting.plots import plot_course
+    from ..session import EditSession
+    from ..tuner import PruneEditConfig
+    from .bars import EditProgress
+
     base, tokenizer = load_builtin_model()
     requests = [EditRequest.from_record(record) for record in edit_requests(edits)]
     editor = get_editor("rome", model=base, layers=(LAYER,))
@@ -93,15 +95,21 @@ def _run(folder: Path, edits: int, alpha: float, items: int, console: Console) -
     course = Course()
     _measure(model, tokenizer, course, 0)
     with progress_bar(quiet=console.quiet) as progress:
-        watch = _Watch(course, len(requests), progress)
-        with EditSession(model, tokenizer, editor, statistics=statistics, callbacks=[watch], monitor=False) as session:
+
+        def watch(session: Any, done: int) -> None:
+            """Take a point of the course every ten edits."""
+            if done % 10 == 0 or done == len(requests):
+                _measure(session.model, session.tokenizer, course, done)
+
+        bar = EditProgress(progress, len(requests), watch)
+        with EditSession(model, tokenizer, editor, statistics=statistics, callbacks=[bar], monitor=False) as session:
             outcomes = session.edit(requests)
     columns = _columns(model, tokenizer, requests, items, quiet=console.quiet)
     console.print(comparison_table({name: figures for name, (figures, _) in columns.items()}, title=_title(outcomes)))
     console.print(_condition_table(columns))
     try:
         plot_course(course.edits, course.condition, course.ability, folder / "course.png")
-        console.print("Figure: course.png")
+        console.print("Figure: course.png", markup=False)
     except MissingPackageError as error:
         console.print(f"No figure: {error}", markup=False)
     agreement = _agreement(model, tokenizer, requests, folder / "adapter")
@@ -124,25 +132,18 @@ def _run(folder: Path, edits: int, alpha: float, items: int, console: Console) -
 def _statistics(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, editor: Editor, requests: list[EditRequest]
 ) -> SecondMoments:
+    from ..builtin import plain_texts
+    from ..editors import collect_second_moments
+    from ..evaluation import without_subjects
+
     texts = without_subjects(plain_texts(TEXTS), requests)
     return collect_second_moments(base, tokenizer, texts, editor.modules(base), progress=False)
 
 
-class _Watch(SessionCallback):
-    """Moves the bar, and takes a point of the course every ten edits."""
-
-    def __init__(self, course: Course, total: int, progress: Callable[[str, int, int], None]) -> None:
-        self._course, self._total, self._progress, self._done = course, total, progress, 0
-
-    def on_batch_end(self, session: Any, report: BatchReport) -> None:
-        self._done += len(report.results)
-        self._progress("Editing", self._done, self._total)
-        if self._done % 10 == 0 or self._done == self._total:
-            _measure(session.model, session.tokenizer, self._course, self._done)
-
-
 def _measure(model: Any, tokenizer: PreTrainedTokenizerBase, course: Course, edits: int) -> None:
     """One point of the course; the restraint is tried on the raw sum and taken back."""
+    from ..monitoring import layer_conditions
+
     course.edits.append(edits)
     raw = model.edit_state()
     for name in ("edited", "PRUNE"):
@@ -154,6 +155,9 @@ def _measure(model: Any, tokenizer: PreTrainedTokenizerBase, course: Course, edi
 
 
 def _mean_ability(model: Any, tokenizer: PreTrainedTokenizerBase, items: int = 25) -> float:
+    from ..builtin import ability_items, ability_names
+    from ..evaluation import EXTRACTORS, score_ability
+
     scores = [
         score_ability(model, tokenizer, ability_items(name, items, held_out=True), extract=EXTRACTORS[name]).value
         for name in ability_names()
@@ -165,6 +169,9 @@ def _columns(
     model: Any, tokenizer: PreTrainedTokenizerBase, requests: list[EditRequest], items: int, *, quiet: bool
 ) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """The table's columns: figures of the base, the edited and the restrained model, and their layers."""
+    from ..builtin import ability_items, ability_names, held_out_texts
+    from ..evaluation import evaluate
+
     abilities = {name: ability_items(name, items, held_out=True, seed=1) for name in ability_names()}
     columns = {}
     with progress_bar(quiet=quiet) as progress:
@@ -180,16 +187,22 @@ def _columns(
 
 
 def _layers(model: Any) -> dict[str, Any]:
+    from ..monitoring import layer_conditions
+
     return {name: asdict(condition) for name, condition in layer_conditions(model).items()}
 
 
 def _base_of(figures: dict[str, Any]) -> dict[str, Any]:
+    from ..monitoring import LayerCondition
+
     none = dict.fromkeys(("edits", "rank", "delta_spectral_norm", "delta_frobenius_norm", "perturbation_bound"), 0)
     none |= {"energy_top": 0, "energy_bottom": 0}
     return asdict(LayerCondition(**{**figures, **none, "condition_number": figures["condition_number_base"]}))
 
 
 def _condition_table(columns: dict[str, tuple[dict[str, Any], dict[str, Any]]]) -> Table:
+    from rich.table import Table
+
     table = Table(title="Edited layers")
     table.add_column("layer")
     for name in columns:
@@ -211,6 +224,11 @@ def _agreement(
     model: Any, tokenizer: PreTrainedTokenizerBase, requests: list[EditRequest], folder: Path
 ) -> dict[str, float]:
     """Save, reload on a fresh base, merge; the largest differences of a logit on the edited prompts."""
+    import torch
+    from peft import PeftModel
+
+    from ..builtin import load_builtin_model
+
     model.save_pretrained(str(folder))
     reloaded = PeftModel.from_pretrained(load_builtin_model()[0], str(folder), strict_base=True).eval()
     ids = [torch.tensor([tokenizer(request.text)["input_ids"]]) for request in requests]

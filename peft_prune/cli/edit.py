@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from peft import get_peft_model
 
-from ..editors import SecondMoments, get_editor
-from ..editors.own_texts import OWN_TOKENS
 from ..errors import EditFailedError
 from ..folders import whole_folder
-from ..monitoring import BatchReport, SessionCallback
 from ..outputs import Given, require_outputs
-from ..reporting.words import edits
 from ..requests import LoadedRequests
-from ..session import EditResult, EditSession
-from ..session.records import LOST, WEAKENED
-from ..tuner import PruneEditConfig
-from .models import load_model, load_tokenizer, print_json
 from .moments import MomentsSource, Stats, StatsText, StatsTokens
+from .options import EditorName, Settings
 from .placement import Placement, placed
-from .plain import say
+from .plain import close_with, say
 from .progress import progress_bar
 from .requested import OnBadRecord, bad_records, requested
 from .watching import MaxDrop, MaxGrowth, MaxNorm, MaxOutputChange, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
+
+if TYPE_CHECKING:
+    from ..editors import SecondMoments
+    from ..session import EditResult, EditSession
 
 
 @placed
@@ -37,7 +33,7 @@ def edit(
     model: Annotated[str, typer.Option(help="Model to edit: a folder or a Hub name.")],
     requests: Annotated[Path, typer.Option(help="Edit requests: a JSON, JSONL or CSV file, or hub:owner/name:split.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
-    editor: Annotated[str, typer.Option(help="Editing method.")] = "rome",
+    editor: EditorName = "rome",
     layers: Annotated[
         Optional[str], typer.Option(help="Layers to edit, such as 2 or 13,14,15; found by a rule if not given.")
     ] = None,
@@ -53,7 +49,7 @@ def edit(
     batch_size: Annotated[int, typer.Option(help="Requests that are computed together.")] = 1,
     stats_text: StatsText = None,
     stats: Stats = None,
-    stats_tokens: StatsTokens = OWN_TOKENS,
+    stats_tokens: StatsTokens = None,
     restraint: Annotated[str, typer.Option(help="log, linear, clip, scale or none.")] = "log",
     alpha: Annotated[float, typer.Option(help="Base of the logarithm of 'log', above 1.")] = 1.2,
     restrain_on: Annotated[
@@ -81,9 +77,7 @@ def edit(
         ),
     ] = None,
     max_rank: Annotated[Optional[int], typer.Option(help="Upper limit of a layer's rank.")] = None,
-    set_: Annotated[
-        Optional[list[str]], typer.Option("--set", help="A hyperparameter of the editor as name=value; repeatable.")
-    ] = None,
+    set_: Settings = None,
     second_try: Annotated[
         bool, typer.Option(help="Try an edit that did not take once more with a stronger setting.")
     ] = True,
@@ -102,6 +96,14 @@ def edit(
     placement: Placement,
 ) -> None:
     """Edit facts one after another, verify each, and save the adapter that holds them."""
+    from peft import get_peft_model
+
+    from ..editors import get_editor
+    from ..session import EditSession
+    from ..tuner import PruneEditConfig
+    from .bars import EditProgress
+    from .models import load_model, load_tokenizer
+
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} must be at least 1")
     if history is not None and history.exists():
@@ -206,17 +208,6 @@ def require_one(outcomes: Sequence[EditResult]) -> None:
         raise EditFailedError(f"none of {len(outcomes)} edits took; the first: {outcomes[0].reason}")
 
 
-class EditProgress(SessionCallback):
-    """Moves a bar."""
-
-    def __init__(self, progress: Callable[[str, int, int], None], total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def on_batch_end(self, session: Any, report: BatchReport) -> None:
-        self._done += len(report.results)
-        self._progress("Editing", self._done, self._total)
-
-
 _WORDS = {"True": True, "False": False, "None": None}
 """Values as the docs of the editors write them, which JSON does not know."""
 
@@ -271,6 +262,9 @@ def report_edits(
         skipped: See ``given``.
         earlier: The edits that the history held before, where it is gone on with.
     """
+    from ..session.records import LOST, WEAKENED
+    from .models import print_json
+
     took, held = sum(outcome.took for outcome in outcomes), sum(outcome.applied for outcome in outcomes)
     if json_output:
         places = [(o.id - first, o.reason) for o in outcomes if not o.took]
@@ -284,10 +278,11 @@ def report_edits(
         print_json({**counts, **fallen, **bad, **before, "adapter": str(out)})
         return
     if not outcomes:
-        say(f"No new edits; adapter in {out}")
+        close_with(f"No new edits; adapter in {out}")
         return
     now = "" if held == took else f", {held} of them hold now"
-    say(f"{took} of {len(outcomes)} edits took{now}; adapter in {out}" if outcomes else f"Adapter in {out}")
+    tell = close_with if held == len(outcomes) else say  # what did not take is said also where little is
+    tell(f"{took} of {len(outcomes)} edits took{now}; adapter in {out}")
     for outcome in outcomes:
         if not outcome.applied:
             say(f"  request {outcome.id - first}: {outcome.reason}")
@@ -297,12 +292,17 @@ def report_edits(
 
 def standing_by_state(results: Sequence[EditResult]) -> dict[str, Any]:
     """How many edits stand, and the numbers of those that hold less than when they took, or no longer."""
+    from ..session.records import LOST, WEAKENED
+
     fallen = {state: [one.id for one in results if one.stands and one.status == state] for state in (WEAKENED, LOST)}
     return {"standing": sum(one.stands for one in results), **fallen}
 
 
 def say_fallen(results: Sequence[EditResult]) -> None:
     """Print which edits that stand hold less than when they took, or no longer; nothing where all hold."""
+    from ..reporting.words import edits
+    from ..session.records import LOST, WEAKENED
+
     found = standing_by_state(results)
     for state in (WEAKENED, LOST):
         if found[state]:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ..evaluation import comparison_table, load_facts, load_texts, require_answerable, signed
-from ..evaluation import evaluate as evaluate_model
-from ..monitoring import layer_conditions
-from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json, tuner_of
 from .placement import Placement, placed
-from .plain import plain
+from .plain import close_with, plain
 from .progress import progress_bar
 from .requested import OnBadRecord, bad_records, fitting, requested
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @placed
@@ -53,6 +50,13 @@ def evaluate(
     placement: Placement,
 ) -> None:
     """Measure the edits and what they cost, before and after, from the base model's own outputs."""
+    from rich.console import Console
+
+    from ..evaluation import comparison_table, load_facts, load_texts, require_answerable
+    from ..evaluation import evaluate as evaluate_model
+    from ..monitoring import layer_conditions
+    from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json, tuner_of
+
     if fluency < 0:
         raise ValueError(f"fluency: {fluency} must be at least 0")
     given = requested(requests, limit, on_bad_record)
@@ -85,10 +89,14 @@ def evaluate(
     if full:
         Console().print(_difference_table(figures["difference"]))
     Console().print(_layer_table(figures["layers"]))
-    Console().print("The adapter has been restrained." if figures["restrained"] else "The adapter is not restrained.")
+    close_with("The adapter has been restrained." if figures["restrained"] else "The adapter is not restrained.")
 
 
 def _difference_table(differences: dict[str, dict[str, float]]) -> Table:
+    from rich.table import Table
+
+    from ..evaluation import signed
+
     table = Table(title="After minus before, paired by request")
     table.add_column("figure")
     table.add_column("difference [95 % interval]", justify="right")
@@ -98,6 +106,8 @@ def _difference_table(differences: dict[str, dict[str, float]]) -> Table:
 
 
 def _layer_table(layers: dict[str, dict[str, float]]) -> Table:
+    from rich.table import Table
+
     table = Table(title="Edited layers")
     columns = {
         "rank": "rank",

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..export import Export, export_lora, lost_edits, require_format
 from ..outputs import require_outputs
-from .models import load_adapter, load_model, load_tokenizer, print_json
 from .placement import Placement, placed
-from .plain import say
+from .plain import close_with, say
 from .requested import edits_asked, lost_of, tell_lost
+
+if TYPE_CHECKING:
+    from ..export import Export
 
 
 @placed
@@ -54,6 +55,9 @@ def export(
     placement: Placement,
 ) -> None:
     """Write an adapter as a plain LoRA, in the form that a server loads."""
+    from ..export import export_lora, lost_edits, require_format
+    from .models import load_adapter, load_model, load_tokenizer, print_json
+
     require_format(format)
     inputs = {"adapter": adapter, "base": base, "requests": requests, "history": history}
     require_outputs(folders={"out": out}, inputs=inputs, overwrite=overwrite)
@@ -84,9 +88,9 @@ def _require_measurable(base: str | None, max_rank: int | None, requests: Path |
 
 def _tell(done: Export, lost: list[dict[str, Any]] | None, asked: int) -> None:
     applied = ", the pending restraint applied first" if done.restraint_applied else ""
-    say(f"LoRA of rank {done.rank} for {len(done.modules)} modules in {done.folder} ({done.format}){applied}")
+    close_with(f"LoRA of rank {done.rank} for {len(done.modules)} modules in {done.folder} ({done.format}){applied}")
     for name, error in done.truncated.items():
         say(f"  {name}: truncated, ‖ΔW − truncated‖ / ‖ΔW‖ = {error:.3g}")
     tell_lost(lost, asked, "by it")
     for name, needed in done.servers.items():
-        say(f"  {name}" + (f": {needed}" if needed else ""))
+        close_with(f"  {name}" + (f": {needed}" if needed else ""))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ..evaluation import harness_figures, signed
-from .models import load_adapter, load_model, load_tokenizer, print_json
 from .placement import Placement, placed
-from .plain import plain
+from .plain import plain, shows_progress
+from .quiet import only_shown
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @placed
@@ -32,17 +32,23 @@ def harness(
     placement: Placement,
 ) -> None:
     """Run tasks of lm-evaluation-harness on the base model and on the edited one."""
+    from rich.console import Console
+
+    from ..evaluation import harness_figures
+    from .models import load_adapter, load_model, load_tokenizer, print_json
+
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     edited = load_adapter(load_model(model, dtype, placement), adapter)
-    found = harness_figures(
-        edited,
-        load_tokenizer(model),
-        names,
-        include_path=include_path,
-        num_fewshot=num_fewshot,
-        limit=limit,
-        batch_size=batch_size,
-    )
+    with only_shown(shows_progress(json_output)):
+        found = harness_figures(
+            edited,
+            load_tokenizer(model),
+            names,
+            include_path=include_path,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            batch_size=batch_size,
+        )
     if json_output:
         print_json(found)
     else:
@@ -50,6 +56,10 @@ def harness(
 
 
 def _table(found: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    from ..evaluation import signed
+
     table = Table(title="Tasks of lm-evaluation-harness, with standard errors; difference with its 95 % interval")
     table.add_column("task")
     for heading in ("before", "after", "difference"):

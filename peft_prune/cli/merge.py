@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from ..errors import MergeError
-from ..evaluation.merging import MergeReport, merge_report
-from ..export import MergedGguf, lost_in_gguf, merge_into_gguf, require_quantization
 from ..folders import whole_folder
 from ..outputs import Given, require_outputs
-from .models import companions, load_adapter, load_model, load_tokenizer, print_json
 from .placement import Placement, placed
-from .plain import say
+from .plain import close_with, say
 from .requested import edits_asked, lost_of, tell_lost
+
+if TYPE_CHECKING:
+    from ..evaluation import MergeReport
+    from ..export import MergedGguf
 
 
 @placed
@@ -49,6 +50,9 @@ def merge(
     placement: Placement,
 ) -> None:
     """Add an adapter to its base model, measure what arrives, and write a checkpoint that needs no adapter."""
+    from ..evaluation import merge_report
+    from .models import companions, load_adapter, load_model, load_tokenizer, print_json
+
     inputs: dict[str, Given] = {"adapter": adapter, "model": model, "gguf": gguf}
     inputs |= {"requests": requests, "history": history}
     require_outputs(folders={"out": out}, inputs=inputs, overwrite=overwrite)
@@ -74,7 +78,7 @@ def merge(
             f"{found.into} weights; merge into the full-precision base, or leave the adapter unmerged"
         )
     with whole_folder(out, overwrite=overwrite) as folder:
-        merged = edited.merge_and_unload(safe_merge=True, progressbar=not json_output, requantize=requantize)
+        merged = edited.merge_and_unload(safe_merge=True, progressbar=False, requantize=requantize)
         merged.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
         for file, name in beside:
@@ -86,17 +90,17 @@ def merge(
             {"checkpoint": str(out), "adapter": str(adapter), "restraint_applied": pending, "merge": found.as_dict()}
         )
         return
-    typer.echo(f"Merged checkpoint in {out}" + (", the pending restraint applied first" if pending else ""))
+    close_with(f"Merged checkpoint in {out}" + (", the pending restraint applied first" if pending else ""))
     _print(found)
 
 
 def _print(found: MergeReport) -> None:
     if found.base != "plain":
-        typer.echo(f"The base is quantized ({found.base}); merged into {found.into} weights")
+        say(f"The base is quantized ({found.base}); merged into {found.into} weights")
     for name, figure in found.layers.items():
-        typer.echo(f"{name}: {figure.share:.1%} of ΔW arrived, error {figure.error:.2g} ‖ΔW‖")
+        say(f"{name}: {figure.share:.1%} of ΔW arrived, error {figure.error:.2g} ‖ΔW‖")
     if found.held_before:
-        typer.echo(
+        say(
             f"Edits that hold: {sum(found.held_before)} before, {sum(found.held_after)} after, of "
             f"{len(found.held_before)}; logits moved by {found.logit_drift:.2g} of their norm"
         )
@@ -114,6 +118,9 @@ def _into_gguf(
     overwrite: bool,
     json_output: bool,
 ) -> None:
+    from ..export import lost_in_gguf, merge_into_gguf, require_quantization
+    from .models import load_adapter, load_model, load_tokenizer, print_json
+
     require_quantization(quantization)
     if dtype != "auto":
         raise ValueError("dtype: does not go with --gguf, whose types --gguf-type chooses")

@@ -55,7 +55,7 @@ def load_model(path: str, dtype: str = "float32", placement: Placement = ANYWHER
         MissingPackageError: The library that is to quantize it is not installed.
     """
     require_dtype(dtype)
-    given, path = path, _model_place(path)
+    given, path = path, place_of_model(path)
     if (Path(path) / "adapter_config.json").exists():
         raise UnsupportedModelError(_beside(path, "adapter_config.json"))
     options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
@@ -89,7 +89,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     Raises:
         UnsupportedModelError: It cannot be loaded.
     """
-    path = _model_place(path)
+    path = place_of_model(path)
     with readable("tokenizer", path):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
@@ -100,7 +100,7 @@ def companions(path: str) -> list[tuple[Path, str]]:
     Args:
         path: A folder, a Hub name or 'builtin', as for `load_model`.
     """
-    place = Path(_model_place(path))
+    place = Path(place_of_model(path))
     if not place.is_dir():
         # what is not there the Hub does not have
         place = Path(snapshot_download(path, allow_patterns=list(_COMPANIONS)))
@@ -119,7 +119,7 @@ def require_dtype(dtype: str) -> None:
         raise UnsupportedModelError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
 
 
-def _model_place(path: str) -> str:
+def place_of_model(path: str) -> str:
     """Where a model is found that is given by its folder, its Hub name or as 'builtin'."""
     folder = Path(path)
     if not folder.exists():

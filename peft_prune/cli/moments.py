@@ -7,16 +7,16 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..editors import SecondMoments, collect_second_moments, own_moments
-from ..editors.own_texts import OWN_TOKENS
 from ..errors import AdapterError
-from ..evaluation import load_texts, without_subjects
-from ..models.fingerprint import base_fingerprint
 from ..requests import EditRequest
+from .plain import say, shows_progress
+
+if TYPE_CHECKING:
+    from ..editors import SecondMoments
 
 Stats = Annotated[
     Optional[Path], typer.Option(help="A second moment saved earlier, or its Hub name, in place of texts.")
@@ -29,7 +29,8 @@ StatsText = Annotated[
     ),
 ]
 StatsTokens = Annotated[
-    int, typer.Option(help="Tokens of text that the model writes for the second moment, where no texts are given.")
+    Optional[int],
+    typer.Option(help="Tokens that the model writes for the second moment, where no texts are given; 20,000 if not."),
 ]
 
 CACHE_VARIABLE = "PEFT_PRUNE_CACHE"
@@ -51,12 +52,15 @@ class MomentsSource:
         ValueError: Both are given, or the number of tokens is below 1.
     """
 
-    def __init__(self, file: Path | None, texts: Path | None, tokens: int = OWN_TOKENS) -> None:
+    def __init__(self, file: Path | None, texts: Path | None, tokens: int | None) -> None:
+        from ..editors.own_texts import OWN_TOKENS
+        from ..evaluation import load_texts
+
         if file is not None and texts is not None:
             raise ValueError("stats: give --stats or --stats-text, not both")
-        if tokens < 1:
+        if tokens is not None and tokens < 1:
             raise ValueError(f"stats_tokens: {tokens} must be at least 1")
-        self._file, self._tokens = file, tokens
+        self._file, self._tokens = file, tokens or OWN_TOKENS
         self.texts = None if texts is None else load_texts(texts)
 
     @property
@@ -68,15 +72,21 @@ class MomentsSource:
         self, model: Any, tokenizer: Any, modules: Sequence[str], requests: Sequence[EditRequest], quiet: bool
     ) -> SecondMoments:
         """Second moments of the inputs of ``modules``."""
+        from ..editors import SecondMoments, collect_second_moments
+        from ..evaluation import without_subjects
+
         if self._file is not None:
             return SecondMoments.from_pretrained(self._file, model)
         if self.texts is not None:
             texts = without_subjects(self.texts, requests)
-            return collect_second_moments(model, tokenizer, texts, modules, progress=not quiet)
+            return collect_second_moments(model, tokenizer, texts, modules, progress=shows_progress(quiet))
         return _own(model, tokenizer, modules, self._tokens, quiet)
 
 
 def _own(model: Any, tokenizer: Any, modules: Sequence[str], tokens: int, quiet: bool) -> SecondMoments:
+    from ..editors import SecondMoments, own_moments
+    from ..models.fingerprint import base_fingerprint
+
     base = base_fingerprint(model)
     kept = None if base is None else _place(base, modules, tokens)
     if kept is not None and kept.is_file():
@@ -86,19 +96,19 @@ def _own(model: Any, tokenizer: Any, modules: Sequence[str], tokens: int, quiet:
             pass  # what lies in a cache is made again
     if not quiet:
         place = "" if kept is None else f"; kept in {kept.parent}"
-        typer.echo(
+        say(
             f"The second moment is taken over {tokens:,} tokens that the model writes itself{place}. "
             "--stats-text takes texts of yours instead.",
             err=True,
         )
-    found = own_moments(model, tokenizer, modules, tokens=tokens, progress=not quiet)
+    found = own_moments(model, tokenizer, modules, tokens=tokens, progress=shows_progress(quiet))
     if kept is None:
         return found
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         found.save(kept)
     except OSError as error:
-        typer.echo(f"The second moment is not kept for later: {error}", err=True)
+        say(f"The second moment is not kept for later: {error}", err=True)
     return found
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields
 from functools import wraps
 from typing import Annotated, Any, Optional
 
-import torch
 import typer
 
 from ..errors import MissingPackageError, UnsupportedModelError
@@ -108,7 +107,9 @@ def _configuration(word: str) -> Any:
         ) from None
 
 
-def _device(text: str) -> torch.device:
+def _device(text: str) -> Any:
+    import torch
+
     try:
         return torch.device(text)
     except RuntimeError:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..evaluation import load_facts, load_texts
 from ..folders import recover
-from ..hub import HubName, adapter_folder
 from ..outputs import require_outputs
-from ..reporting import Now, Report, adapter_report, history_report, require_report, write_report
-from ..reporting.limits import limits_of
-from ..reporting.redaction import Redactor
 from ..requests import EditRequest
-from ..session import History, adapter_of
-from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json, require_dtype, require_items
 from .placement import Placement, placed
-from .plain import say
+from .plain import close_with
 from .progress import progress_bar
 from .requested import OnBadRecord, requested
+
+if TYPE_CHECKING:
+    from ..reporting import Report
+    from ..session import History
 
 
 @placed
@@ -63,6 +60,22 @@ def report(
     placement: Placement,
 ) -> None:
     """Write a report: edits, what became of them, and how the model bears them."""
+    from ..evaluation import load_facts, load_texts
+    from ..hub import HubName, adapter_folder
+    from ..reporting import Now, adapter_report, history_report, require_report, write_report
+    from ..reporting.limits import limits_of
+    from ..reporting.redaction import Redactor
+    from ..session import History, adapter_of
+    from .models import (
+        load_abilities,
+        load_adapter,
+        load_model,
+        load_tokenizer,
+        print_json,
+        require_dtype,
+        require_items,
+    )
+
     given = {"facts": facts, "text": text, "abilities": abilities}
     if HubName.of(source) is not None:
         source = adapter_folder(source)
@@ -101,7 +114,7 @@ def report(
     if json_output:
         print_json(as_json(made, out))
         return
-    say(f"{made.verdict}. Report in {out}")
+    close_with(f"{made.verdict}. Report in {out}")
 
 
 def as_json(made: Report, out: Path) -> dict[str, Any]:

@@ -9,10 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InvalidRequestError
-from ..evaluation import require_answerable
 from ..requests import EditRequest, LoadedRequests, load_requests, read_requests
-from ..session import History
-from ..session.verification import require_editable
 from .plain import say
 
 OnBadRecord = Annotated[
@@ -58,6 +55,9 @@ def fitting(path: Path | str, found: LoadedRequests, model: Any, tokenizer: Any,
 
 def measurable(model: Any, tokenizer: Any, request: EditRequest) -> None:
     """Raise InvalidRequestError where a request cannot be edited into a model, or a prompt of it cannot be asked."""
+    from ..evaluation import require_answerable
+    from ..session.verification import require_editable
+
     require_editable(model, tokenizer, request)
     require_answerable(model, tokenizer, request)
 
@@ -73,6 +73,8 @@ def edits_asked(requests: Path | None, history: Path | None) -> list[EditRequest
     Raises:
         ValueError: Both are given.
     """
+    from ..session import History
+
     if requests is not None and history is not None:
         raise ValueError("requests: give --requests or --history, not both")
     if requests is not None:

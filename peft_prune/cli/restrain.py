@@ -10,10 +10,9 @@ import typer
 from ..errors import AdapterError
 from ..folders import whole_folder
 from ..outputs import require_outputs
-from ..tuner import PruneEditConfig
-from .models import load_adapter, load_model, print_json, tuner_of
 from .options import Dtype
 from .placement import Placement, placed
+from .plain import close_with
 
 
 @placed
@@ -31,6 +30,9 @@ def restrain(
     placement: Placement,
 ) -> None:
     """Shrink the singular values of an adapter's update that exceed the base weight's largest one."""
+    from ..tuner import PruneEditConfig
+    from .models import load_adapter, load_model, print_json, tuner_of
+
     require_outputs(folders={"out": out}, inputs={"adapter": adapter, "model": model}, overwrite=overwrite)
     PruneEditConfig(restraint=restraint, alpha=alpha, max_rank=max_rank)  # what is wrong shows before a model is loaded
     if restraint == "none" and max_rank is None:
@@ -61,8 +63,8 @@ def restrain(
         print_json({"adapter": str(out), "restraint": restraint, "alpha": alpha, "layers": layers})
     else:
         for name, figures in layers.items():
-            typer.echo(
+            close_with(
                 f"{name}: rank {figures['rank']}, ‖ΔW‖₂ {figures['delta_spectral_norm']:.3g} "
                 f"(σmax(W₀) {figures['sigma_max_base']:.3g})"
             )
-        typer.echo(f"Restrained adapter in {out}")
+        close_with(f"Restrained adapter in {out}")

@@ -10,10 +10,9 @@ import typer
 from ..folders import whole_folder
 from ..outputs import Given, require_outputs
 from ..requests import EditRequest, LoadedRequests
-from ..session import EditSession, History
-from .edit import EditProgress, going_on, moments_beside, report_edits, say_fallen
-from .models import load_model, load_tokenizer
+from .edit import going_on, moments_beside, report_edits, say_fallen
 from .placement import Placement, placed
+from .plain import close_with
 from .progress import progress_bar
 from .requested import OnBadRecord, requested
 from .watching import MaxDrop, MaxGrowth, MaxNorm, MaxOutputChange, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
@@ -61,6 +60,10 @@ def resume(
 
     No earlier edit is computed again.
     """
+    from ..session import EditSession, History
+    from .bars import EditProgress
+    from .models import load_model, load_tokenizer
+
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} must be at least 1")
     inputs: dict[str, Given] = {"history": history, "model": model, "requests": requests}
@@ -88,7 +91,7 @@ def resume(
     earlier = results[: first - 1]
     report_edits(results[first - 1 :], out, json_output, given, first, skip, earlier)
     if not json_output:
-        typer.echo(f"{standing} edits stand")
+        close_with(f"{standing} edits stand")
         say_fallen(earlier)
 
 

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ..session import STATES, EditRecord, History
-from ..session.records import APPLIED
-from .models import print_json
 from .options import HistoryFile
 from .plain import plain, say
+
+if TYPE_CHECKING:
+    from ..session import EditRecord
 
 
 def history(
     history: HistoryFile,
     status: Annotated[
-        Optional[str], typer.Option(help=f"Show these alone: {', '.join(STATES[:-1])} or {STATES[-1]}.")
+        Optional[str],
+        typer.Option(help="Show these alone: applied, weakened, lost, undone, failed, rejected or skipped."),
     ] = None,
     last: Annotated[Optional[int], typer.Option(help="Show the last so many edits.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """List the edits of a history and what had become of them when last seen; also while a session writes it."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..session import STATES, History
+    from ..session.records import APPLIED
+    from .models import print_json
+
     if status is not None and status not in STATES:
         raise ValueError(f"status: {status!r} is not one of {', '.join(STATES)}")
     if last is not None and last < 1:
@@ -39,9 +46,10 @@ def history(
         edits = [{**asdict(r), "status": r.state, "took": r.status == APPLIED, "stands": r.stands} for r in records]
         print_json({"model": meta["model"], "editor": meta["editor"]["name"], "edits": edits, "events": events})
         return
-    table = Table(title=plain(f"{meta['model']}: {standing} edits stand ({meta['editor']['name']})"))
-    for column in ("edit", "subject", "target", "before", "last seen", "probability", "status"):
-        table.add_column(column, overflow="fold")
+    title = f"{meta['model']}: {standing} edits stand ({meta['editor']['name']})"
+    table = Table(title=plain(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fits a terminal of 80 columns
+    for column in ("edit", "subject", "target", "before", "last seen", "prob.", "status"):
+        table.add_column(column, overflow="fold", justify="right" if column == "prob." else "left")
     for record in records:
         request = record.request
         answer, probability, when = _last_seen(record)

@@ -56,12 +56,47 @@ def greedy_answers(
         InvalidRequestError: A prompt gives no token, or does not fit the model together with its answer.
         ValueError: ``max_new_tokens`` is below 1, has another length than ``prompts``, or ``stop`` is empty.
     """
-    limits = _limits(max_new_tokens, len(prompts))
+    return greedy_continuations(
+        model,
+        tokenizer,
+        prompt_ids(tokenizer, prompts),
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        batch_size=batch_size,
+        progress=progress,
+    )
+
+
+def greedy_continuations(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    sequences: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int | Sequence[int],
+    stop: str | None = None,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> list[str]:
+    """`greedy_answers` to texts that are tokens already, such as those of a chat template.
+
+    Args:
+        model: As for `greedy_answers`, and so are the others.
+        tokenizer: See there.
+        sequences: Ids of each text; at least one.
+        max_new_tokens: See there.
+        stop: See there.
+        batch_size: See there.
+        progress: See there.
+
+    Raises:
+        InvalidRequestError: A text does not fit the model together with its answer.
+        ValueError: As for `greedy_answers`.
+    """
+    limits = _limits(max_new_tokens, len(sequences))
     if stop == "":
         raise ValueError("stop: '' is empty; give a text, or None for no stop text")
-    sequences = prompt_ids(tokenizer, prompts)
     require_fit(model, [len(ids) + limit for ids, limit in zip(sequences, limits, strict=True)])
-    answers = [""] * len(prompts)
+    answers = [""] * len(sequences)
     done = 0
     end_ids = end_ids_of(model, tokenizer)
     with undisturbed(model), generation_settings(model, end_ids):
@@ -73,7 +108,7 @@ def greedy_answers(
                 answers[index] = _decoded(tokenizer, ids[: limits[index]], end_ids, stop)
             done += len(batch)
             if progress is not None:
-                progress(done, len(prompts))
+                progress(done, len(sequences))
     return answers
 
 

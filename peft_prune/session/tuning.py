@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import SessionStateError
+from ..moving import moving_bar
 from ..requests import EditRequest
 from ..spectral import LogRestraint, parse_restraint, restraint_text
 from .session import EditSession
@@ -130,7 +130,7 @@ def tune_restraint(
     parts = _groups(groups, sweep.modules)
     words = _settings(settings, sweep.configured)
     total = 1 + len(words) * (1 + (len(parts) if len(parts) > 1 else 0))
-    with sweep.untouched(), tqdm(total=total, desc="Restraints", disable=not progress) as bar:
+    with sweep.untouched(), moving_bar(total=total, desc="Restraints", disable=not progress) as bar:
         reference = sweep.tried(sweep.configured, bar)
         best = sweep.recommended(reference, [dict.fromkeys(sweep.modules, word) for word in words], bar)
         if len(parts) > 1:

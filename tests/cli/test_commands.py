@@ -332,7 +332,7 @@ def test_abilities_of_one_form_keep_names_of_their_own(tmp_path: Path) -> None:
 
 
 def test_an_option_may_have_several_values_or_be_repeated() -> None:
-    from peft_prune.cli.options import repeated
+    from peft_prune.cli.command import repeated
 
     given = ["--base", "b", "--edited", "x", "y", "--out", "o", "--edited", "z", "--json"]
     assert repeated(given, {"--edited"}) == [
