@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         TrackerCallback,
         layer_conditions,
     )
+    from .real import load_real_model
     from .reporting import adapter_report, audit_report, history_report, write_report
     from .session import (
         BatchFailedError,
@@ -106,6 +107,7 @@ __all__ = [
     "load_ability",
     "load_builtin_model",
     "load_facts",
+    "load_real_model",
     "load_requests",
     "load_texts",
     "lost_edits",
@@ -124,6 +126,7 @@ _HOMES = MappingProxyType(
             "AbilityGuard ConditionGuard Monitor NormGuard OutputGuard ProgressCallback SessionCallback "
             "TrackerCallback layer_conditions"
         ),
+        "real": "load_real_model",
         "reporting": "adapter_report audit_report history_report write_report",
         "session": (
             "BatchFailedError EditResult EditSession History adapter_of attribute calibrate_strengths "

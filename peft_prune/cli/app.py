@@ -88,8 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     transformers_logging.set_verbosity_error()  # what it warns of while it loads is checked, and named, here
     # PEFT asks models for a name that transformers has retired
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-    # it looks for the built-in model on the Hub, to compare vocabularies, and without a network it says so
-    warnings.filterwarnings("ignore", message="Could not find a config file in builtin ")
+    # it looks for the base's config.json, to compare vocabularies, which edits leave alone: a model with a name of
+    # its own has none on the Hub, and one in a GGUF file none in its folder
+    warnings.filterwarnings("ignore", message="Could not find a config file in ")
     # what a target that is tied to the embeddings means is said here, in one line
     warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
     try:

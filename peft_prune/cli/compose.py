@@ -18,7 +18,8 @@ from ..session.composition import conflicts, require_options
 from ..tuner.composition import require_weights
 from ..tuner.hotswap import read_adapter
 from .models import load_model, print_json, tuner_of
-from .options import Dtype
+from .options import Dtype, GgufFile
+from .places import in_gguf
 from .plain import say
 
 
@@ -42,6 +43,7 @@ def compose(
     on_conflict: Annotated[
         str, typer.Option(help="Histories that give one subject different targets: refuse, or keep both.")
     ] = "refuse",
+    gguf_file: GgufFile = None,
     dtype: Dtype = "float32",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -50,7 +52,7 @@ def compose(
     numbers = _numbers(weights, len(adapters))
     require_options(restraint, on_conflict)
     sources = [source_of(place) for place in adapters]
-    base = _base_of(sources[0]) if model is None else model
+    base = in_gguf(_base_of(sources[0]) if model is None else model, gguf_file)
     require_outputs(folders={"out": out}, inputs={"adapter": sources, "model": base}, overwrite=overwrite)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)

@@ -25,6 +25,8 @@ from ..session import EditResult, EditSession
 from ..session.records import LOST, WEAKENED
 from ..tuner import PruneEditConfig
 from .models import load_model, load_tokenizer, print_json
+from .options import GgufFile
+from .places import in_gguf
 from .plain import say
 from .progress import progress_bar
 from .requested import OnBadRecord, bad_records, requested
@@ -100,11 +102,13 @@ def edit(
     watch_every: WatchEvery = 10,
     max_drop: MaxDrop = None,
     on_limit: OnLimit = "warn",
+    gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Edit facts one after another, verify each, and save the adapter that holds them."""
+    model = in_gguf(model, gguf_file)
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} must be at least 1")
     if history is not None and history.exists():

@@ -14,6 +14,8 @@ from ..evaluation import comparison_table, load_facts, load_texts, require_answe
 from ..evaluation import evaluate as evaluate_model
 from ..monitoring import layer_conditions
 from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json, tuner_of
+from .options import GgufFile
+from .places import in_gguf
 from .plain import plain
 from .progress import progress_bar
 from .requested import OnBadRecord, bad_records, fitting, requested
@@ -42,6 +44,7 @@ def evaluate(
     full: Annotated[
         bool, typer.Option(help="Add the harmonic score, and the differences with their intervals.")
     ] = False,
+    gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     strict_base: Annotated[
         bool, typer.Option(help="Refuse an adapter that was made for other weights; off warns and goes on.")
@@ -49,6 +52,7 @@ def evaluate(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Measure the edits and what they cost, before and after, from the base model's own outputs."""
+    model = in_gguf(model, gguf_file)
     if fluency < 0:
         raise ValueError(f"fluency: {fluency} must be at least 0")
     given = requested(requests, limit, on_bad_record)

@@ -53,7 +53,9 @@ from ..models.fingerprint import base_fingerprint
 from ..outputs import require_apart, require_outputs
 from ..requests import EditRequest, LoadedRequests
 from .edit import hyperparameters
-from .models import BUILTIN, finite, load_abilities, load_model, load_tokenizer, print_json, require_items
+from .models import finite, load_abilities, load_model, load_tokenizer, print_json, require_items
+from .options import GgufFile
+from .places import BUILTIN, has_own_name, in_gguf
 from .plain import plain
 from .requested import OnBadRecord, fitting, measurable, requested
 
@@ -110,10 +112,12 @@ def experiment(
         typer.Option(help="Folders of other experiments on the same model and material, for paired differences."),
     ] = None,
     table: Annotated[str, typer.Option(help="Form of the table: parquet or csv.")] = "csv",
+    gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in.")] = "float32",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Edit in sequence once, evaluate every restraint at every mark; write a table, figures and a summary."""
+    model = in_gguf(model, gguf_file)
     require_table(table)
     if stats is not None and stats_text is not None:
         raise ValueError("stats: give --stats or --stats-text, not both")
@@ -126,7 +130,7 @@ def experiment(
     require_items(fact_items, "fact_items")
     builtin = model == BUILTIN
     plan = Plan(
-        model=model if builtin else Path(model).name,
+        model=str(model) if has_own_name(model) else Path(model).name,
         editor=editor,
         hyperparameters=hyperparameters(layers, set_ or []),
         marks=_numbers(edits),

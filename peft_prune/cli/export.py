@@ -13,6 +13,8 @@ from ..outputs import require_outputs
 from ..requests import EditRequest, load_requests
 from ..session import History
 from .models import load_adapter, load_model, load_tokenizer, print_json
+from .options import GgufFile
+from .places import in_optional_gguf
 from .plain import say
 
 
@@ -47,10 +49,12 @@ def export(
         Optional[list[str]],
         typer.Option(help="A server that must load it; repeatable. All that read the format if not given."),
     ] = None,
+    gguf_file: GgufFile = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Write an adapter as a plain LoRA, in the form that a server loads."""
+    base = in_optional_gguf(base, gguf_file, "base")
     require_format(format)
     inputs = {"adapter": adapter, "base": base, "requests": requests, "history": history}
     require_outputs(folders={"out": out}, inputs=inputs, overwrite=overwrite)

@@ -11,6 +11,8 @@ from rich.table import Table
 
 from ..evaluation import harness_figures, signed
 from .models import load_adapter, load_model, load_tokenizer, print_json
+from .options import GgufFile
+from .places import in_gguf
 from .plain import plain
 
 
@@ -24,10 +26,12 @@ def harness(
     ] = None,
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many items of each task.")] = None,
     batch_size: Annotated[int, typer.Option(help="Requests in one batch.")] = 8,
+    gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Run tasks of lm-evaluation-harness on the base model and on the edited one."""
+    model = in_gguf(model, gguf_file)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     edited = load_adapter(load_model(model, dtype), adapter)
     found = harness_figures(

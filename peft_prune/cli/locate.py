@@ -18,6 +18,8 @@ from ..reporting.plots import plot_location, require_picture
 from ..requests import EditRequest
 from ..session.verification import require_editable
 from .models import load_model, load_tokenizer, print_json
+from .options import GgufFile
+from .places import in_gguf
 from .requested import OnBadRecord, fitting, requested
 
 
@@ -29,10 +31,12 @@ def locate(
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many requests only.")] = 30,
     on_bad_record: OnBadRecord = "fail",
     plot: Annotated[Optional[Path], typer.Option(help="PNG to draw the effects into.")] = None,
+    gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Trace facts through the layers and suggest which to edit."""
+    model = in_gguf(model, gguf_file)
     if plot is not None:
         require_outputs(files={"plot": plot}, inputs={"model": model, "requests": requests})
         require_picture(plot)

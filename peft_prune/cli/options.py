@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 from typer.core import TyperCommand
@@ -12,6 +12,11 @@ from typer.core import TyperCommand
 HistoryFile = Annotated[Path, typer.Argument(help="SQLite file of a session.", metavar="HISTORY")]
 BaseModel = Annotated[str, typer.Option(help="The unedited base model: a folder or a Hub name.")]
 Dtype = Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")]
+
+GgufFile = Annotated[
+    Optional[str],
+    typer.Option(help="Name of a GGUF file in the model's folder or repository; its weights are dequantized."),
+]
 
 
 class SeveralValues(TyperCommand):

@@ -18,6 +18,8 @@ from ..reporting.redaction import Redactor
 from ..requests import EditRequest
 from ..session import History, adapter_of
 from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json, require_dtype, require_items
+from .options import GgufFile
+from .places import in_optional_gguf
 from .plain import say
 from .progress import progress_bar
 from .requested import OnBadRecord, requested
@@ -55,10 +57,12 @@ def report(
             help="A secret of your own, so that the codes of several reports can be compared; implies --redact."
         ),
     ] = None,
+    gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     json_output: Annotated[bool, typer.Option("--json", help="Print the report's words and numbers as JSON.")] = False,
 ) -> None:
     """Write a report: edits, what became of them, and how the model bears them."""
+    model = in_optional_gguf(model, gguf_file)
     given = {"facts": facts, "text": text, "abilities": abilities}
     if HubName.of(source) is not None:
         source = adapter_folder(source)

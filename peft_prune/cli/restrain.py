@@ -12,6 +12,8 @@ from ..folders import whole_folder
 from ..outputs import require_outputs
 from ..tuner import PruneEditConfig
 from .models import load_adapter, load_model, print_json, tuner_of
+from .options import GgufFile
+from .places import in_gguf
 
 
 def restrain(
@@ -21,10 +23,12 @@ def restrain(
     restraint: Annotated[str, typer.Option(help="log, linear, clip or scale; for every layer.")] = "log",
     alpha: Annotated[float, typer.Option(help="Base of the logarithm of 'log', above 1.")] = 1.2,
     max_rank: Annotated[Optional[int], typer.Option(help="Truncate to this rank after the restraint.")] = None,
+    gguf_file: GgufFile = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Shrink the singular values of an adapter's update that exceed the base weight's largest one."""
+    model = in_gguf(model, gguf_file)
     require_outputs(folders={"out": out}, inputs={"adapter": adapter, "model": model}, overwrite=overwrite)
     PruneEditConfig(restraint=restraint, alpha=alpha, max_rank=max_rank)  # what is wrong shows before a model is loaded
     if restraint == "none" and max_rank is None:

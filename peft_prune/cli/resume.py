@@ -13,6 +13,8 @@ from ..requests import EditRequest, LoadedRequests
 from ..session import EditSession, History
 from .edit import EditProgress, going_on, moments_beside, report_edits, say_fallen
 from .models import load_model, load_tokenizer
+from .options import GgufFile
+from .places import in_gguf
 from .progress import progress_bar
 from .requested import OnBadRecord, requested
 from .watching import MaxDrop, MaxGrowth, MaxNorm, MaxOutputChange, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
@@ -49,6 +51,7 @@ def resume(
     watch_every: WatchEvery = 10,
     max_drop: MaxDrop = None,
     on_limit: OnLimit = "warn",
+    gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -57,6 +60,7 @@ def resume(
 
     No earlier edit is computed again.
     """
+    model = in_gguf(model, gguf_file)
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} must be at least 1")
     inputs: dict[str, Given] = {"history": history, "model": model, "requests": requests}

@@ -16,7 +16,8 @@ from ..reporting.plots import plot_trade_offs, require_picture
 from ..session import calibrate_strengths, tune_restraint
 from .edit import say_fallen, standing_by_state
 from .models import print_json, resumed
-from .options import BaseModel, Dtype, HistoryFile
+from .options import BaseModel, Dtype, GgufFile, HistoryFile
+from .places import in_gguf
 from .plain import plain, say
 
 
@@ -31,11 +32,13 @@ def tune(
     ] = None,
     groups: Annotated[str, typer.Option(help="'all': one restraint for all layers; 'layer': one for each.")] = "all",
     plot: Annotated[Optional[Path], typer.Option(help="Image file for the trade-off.")] = None,
+    gguf_file: GgufFile = None,
     dtype: Dtype = "float32",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Sweep the strength of the restraint over the edits made, and take what loses nothing and gains most."""
+    model = in_gguf(model, gguf_file)
     require_outputs(
         folders={"out": out},
         files={"plot": plot},
