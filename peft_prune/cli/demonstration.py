@@ -44,12 +44,15 @@ class Course:
         """
         self.edits.append(edits)
         raw = model.edit_state()
-        for name in ("edited", "PRUNE"):
-            if name == "PRUNE":
-                model.restrain()
-            self.condition[name].append(max(c.condition_number for c in layer_conditions(model).values()))
-            self.ability[name].append(kept(model))
+        self._add("edited", model, kept(model))
+        if edits:
+            model.restrain()
+        self._add("PRUNE", model, kept(model) if edits else self.ability["edited"][-1])
         model.restore_edit_state(raw)
+
+    def _add(self, name: str, model: Any, kept: float) -> None:
+        self.condition[name].append(max(c.condition_number for c in layer_conditions(model).values()))
+        self.ability[name].append(kept)
 
     def draw(self, console: Console, path: Path, **labels: str) -> None:
         """Draw it, or say why not."""
