@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         TrackerCallback,
         layer_conditions,
     )
+    from .real import load_real_model
     from .reporting import adapter_report, audit_report, history_report, write_report
     from .session import (
         BatchFailedError,
@@ -119,6 +120,7 @@ __all__ = [
     "load_ability",
     "load_builtin_model",
     "load_facts",
+    "load_real_model",
     "load_requests",
     "load_texts",
     "lost_edits",
@@ -140,6 +142,7 @@ _HOMES = MappingProxyType(
             "AbilityGuard ConditionGuard Monitor NormGuard OutputGuard ProgressCallback SessionCallback "
             "TrackerCallback layer_conditions"
         ),
+        "real": "load_real_model",
         "reporting": "adapter_report audit_report history_report write_report",
         "session": (
             "BatchFailedError EditResult EditSession History adapter_of attribute calibrate_strengths "

@@ -26,6 +26,7 @@ FLOORS = {
     "audit": 4,
     "export": 4,
     "builtin": 4,
+    "real": 4,
     "cli": 5,
 }
 FORBIDDEN = {"spectral": {"peft", "transformers", "accelerate"}, "models": {"peft"}, "requests": {"peft"}}

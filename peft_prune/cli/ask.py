@@ -68,12 +68,12 @@ def _sorted_out(words: Sequence[str], model: str | None, given: Sequence[str]) -
         ValueError: There is no question, or no model and no adapter, or two models.
     """
     from .compose import base_of, source_of
-    from .models import BUILTIN
+    from .places import has_own_name
 
     rest = list(words)
     adapters: list[str] = []
     models = [] if model is None else [model]
-    while rest and (rest[0] == BUILTIN or Path(rest[0]).exists()):
+    while rest and (has_own_name(rest[0]) or Path(rest[0]).exists()):
         place = rest.pop(0)
         is_adapter = Path(place).is_file() or (Path(place) / "adapter_config.json").is_file()
         (adapters if is_adapter else models).append(place)

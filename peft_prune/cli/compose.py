@@ -11,8 +11,9 @@ import typer
 from ..errors import AdapterError
 from ..folders import recover, whole_folder
 from ..outputs import require_outputs
-from .options import Dtype
+from .options import Dtype, GgufFile
 from .placement import Placement, placed
+from .places import in_gguf
 from .plain import close_with, say
 
 
@@ -37,6 +38,7 @@ def compose(
     on_conflict: Annotated[
         str, typer.Option(help="Histories that give one subject different targets: refuse, or keep both.")
     ] = "refuse",
+    gguf_file: GgufFile = None,
     dtype: Dtype = "float32",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -51,7 +53,7 @@ def compose(
     numbers = _numbers(weights, len(adapters))
     require_options(restraint, on_conflict)
     sources = [source_of(place) for place in adapters]
-    base = base_of(sources[0]) if model is None else model
+    base = in_gguf(base_of(sources[0]) if model is None else model, gguf_file)
     require_outputs(folders={"out": out}, inputs={"adapter": sources, "model": base}, overwrite=overwrite)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)

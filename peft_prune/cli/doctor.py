@@ -56,9 +56,9 @@ def examined(model: str, editor: str) -> dict[str, Any]:
     from transformers import AutoConfig
 
     from .loading import readable, require_sizes
-    from .models import place_of_model
+    from .places import place_of
 
-    place = place_of_model(model)
+    place = place_of(model)
     with readable("model", place):
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         require_sizes(place, config)
@@ -110,9 +110,10 @@ def _layout(place: str, config: Any, editor: str, problems: list[str]) -> tuple[
 
 
 def _tokenizer(model: str, config: Any, problems: list[str]) -> dict[str, Any] | None:
-    from .models import load_tokenizer, place_of_model
+    from .models import load_tokenizer
+    from .places import place_of
 
-    folder = Path(place_of_model(model))
+    folder = Path(place_of(model))
     if folder.is_dir() and not any(found for pattern in TOKENIZERS for found in folder.glob(pattern)):
         # transformers makes up an empty one in its place
         problems.append(f"tokenizer: {folder} holds none; copy the files of the model's tokenizer beside its weights")

@@ -16,8 +16,9 @@ from ..folders import whole_folder
 from ..outputs import Given, require_outputs
 from ..requests import LoadedRequests
 from .moments import MomentsSource, Stats, StatsText, StatsTokens
-from .options import EditorName, Settings
+from .options import EditorName, GgufFile, Settings
 from .placement import Placement, placed
+from .places import in_gguf
 from .plain import close_with, say
 from .progress import progress_bar
 from .requested import OnBadRecord, bad_records, requested
@@ -89,6 +90,7 @@ def edit(
     watch_every: WatchEvery = 10,
     max_drop: MaxDrop = None,
     on_limit: OnLimit = "warn",
+    gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -104,6 +106,7 @@ def edit(
     from .bars import EditProgress
     from .models import load_model, load_tokenizer
 
+    model = in_gguf(model, gguf_file)
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} must be at least 1")
     if history is not None and history.exists():

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from .options import GgufFile
 from .placement import Placement, placed
+from .places import in_gguf
 from .plain import close_with, plain
 from .progress import progress_bar
 from .requested import OnBadRecord, bad_records, fitting, requested
@@ -41,6 +43,7 @@ def evaluate(
     full: Annotated[
         bool, typer.Option(help="Add the harmonic score, and the differences with their intervals.")
     ] = False,
+    gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     strict_base: Annotated[
         bool, typer.Option(help="Refuse an adapter that was made for other weights; off warns and goes on.")
@@ -57,6 +60,7 @@ def evaluate(
     from ..monitoring import layer_conditions
     from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json, tuner_of
 
+    model = in_gguf(model, gguf_file)
     if fluency < 0:
         raise ValueError(f"fluency: {fluency} must be at least 0")
     given = requested(requests, limit, on_bad_record)

@@ -14,8 +14,9 @@ from ..outputs import require_apart, require_outputs
 from ..requests import EditRequest, LoadedRequests
 from .edit import hyperparameters
 from .moments import MomentsSource, Stats, StatsText, StatsTokens
-from .options import EditorName, Settings
+from .options import EditorName, GgufFile, Settings
 from .placement import Placement, placed
+from .places import BUILTIN, has_own_name, in_gguf
 from .plain import close_with, plain, say, shows_progress
 from .requested import OnBadRecord, fitting, measurable, requested
 
@@ -77,6 +78,7 @@ def experiment(
         typer.Option(help="Folders of other experiments on the same model and material, for paired differences."),
     ] = None,
     table: Annotated[str, typer.Option(help="Form of the table: parquet or csv.")] = "csv",
+    gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in.")] = "float32",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     *,
@@ -88,8 +90,9 @@ def experiment(
     from ..builtin import held_out_texts
     from ..evaluation import load_texts
     from ..experiment import Experiment, Material, Plan, Results, Schedule, Variant, require_comparable, require_table
-    from .models import BUILTIN, load_model, load_tokenizer, print_json, require_items
+    from .models import load_model, load_tokenizer, print_json, require_items
 
+    model = in_gguf(model, gguf_file)
     require_table(table)
     source = MomentsSource(stats, stats_text, stats_tokens)
     _require_folder(out, model)
@@ -101,7 +104,7 @@ def experiment(
     require_items(fact_items, "fact_items")
     builtin = model == BUILTIN
     plan = Plan(
-        model=model if builtin else Path(model).name,
+        model=str(model) if has_own_name(model) else Path(model).name,
         editor=editor,
         hyperparameters=hyperparameters(layers, set_ or []),
         marks=_numbers(edits),
@@ -214,7 +217,6 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _requests(source: str, builtin: bool, on_bad_record: str) -> LoadedRequests:
     from ..builtin import edit_requests
-    from .models import BUILTIN
 
     if source and source != BUILTIN:
         return requested(source, None, on_bad_record)
@@ -277,7 +279,6 @@ def _moments(
     from ..evaluation import without_subjects
     from ..experiment.measuring import digest
     from ..models.fingerprint import base_fingerprint
-    from .models import BUILTIN
 
     editor = plan.get_editor(base)
     modules = editor.modules(base)

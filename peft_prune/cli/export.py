@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from ..outputs import require_outputs
+from .options import GgufFile
 from .placement import Placement, placed
+from .places import in_optional_gguf
 from .plain import close_with, say
 from .requested import edits_asked, lost_of, tell_lost
 
@@ -49,6 +51,7 @@ def export(
         Optional[list[str]],
         typer.Option(help="A server that must load it; repeatable. All that read the format if not given."),
     ] = None,
+    gguf_file: GgufFile = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     *,
@@ -58,6 +61,7 @@ def export(
     from ..export import export_lora, lost_edits, require_format
     from .models import load_adapter, load_model, load_tokenizer, print_json
 
+    base = in_optional_gguf(base, gguf_file, "base")
     require_format(format)
     inputs = {"adapter": adapter, "base": base, "requests": requests, "history": history}
     require_outputs(folders={"out": out}, inputs=inputs, overwrite=overwrite)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from .options import GgufFile
 from .placement import Placement, placed
+from .places import in_gguf
 from .plain import plain, shows_progress
 from .quiet import only_shown
 
@@ -26,6 +28,7 @@ def harness(
     ] = None,
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many items of each task.")] = None,
     batch_size: Annotated[int, typer.Option(help="Requests in one batch.")] = 8,
+    gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     *,
@@ -37,6 +40,7 @@ def harness(
     from ..evaluation import harness_figures
     from .models import load_adapter, load_model, load_tokenizer, print_json
 
+    model = in_gguf(model, gguf_file)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     edited = load_adapter(load_model(model, dtype, placement), adapter)
     with only_shown(shows_progress(json_output)):

@@ -11,7 +11,9 @@ import typer
 
 from ..outputs import require_outputs
 from ..requests import EditRequest
+from .options import GgufFile
 from .placement import Placement, placed
+from .places import in_gguf
 from .plain import say, shows_progress
 from .requested import OnBadRecord, fitting, requested
 
@@ -28,6 +30,7 @@ def locate(
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many requests only.")] = 30,
     on_bad_record: OnBadRecord = "fail",
     plot: Annotated[Optional[Path], typer.Option(help="PNG to draw the effects into.")] = None,
+    gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     *,
@@ -38,6 +41,7 @@ def locate(
     from ..reporting.plots import plot_location, require_picture
     from .models import load_model, load_tokenizer, print_json
 
+    model = in_gguf(model, gguf_file)
     if plot is not None:
         require_outputs(files={"plot": plot}, inputs={"model": model, "requests": requests})
         require_picture(plot)

@@ -11,7 +11,9 @@ import typer
 from ..errors import MergeError
 from ..folders import whole_folder
 from ..outputs import Given, require_outputs
+from .options import GgufFile
 from .placement import Placement, placed
+from .places import in_gguf
 from .plain import close_with, say
 from .requested import edits_asked, lost_of, tell_lost
 
@@ -25,6 +27,7 @@ def merge(
     adapter: Annotated[Path, typer.Argument(help="Folder of the adapter, or user/name[@revision] on the Hub.")],
     model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name; the full-precision one, at best.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
+    gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype of the checkpoint; 'auto' keeps the base's.")] = "auto",
     requests: Annotated[
         Optional[Path],
@@ -53,6 +56,7 @@ def merge(
     from ..evaluation import merge_report
     from .models import companions, load_adapter, load_model, load_tokenizer, print_json
 
+    model = in_gguf(model, gguf_file)
     inputs: dict[str, Given] = {"adapter": adapter, "model": model, "gguf": gguf}
     inputs |= {"requests": requests, "history": history}
     require_outputs(folders={"out": out}, inputs=inputs, overwrite=overwrite)

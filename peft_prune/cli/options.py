@@ -27,3 +27,8 @@ Settings = Annotated[
     ),
 ]
 Dtype = Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")]
+
+GgufFile = Annotated[
+    Optional[str],
+    typer.Option(help="Name of a GGUF file in the model's folder or repository; its weights are dequantized."),
+]

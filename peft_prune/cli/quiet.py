@@ -21,8 +21,9 @@ _SAID_HERE = MappingProxyType(
     {
         # PEFT asks models for a name that transformers has retired
         ".*is_gradient_checkpointing": FutureWarning,
-        # it looks for the built-in model on the Hub, to compare vocabularies, and without a network it says so
-        "Could not find a config file in builtin ": UserWarning,
+        # it looks for the base's config.json, to compare vocabularies, which edits leave alone: a model with a name of
+        # its own has none on the Hub, and one in a GGUF file none in its folder
+        "Could not find a config file in ": UserWarning,
         # what a target that is tied to the embeddings means is said here, in one line
         "Model with `tie_word_embeddings=True`": UserWarning,
     }

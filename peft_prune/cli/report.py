@@ -11,7 +11,9 @@ import typer
 from ..folders import recover
 from ..outputs import require_outputs
 from ..requests import EditRequest
+from .options import GgufFile
 from .placement import Placement, placed
+from .places import in_optional_gguf
 from .plain import close_with
 from .progress import progress_bar
 from .requested import OnBadRecord, requested
@@ -54,6 +56,7 @@ def report(
             help="A secret of your own, so that the codes of several reports can be compared; implies --redact."
         ),
     ] = None,
+    gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     json_output: Annotated[bool, typer.Option("--json", help="Print the report's words and numbers as JSON.")] = False,
     *,
@@ -76,6 +79,7 @@ def report(
         require_items,
     )
 
+    model = in_optional_gguf(model, gguf_file)
     given = {"facts": facts, "text": text, "abilities": abilities}
     if HubName.of(source) is not None:
         source = adapter_folder(source)

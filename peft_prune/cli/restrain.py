@@ -10,8 +10,9 @@ import typer
 from ..errors import AdapterError
 from ..folders import whole_folder
 from ..outputs import require_outputs
-from .options import Dtype
+from .options import Dtype, GgufFile
 from .placement import Placement, placed
+from .places import in_gguf
 from .plain import close_with
 
 
@@ -24,6 +25,7 @@ def restrain(
     alpha: Annotated[float, typer.Option(help="Base of the logarithm of 'log', above 1.")] = 1.2,
     max_rank: Annotated[Optional[int], typer.Option(help="Truncate to this rank after the restraint.")] = None,
     dtype: Dtype = "float32",
+    gguf_file: GgufFile = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     *,
@@ -33,6 +35,7 @@ def restrain(
     from ..tuner import PruneEditConfig
     from .models import load_adapter, load_model, print_json, tuner_of
 
+    model = in_gguf(model, gguf_file)
     require_outputs(folders={"out": out}, inputs={"adapter": adapter, "model": model}, overwrite=overwrite)
     PruneEditConfig(restraint=restraint, alpha=alpha, max_rank=max_rank)  # what is wrong shows before a model is loaded
     if restraint == "none" and max_rank is None:

@@ -11,7 +11,9 @@ from ..folders import whole_folder
 from ..outputs import Given, require_outputs
 from ..requests import EditRequest, LoadedRequests
 from .edit import going_on, moments_beside, report_edits, say_fallen
+from .options import GgufFile
 from .placement import Placement, placed
+from .places import in_gguf
 from .plain import close_with
 from .progress import progress_bar
 from .requested import OnBadRecord, requested
@@ -50,6 +52,7 @@ def resume(
     watch_every: WatchEvery = 10,
     max_drop: MaxDrop = None,
     on_limit: OnLimit = "warn",
+    gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -64,6 +67,7 @@ def resume(
     from .bars import EditProgress
     from .models import load_model, load_tokenizer
 
+    model = in_gguf(model, gguf_file)
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} must be at least 1")
     inputs: dict[str, Given] = {"history": history, "model": model, "requests": requests}

@@ -10,8 +10,9 @@ import typer
 
 from ..outputs import require_outputs
 from .edit import say_fallen, standing_by_state
-from .options import BaseModel, Dtype, HistoryFile
+from .options import BaseModel, Dtype, GgufFile, HistoryFile
 from .placement import Placement, placed
+from .places import in_gguf
 from .plain import close_with, plain, shows_progress
 
 
@@ -27,6 +28,7 @@ def tune(
     ] = None,
     groups: Annotated[str, typer.Option(help="'all': one restraint for all layers; 'layer': one for each.")] = "all",
     plot: Annotated[Optional[Path], typer.Option(help="Image file for the trade-off.")] = None,
+    gguf_file: GgufFile = None,
     dtype: Dtype = "float32",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -42,6 +44,7 @@ def tune(
     from ..session import calibrate_strengths, tune_restraint
     from .models import print_json, resumed
 
+    model = in_gguf(model, gguf_file)
     require_outputs(
         folders={"out": out},
         files={"plot": plot},

@@ -11,8 +11,9 @@ import typer
 
 from ..outputs import require_outputs
 from .edit import say_fallen, standing_by_state
-from .options import BaseModel, Dtype, HistoryFile
+from .options import BaseModel, Dtype, GgufFile, HistoryFile
 from .placement import Placement, placed
+from .places import in_gguf
 from .plain import close_with
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def undo(
         ),
     ] = None,
     reason: Annotated[str, typer.Option(help="For the log.")] = "asked for",
+    gguf_file: GgufFile = None,
     dtype: Dtype = "float32",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -45,6 +47,8 @@ def undo(
     from .models import print_json, resumed
 
     _require_one_way(edits or (), all_, since)
+
+    model = in_gguf(model, gguf_file)
     require_outputs(folders={"out": out}, inputs={"history": history, "model": model}, overwrite=overwrite)
     with History.read(history) as log:
         chosen = sorted(set(edits)) if edits else _chosen(log, since)
