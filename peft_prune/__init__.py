@@ -26,6 +26,7 @@ from .tuner import PRUNE_EDIT, PruneEditConfig, PruneEditLayer, PruneEditModel
 
 if TYPE_CHECKING:
     from .builtin import load_builtin_model
+    from .consolidation import ConsolidationSettings
     from .editors import SecondMoments, collect_second_moments, editor_names, get_editor
     from .evaluation import comparison_table, evaluate, load_ability, load_facts, load_texts
     from .export import export_lora, lost_edits
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         NormGuard,
         OutputGuard,
         ProgressCallback,
+        ProtectionGuard,
         SessionCallback,
         TrackerCallback,
         layer_conditions,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from .reporting import adapter_report, audit_report, history_report, write_report
     from .session import (
         BatchFailedError,
+        ConsolidationResult,
         EditResult,
         EditSession,
         History,
@@ -64,6 +67,8 @@ __all__ = [
     "BatchFailedError",
     "CheckpointError",
     "ConditionGuard",
+    "ConsolidationResult",
+    "ConsolidationSettings",
     "EditFailedError",
     "EditRequest",
     "EditResult",
@@ -79,6 +84,7 @@ __all__ = [
     "OutputGuard",
     "PeftPruneError",
     "ProgressCallback",
+    "ProtectionGuard",
     "PruneEditConfig",
     "PruneEditLayer",
     "PruneEditModel",
@@ -117,17 +123,18 @@ __all__ = [
 _HOMES = MappingProxyType(
     {
         "builtin": "load_builtin_model",
+        "consolidation": "ConsolidationSettings",
         "editors": "SecondMoments collect_second_moments editor_names get_editor",
         "evaluation": "comparison_table evaluate load_ability load_facts load_texts",
         "export": "export_lora lost_edits",
         "monitoring": (
-            "AbilityGuard ConditionGuard Monitor NormGuard OutputGuard ProgressCallback SessionCallback "
-            "TrackerCallback layer_conditions"
+            "AbilityGuard ConditionGuard Monitor NormGuard OutputGuard ProgressCallback ProtectionGuard "
+            "SessionCallback TrackerCallback layer_conditions"
         ),
         "reporting": "adapter_report audit_report history_report write_report",
         "session": (
-            "BatchFailedError EditResult EditSession History adapter_of attribute calibrate_strengths "
-            "compare_adapters compose tune_restraint verify"
+            "BatchFailedError ConsolidationResult EditResult EditSession History adapter_of attribute "
+            "calibrate_strengths compare_adapters compose tune_restraint verify"
         ),
     }
 )

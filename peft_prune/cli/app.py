@@ -19,6 +19,7 @@ from ..characters import visible
 from ..errors import PeftPruneError
 from .audit import audit
 from .compose import compose
+from .consolidate import consolidate
 from .demo import demo
 from .diff import diff
 from .edit import edit
@@ -61,6 +62,7 @@ COMMANDS = (
     undo,
     tune,
     restrain,
+    consolidate,
     compose,
     diff,
     merge,

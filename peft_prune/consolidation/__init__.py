@@ -1,9 +1,9 @@
 """Consolidation: the restrained factors of all edits trained together, within the restraint's singular values."""
 
 from .bound import SpectralBound
-from .consolidate import Consolidated, consolidate
 from .passages import Passage
 from .protected import ProtectedFact, Protection, read_protected
+from .run import Consolidated, consolidate
 from .settings import ConsolidationSettings
 from .training import Material, Seen, Step, Trained, train
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from ..errors import EditFailedError
 from ..spectral import LowRankUpdate, reorthogonalize
+from ..tuner import PruneEditLayer
 
+SHRINK = 0.97
 SLACK = 1e-6
 """By how much the bound is undercut, so that rounding to float32 does not pass it."""
 
@@ -46,6 +51,53 @@ class SpectralBound:
     def _of(self, s: Tensor) -> Tensor:
         limit = self._limit.to(s.device)
         return torch.nn.functional.pad(limit, (0, max(0, len(s) - len(limit))))[: len(s)]
+
+
+class Bounds:
+    """The bounds of all layers: on the singular values of ΔW, and on κ(W₀ + ΔW).
+
+    Args:
+        limit: By module, the update that neither may exceed; none where there is no bound.
+        layers: The adapted layers.
+    """
+
+    def __init__(self, limit: Mapping[str, LowRankUpdate], layers: Mapping[str, PruneEditLayer]) -> None:
+        self._layers = layers
+        self._values = {name: SpectralBound(update) for name, update in limit.items()}
+        self._conditions = {name: layers[name].condition().of(own).condition_number for name, own in limit.items()}
+
+    def hold(self, factors: Mapping[str, LowRankUpdate]) -> None:
+        """Bring the singular values of every layer within their bound, in place."""
+        for name, bound in self._values.items():
+            bound.hold(factors[name])
+
+    def settle(self, factors: Mapping[str, LowRankUpdate]) -> None:
+        """The same, and κ as well."""
+        self.hold(factors)
+        for name, condition in self._conditions.items():
+            within_condition(factors[name], self._layers[name], condition)
+
+
+@torch.no_grad()
+def within_condition(update: LowRankUpdate, layer: PruneEditLayer, limit: float) -> float:
+    """Scale an update down, in place, until κ(W₀ + ΔW) is at most ``limit``; what it was multiplied with.
+
+    A bound on the singular values of ΔW bounds the largest one of W₀ + ΔW and not the smallest, so κ is looked at
+    itself.
+
+    Raises:
+        EditFailedError: Half of the update is above the limit as well.
+    """
+    share = 1.0
+    while not layer.condition().of(update.scaled(share)).condition_number <= limit:
+        share *= SHRINK
+        if share < 0.5:
+            raise EditFailedError(
+                f"consolidation: the condition number of {layer.name_in_base} cannot be brought to the restraint's, "
+                f"{limit:.3g}, so nothing has changed; take a smaller learning_rate"
+            )
+    update.B.mul_(share)
+    return share
 
 
 def _take_off(factor: Tensor, directions: Tensor, share: Tensor) -> None:

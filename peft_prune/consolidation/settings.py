@@ -10,15 +10,16 @@ from typing import Any
 from ..spectral import LowRankUpdate
 
 STEP_SHARE = 0.04
-"""A step moves an entry of a factor by this share of the entries' root mean square."""
+"""A step moves an entry of a factor by this share of the entries' root mean square, on a model that is worn."""
 LOOKS_PER_EDIT = 16
 """How often each edit is read in all."""
 FEWEST_STEPS = 60
-WEAR = 0.25
-"""Divergence from the base, in nats a token, from which on retention weighs as much as the edits."""
+LOOKS_PER_TEXT = 3
+"""How often each retention text is read: what is read more often is learnt by heart, and the rest forgotten."""
+WORN = 0.25
+"""Divergence from the base, in nats a token, from which on a model is worn."""
+LEAST_WEAR = 0.1
 LARGEST_BETA = 4.0
-
-WORN_BETA = 1.0
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class ConsolidationSettings:
         edits_per_step: Edits in a step, each behind one of its contexts.
         texts_per_step: Pieces of retention text in a step.
         text_length: Tokens of a piece.
-        texts: How many texts the model writes where none are given.
+        texts: Most retention texts: how many of those given are used, and how many the model writes where none are.
         contexts: Contexts of each edit beside its bare prompt.
         margin: By how many nats the target must stand before the next best token, at each of its tokens.
         look_every: Steps between two looks at the edits and at the retention probe.
@@ -51,7 +52,7 @@ class ConsolidationSettings:
     edits_per_step: int = 16
     texts_per_step: int = 17
     text_length: int = 32
-    texts: int = 256
+    texts: int | None = None
     contexts: int = 5
     margin: float = 1.0
     look_every: int = 20
@@ -75,20 +76,26 @@ class ConsolidationSettings:
             *("look_every", "hold_every", "seed"),
         ):
             value = getattr(self, name)
-            if value is None and name == "steps":
+            if value is None and name in ("steps", "texts"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least.get(name, 1):
                 raise ValueError(f"{name}: {value!r} must be an integer of at least {least.get(name, 1)}")
         if not isinstance(self.bound, bool):
             raise ValueError(f"bound: {self.bound!r} must be true or false")
 
+    def for_edits(self, edits: int) -> ConsolidationSettings:
+        """With the number of steps and of texts, where they are None: see `adapted`."""
+        steps = self.steps or max(FEWEST_STEPS, math.ceil(edits * LOOKS_PER_EDIT / self.edits_per_step))
+        texts = self.texts or math.ceil(steps * self.texts_per_step / LOOKS_PER_TEXT)
+        return replace(self, steps=steps, texts=texts)
+
     def adapted(self, factors: Mapping[str, LowRankUpdate], edits: int, divergence: float) -> ConsolidationSettings:
         """With what is None filled in for an adapter.
 
-        The learning rate is `STEP_SHARE` of the root mean square of the factors' entries, so that training moves a
-        small update as gently, in proportion, as a large one. Every edit is read `LOOKS_PER_EDIT` times, in at least
-        `FEWEST_STEPS` steps. β is 1 where the edits have worn the model by `WEAR` or more, and rises to `LARGEST_BETA`
-        as there is less to mend.
+        The wear of the model is its divergence over `WORN`, between `LEAST_WEAR` and 1: where there is less to mend,
+        training is gentler and minds retention more. The learning rate is `STEP_SHARE` times the wear of the root mean
+        square of the factors' entries; β is 1 over the wear, at most `LARGEST_BETA`. Every edit is read
+        `LOOKS_PER_EDIT` times, in at least `FEWEST_STEPS` steps, and every retention text `LOOKS_PER_TEXT` times.
 
         Args:
             factors: Balanced factors that training starts from, by module.
@@ -97,13 +104,12 @@ class ConsolidationSettings:
         """
         squares = sum(float(own.square().sum()) for update in factors.values() for own in (update.B, update.A))
         count = sum(own.numel() for update in factors.values() for own in (update.B, update.A))
-        rate = STEP_SHARE * math.sqrt(squares / max(1, count))
-        steps = max(FEWEST_STEPS, math.ceil(edits * LOOKS_PER_EDIT / self.edits_per_step))
-        beta = min(LARGEST_BETA, max(WORN_BETA, WEAR / max(divergence, 1e-12)))
+        wear = min(1.0, max(LEAST_WEAR, divergence / WORN))
+        rate = STEP_SHARE * wear * math.sqrt(squares / max(1, count))
+        beta = min(LARGEST_BETA, 1 / wear)
         return replace(
-            self,
+            self.for_edits(edits),
             learning_rate=self.learning_rate if self.learning_rate is not None else rate,
-            steps=self.steps if self.steps is not None else steps,
             beta=self.beta if self.beta is not None else beta,
         )
 

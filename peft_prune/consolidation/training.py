@@ -19,7 +19,7 @@ from ..editors.target_likelihood import frozen
 from ..errors import EditFailedError
 from ..spectral import LowRankUpdate
 from ..tuner import PruneEditLayer
-from .bound import SpectralBound, balanced
+from .bound import Bounds, balanced
 from .passages import Passage
 from .settings import ConsolidationSettings
 from .tail import Tail
@@ -133,8 +133,12 @@ class _Training:
     def run(self, progress: Progress | None) -> Trained:
         self.tail = Tail(self.model, self.layers)
         self.factors = {name: balanced(update) for name, update in self.start.items()}
-        bounds = {name: SpectralBound(update) for name, update in self.limit.items()} if self.settings.bound else {}
+        bounds = Bounds(self.limit if self.settings.bound else {}, self.layers)
         seen = [self._look(0)]
+        if not torch.isfinite(torch.tensor([*seen[0].margins, seen[0].divergence])).all():
+            raise EditFailedError(
+                "consolidation: the model gives NaN or Inf before the first step; nothing has changed"
+            )
         own = self.settings = self.settings.adapted(self.factors, len(self.material.edits), seen[0].divergence)
         assert own.steps is not None and own.learning_rate is not None
         batches = self._batches()
@@ -146,11 +150,10 @@ class _Training:
                 step = self._step(number, *next(batches), optimizer)
                 if progress is not None:
                     progress(step)
-                last = number == own.steps
-                if last or number % own.hold_every == 0 or number % own.look_every == 0:
-                    for name, bound in bounds.items():
-                        bound.hold(self.factors[name])
-                if last or number % own.look_every == 0:
+                if number % own.hold_every == 0:
+                    bounds.hold(self.factors)
+                if number == own.steps or number % own.look_every == 0:
+                    bounds.settle(self.factors)
                     seen.append(self._look(number))
                     if self._is_still(seen):
                         break

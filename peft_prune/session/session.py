@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..consolidation import ConsolidationSettings, Protection, read_protected
 from ..editors import Editor, Prepared, SecondMoments, get_editor
-from ..errors import SessionStateError
+from ..errors import EditFailedError, SessionStateError
 from ..folders import whole_folder
 from ..models.decoder import unwrapped
 from ..models.fingerprint import base_fingerprint
@@ -387,8 +387,13 @@ class EditSession:
     def _consolidate_again(self) -> None:
         """Do again what something has taken away since."""
         if self._consolidating.was_taken_away:
-            with self.workspace.intact():
-                again = self._consolidating.again()
+            try:
+                with self.workspace.intact():
+                    again = self._consolidating.again()
+            except EditFailedError as error:
+                # what led here, an undo for instance, is written and stays
+                warnings.warn(f"{error}; the adapter is restrained and no longer consolidated")
+                return
             if again is not None:
                 self.workspace.note_change()
 

@@ -21,7 +21,8 @@ from .settings import ConsolidationSettings
 from .training import Material, Progress, Trained, train
 
 PROBE_SHARE = 5
-"""One in so many retention texts is kept for the probe."""
+"""One in so many pieces of retention text is kept for the probe, but no more than `LARGEST_PROBE`."""
+LARGEST_PROBE = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,26 +82,33 @@ def consolidate(
         name: layer for name, layer in model.base_model.edited_layers(adapter) if layer.rank(adapter) > 0
     }
     start = {name: layer.effective_update(adapter).to(torch.float32) for name, layer in layers.items()}
+    settings = settings.for_edits(len(requests))
     chosen = _texts(model, tokenizer, texts, settings)
     pieces = text_passages(tokenizer, chosen, settings.text_length)
-    probe = pieces[::PROBE_SHARE]
-    kept = [piece for index, piece in enumerate(pieces) if index % PROBE_SHARE] or probe
+    every = max(PROBE_SHARE, len(pieces) // LARGEST_PROBE)
+    probe = pieces[::every]
+    kept = [piece for index, piece in enumerate(pieces) if index % every] or probe
     edits = edit_passages(tokenizer, requests, chosen, settings.contexts, settings.seed)
     trained = train(model, layers, start, start, Material(edits, kept, probe, protected), settings, progress)
-    before, after = trained.seen[0].held, trained.seen[-1].held
-    if after < before:
+    require_no_loss(trained)
+    return Consolidated(trained, tuple(chosen))
+
+
+def require_no_loss(trained: Trained) -> None:
+    """Raise EditFailedError where fewer edits hold than before the training."""
+    before, after = trained.seen[0], trained.seen[-1]
+    if after.held < before.held:
         raise EditFailedError(
-            f"consolidation: {after} of {len(requests)} edits hold after {trained.settings.steps} steps, {before} "
+            f"consolidation: {after.held} of {len(after.margins)} edits hold after {after.step} steps, {before.held} "
             "held before, so nothing has changed; take more steps or a smaller beta"
         )
-    return Consolidated(trained, tuple(chosen))
 
 
 def _texts(
     model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] | None, settings: ConsolidationSettings
 ) -> list[str]:
     """The given texts, as many as are asked for; or those that the base writes."""
-    count = settings.texts * PROBE_SHARE // (PROBE_SHARE - 1)
+    count = settings.texts or 1
     if texts is None:
         with undisturbed(model), model.disable_adapter():
             return own_texts(model, tokenizer, count, settings.text_length, settings.seed)
