@@ -28,6 +28,7 @@ from .requests import EditRequest, Question, load_requests
 
 if TYPE_CHECKING:
     from .builtin import load_builtin_model
+    from .consolidation import ConsolidationSettings
     from .editors import SecondMoments, collect_second_moments, editor_names, get_editor, own_moments, own_texts
     from .evaluation import (
         MergeReport,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         NormGuard,
         OutputGuard,
         ProgressCallback,
+        ProtectionGuard,
         SessionCallback,
         TrackerCallback,
         layer_conditions,
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from .reporting import adapter_report, audit_report, history_report, write_report
     from .session import (
         BatchFailedError,
+        ConsolidationResult,
         EditResult,
         EditSession,
         History,
@@ -76,6 +79,8 @@ __all__ = [
     "BatchFailedError",
     "CheckpointError",
     "ConditionGuard",
+    "ConsolidationResult",
+    "ConsolidationSettings",
     "EditFailedError",
     "EditRequest",
     "EditResult",
@@ -93,6 +98,7 @@ __all__ = [
     "OutputGuard",
     "PeftPruneError",
     "ProgressCallback",
+    "ProtectionGuard",
     "PruneEditConfig",
     "PruneEditLayer",
     "PruneEditModel",
@@ -135,18 +141,19 @@ __all__ = [
 _HOMES = MappingProxyType(
     {
         "builtin": "load_builtin_model",
+        "consolidation": "ConsolidationSettings",
         "editors": "SecondMoments collect_second_moments editor_names get_editor own_moments own_texts",
         "evaluation": "MergeReport comparison_table evaluate load_ability load_facts load_texts merge_report",
         "export": "export_lora lost_edits",
         "monitoring": (
-            "AbilityGuard ConditionGuard Monitor NormGuard OutputGuard ProgressCallback SessionCallback "
-            "TrackerCallback layer_conditions"
+            "AbilityGuard ConditionGuard Monitor NormGuard OutputGuard ProgressCallback ProtectionGuard "
+            "SessionCallback TrackerCallback layer_conditions"
         ),
         "real": "load_real_model",
         "reporting": "adapter_report audit_report history_report write_report",
         "session": (
-            "BatchFailedError EditResult EditSession History adapter_of attribute calibrate_strengths "
-            "compare_adapters compose tune_restraint verify"
+            "BatchFailedError ConsolidationResult EditResult EditSession History adapter_of attribute "
+            "calibrate_strengths compare_adapters compose tune_restraint verify"
         ),
         "tuner": "PRUNE_EDIT PruneEditConfig PruneEditLayer PruneEditModel",
     }

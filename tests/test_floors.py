@@ -17,6 +17,7 @@ FLOORS = {
     "tuner": 1,
     "editors": 2,
     "session": 3,
+    "consolidation": 3,
     "monitoring": 3,
     "evaluation": 4,
     "metrics": 4,

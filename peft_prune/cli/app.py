@@ -15,6 +15,7 @@ from .ask import ask
 from .audit import audit
 from .command import Commands, SeveralValues, epilog, with_shared_options
 from .compose import compose
+from .consolidate import consolidate
 from .demo import demo
 from .diff import diff
 from .doctor import doctor
@@ -56,7 +57,7 @@ app = typer.Typer(
 
 GROUPS: Mapping[str, Sequence[Callable[..., Any]]] = {
     "Begin": (demo, doctor, editors, locate),
-    "Edit": (edit, resume, undo, tune, restrain),
+    "Edit": (edit, resume, undo, tune, restrain, consolidate),
     "Ask and measure": (ask, evaluate, harness, experiment),
     "See what happened": (history, inspect, report, audit),
     "Several adapters": (compose, diff),

@@ -78,6 +78,20 @@ def edit(
         ),
     ] = None,
     max_rank: Annotated[Optional[int], typer.Option(help="Upper limit of a layer's rank.")] = None,
+    consolidate: Annotated[
+        str,
+        typer.Option(
+            help="When all edits are trained together within the restraint's singular values: demand (peft-prune "
+            "consolidate), save or every."
+        ),
+    ] = "demand",
+    consolidate_every: Annotated[int, typer.Option(help="Edits between two, with --consolidate every.")] = 100,
+    protect: Annotated[
+        Optional[Path], typer.Option(help="Facts that must not be lost: objects with prompt and object.")
+    ] = None,
+    on_protected: Annotated[
+        str, typer.Option(help="When a batch changes one of them: warn, restrain, rollback or stop.")
+    ] = "warn",
     set_: Settings = None,
     second_try: Annotated[
         bool, typer.Option(help="Try an edit that did not take once more with a stronger setting.")
@@ -112,6 +126,7 @@ def edit(
     if history is not None and history.exists():
         raise ValueError(f"history: {history} exists; go on with it by peft-prune resume, or give another file")
     inputs: dict[str, Given] = {"model": model, "requests": requests, "second moment": stats, "facts": watch_facts}
+    inputs["protected facts"] = protect
     inputs["texts"] = [stats_text, watch_text]
     beside = None if history is None else moments_beside(history)
     written = {"history": history, "second moment beside the history": beside}
@@ -128,6 +143,8 @@ def edit(
         max_update_norm=max_update_norm,
         max_output_perturbation=max_output_perturbation,
         max_rank=max_rank,
+        consolidate=consolidate,  # type: ignore[arg-type]
+        consolidate_every=consolidate_every,
         task_type="CAUSAL_LM",
         base_model_name_or_path=model,
     )
@@ -145,6 +162,7 @@ def edit(
         modules = method.modules(base)
         statistics = source.moments(base, tokenizer, modules, records, json_output) if needed else None
         options: dict[str, Any] = {"statistics": statistics, "history": history}
+        options |= {} if protect is None else {"protect": protect, "on_protected": on_protected}
         options["monitor"] = history is not None or watch.watches_layers
         guards = watch.guards(base, tokenizer, records)
         edited = get_peft_model(base, config).eval()

@@ -16,6 +16,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "peft-prune undo EDITS.db --since 2026-03-01 --model MODEL --out ADAPTER2",
     ),
     "tune": ("peft-prune tune EDITS.db --model MODEL --facts FACTS.json --out ADAPTER2",),
+    "consolidate": ("peft-prune consolidate EDITS.db --model MODEL --out ADAPTER2",),
     "restrain": ("peft-prune restrain ADAPTER --model MODEL --restraint log --alpha 1.2 --out ADAPTER2",),
     "ask": ('peft-prune ask ADAPTER "The capital of France is"', 'peft-prune ask --model MODEL --chat "Who are you?"'),
     "evaluate": ("peft-prune evaluate --model MODEL --adapter ADAPTER --requests EDITS.jsonl --text TEXTS.txt",),

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from ..errors import HistoryError, HistoryLockedError
 from ..requests import EditRequest
 from ..spectral import parse_restraint
+from .consolidations import ConsolidationRecord, read_consolidation
 from .records import (
     APPLIED,
     FAILED,
@@ -259,6 +260,51 @@ class History:
         with self._transaction():
             self._insert_restraints(self.last_batch, restraints)
             self._event("restrain", dict(restraints), self.last_batch)
+
+    def record_consolidation(self, record: ConsolidationRecord, told: Mapping[str, Any]) -> None:
+        """Keep a consolidation in the place of the one before it.
+
+        Args:
+            record: Its number of the last restraint is taken from the history itself.
+            told: For the log; see the event "consolidate" in the schema.
+        """
+        with self._transaction():
+            self._execute("DELETE FROM consolidations")
+            values = (
+                *(_now(), record.batch, self.last_restraint, json.dumps({str(k): v for k, v in record.edits.items()})),
+                *(json.dumps(asdict(record.settings)), json.dumps(list(record.texts))),
+                Factors(record.updates, {}).to_bytes(),
+            )
+            self._execute(
+                "INSERT INTO consolidations (at, batch, restraint, edits, settings, texts, data) "
+                f"VALUES ({_marks(len(values))})",
+                values,
+            )
+            self._event("consolidate", told, self.last_batch)
+
+    def drop_consolidation(self) -> None:
+        """Forget the consolidation, which is then not done again."""
+        with self._transaction():
+            self._execute("DELETE FROM consolidations")
+
+    def consolidation(self) -> ConsolidationRecord | None:
+        """The last consolidation, whether or not it still stands; None where there is none.
+
+        Raises:
+            HistoryError: It is damaged.
+        """
+        rows = self._rows("consolidations", "ORDER BY id DESC LIMIT 1") if self._has("consolidations") else []
+        return read_consolidation(rows[0], self._name) if rows else None
+
+    def standing_consolidation(self, records: Sequence[EditRecord]) -> ConsolidationRecord | None:
+        """The last consolidation, where it is that of these edits and no restraint has acted since."""
+        found = self.consolidation()
+        return found if found is not None and found.stands(records, self.last_restraint) else None
+
+    @property
+    def last_restraint(self) -> int:
+        """Number of the last time that the restraint acted; 0 before the first."""
+        return self._number("SELECT coalesce(max(id), 0) FROM restraints")
 
     def record_strengths(self, strengths: Mapping[int, float], restraints: Mapping[str, str]) -> None:
         """Set the strengths of edits, and note the restraint that acted afterwards."""

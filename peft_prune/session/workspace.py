@@ -12,6 +12,7 @@ from typing import Any
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
+from ..consolidation import Passage, Protection
 from ..editors import Editor, Prepared, SecondMoments
 from ..errors import SessionStateError
 from ..models.answers import normalized
@@ -43,7 +44,9 @@ class Workspace:
         contexts: Prefixes that the editor puts before a prompt.
         history: All edits.
         monitor: Takes the figures of the layers, where they are asked for.
-        keys: Of the edits that stand, one under the other, by module, for editors that keep a history.
+        keys: Of the protected facts and then of the edits that stand, one under the other, by module, for editors that
+            keep a history.
+        protection: The facts that must not be lost, where there are some.
     """
 
     model: Any
@@ -55,6 +58,7 @@ class Workspace:
     history: History
     monitor: Monitor | None = None
     keys: JoinedKeys = field(default_factory=JoinedKeys)
+    protection: Protection | None = None
     _prepared: Prepared | None = None
     _pending: dict[str, int] = field(default_factory=dict)
     _unseen: int = 0
@@ -134,9 +138,24 @@ class Workspace:
         ]
         # read once, for the factors and for the keys
         read = cache(fitting(self.model, self.history.factors))
-        replay(self.model, [*additions(records, read), *new], self.history.restraints())
-        self.keys = JoinedKeys([*(read(record.id) for record in records if record.leader == record.id), *new_keys])
+        kept = self.history.standing_consolidation(records)
+        replay(self.model, [*additions(records, read), *new], self.history.restraints(), kept)
+        self.keys = JoinedKeys(
+            [*self._protected_keys(), *(read(record.id) for record in records if record.leader == record.id), *new_keys]
+        )
         self.note_pending()
+
+    def protect(self, protection: Protection) -> None:
+        """Keep these facts beside the edits, from here on."""
+        self.protection = protection
+        self.keys = JoinedKeys(self._protected_keys()).plus([Factors({}, dict(self.keys))] if len(self.keys) else [])
+
+    def protected_passages(self) -> Sequence[Passage]:
+        """The protected facts with their answers."""
+        return () if self.protection is None else self.protection.passages
+
+    def _protected_keys(self) -> list[Factors]:
+        return [] if self.protection is None else [Factors({}, self.protection.keys)]
 
     def note_batch(self, added: int, changed: bool) -> None:
         """Remember that a batch has added edits, which it has looked at itself, or has changed the adapter at all."""

@@ -101,7 +101,9 @@ class PruneEditLayer(BaseTunerLayer):
             )
         self.prune_edit_config[adapter_name] = config
         # a restrained file must not be restrained again: F(F(s)) differs from F(s)
-        self.prune_edit_update[adapter_name] = AccumulatedUpdate(raw_lost=config.restrained, edits=config.edits)
+        self.prune_edit_update[adapter_name] = AccumulatedUpdate(
+            raw_lost=config.restrained or config.consolidated > 0, edits=config.edits, consolidated=config.consolidated
+        )
         self.prune_edit_figures.pop(adapter_name, None)
         down, up = torch.zeros(r, self.in_features), torch.zeros(self.out_features, r)
         if r > 0:
@@ -112,7 +114,7 @@ class PruneEditLayer(BaseTunerLayer):
         self.prune_edit_A[adapter_name] = _factor(down)
         self.prune_edit_B[adapter_name] = _factor(up)
         self.scaling[adapter_name] = 1.0
-        if r > 0 and not config.restrained:
+        if r > 0 and not config.restrained and not config.consolidated:
             self.prune_edit_update[adapter_name].pending = trained_pending(config)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
@@ -339,11 +341,36 @@ class PruneEditLayer(BaseTunerLayer):
         effective, gram, change = self._restrained(adapter_name, raw, state.gram)
         self._set_effective(adapter_name, effective)
         state.pending, state.gram, state.change, state.watched = 0, gram, change, True
+        state.consolidated = 0
         if effective is not raw:
             compounds = self.prune_edit_config[adapter_name].restrain_on == "compounding"
             state.raw = raw
             if compounds:
                 state.forget()
+
+    def set_consolidated(self, adapter_name: str, update: LowRankUpdate) -> None:
+        """Let trained factors act in the place of F(raw); the raw ones stay, and nothing is pending.
+
+        Raises:
+            AdapterError: The raw factors are not known, or would not be afterwards.
+            MergedAdapterError: An adapter is merged.
+            NonFiniteUpdateError: A factor is not finite.
+        """
+        self.check_update(update)
+        if self.prune_edit_config[adapter_name].restrain_on == "compounding":
+            raise AdapterError(
+                f"adapter {adapter_name!r}: restrain_on='compounding' keeps no raw factors, so nothing can be "
+                "consolidated; every, merge and threshold are accepted"
+            )
+        raw = self.raw_update(adapter_name)
+        self._set_effective(adapter_name, update.to(device=raw.device, dtype=raw.dtype))
+        state = self.prune_edit_update[adapter_name]
+        state.raw, state.change, state.watched = raw, None, True
+        state.pending, state.consolidated = 0, state.edits
+
+    def consolidated_edits(self, adapter_name: str) -> int:
+        """How many edits were consolidated in the effective factors; 0 where these are F(raw) or were trained since."""
+        return self._current_update(adapter_name).consolidated
 
     def _restrained(
         self, adapter_name: str, raw: LowRankUpdate, gram: GrownGram | None

@@ -40,6 +40,7 @@ COMMANDS = {
     "ask, as a table": ["ask", "builtin", "edits.db", "adapter", QUESTION, "--max-new-tokens", "4"],
     "ask, chat": ["ask", "builtin", "--chat", QUESTION],
     "resume": "resume edits.db --model builtin --out again --json",
+    "consolidate": "consolidate edits.db --model builtin --steps 2 --out consolidated --json",
     "restrain": "restrain adapter --model builtin --restraint clip --out restrained --json",
     "evaluate": "evaluate --model builtin --adapter restrained --requests edits.jsonl --json",
     "evaluate, as a table": "evaluate --model builtin --adapter restrained --requests edits.jsonl --limit 1",
