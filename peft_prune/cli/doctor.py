@@ -28,7 +28,7 @@ _NO_PART = ("dev", "docs")
 
 def doctor(
     model: Annotated[str, typer.Argument(help="Model: a folder, a Hub name or 'builtin'.")],
-    editor: EditorName = "rome",
+    editor: EditorName = "memit",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
     """Tell what would be edited in a model, whether it fits memory, and what is missing; loads no weights.

@@ -34,7 +34,7 @@ def edit(
     model: Annotated[str, typer.Option(help="Model to edit: a folder or a Hub name.")],
     requests: Annotated[Path, typer.Option(help="Edit requests: a JSON, JSONL or CSV file, or hub:owner/name:split.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
-    editor: EditorName = "rome",
+    editor: EditorName = "memit",
     layers: Annotated[
         Optional[str], typer.Option(help="Layers to edit, such as 2 or 13,14,15; found by a rule if not given.")
     ] = None,
@@ -47,7 +47,7 @@ def edit(
     ] = None,
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many requests only.")] = None,
     on_bad_record: OnBadRecord = "fail",
-    batch_size: Annotated[int, typer.Option(help="Requests that are computed together.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Requests that are computed together.")] = 10,
     stats_text: StatsText = None,
     stats: Stats = None,
     stats_tokens: StatsTokens = None,

@@ -39,7 +39,7 @@ def resume(
         Optional[int], typer.Option(help="Use the first so many requests only, those that are skipped among them.")
     ] = None,
     on_bad_record: OnBadRecord = "fail",
-    batch_size: Annotated[int, typer.Option(help="Requests that are computed together.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Requests that are computed together.")] = 10,
     stats: Annotated[
         Optional[Path],
         typer.Option(help="The second moment that its edits were made with; the one kept beside it if not given."),

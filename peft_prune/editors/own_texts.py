@@ -7,13 +7,13 @@ from itertools import cycle
 from typing import Any
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError
 from ..models.generation import end_ids_of, generation_settings
 from ..models.inference import input_device, max_positions, padded, undisturbed
 from ..models.tokenization import text_ids
+from ..moving import moving_bar
 from .second_moment import SecondMoments, collect_second_moments
 
 OWN_TOKENS = 20_000
@@ -80,7 +80,7 @@ def own_texts(
         undisturbed(model),
         generation_settings(model, ends, **drawing),
         torch.random.fork_rng(fork),
-        tqdm(total=tokens, desc="Own texts", unit=" tokens", disable=not progress, leave=False) as bar,
+        moving_bar(total=tokens, desc="Own texts", unit=" tokens", disable=not progress, leave=False) as bar,
     ):
         torch.manual_seed(seed)
         while count < tokens:
