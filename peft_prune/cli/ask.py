@@ -9,10 +9,13 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .options import Dtype
+from .options import Dtype, GgufFile
+from .placement import Placement, placed
+from .places import in_optional_gguf
 from .plain import plain
 
 
+@placed
 def ask(
     words: Annotated[
         list[str],
@@ -34,18 +37,21 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 30,
     stop: Annotated[Optional[str], typer.Option(help="Text that ends an answer, such as a full stop.")] = None,
     dtype: Dtype = "float32",
+    gguf_file: GgufFile = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Ask questions and show the greedy answers, before the edits and after, side by side."""
     from ..models.generation import greedy_continuations
     from .models import load_model, load_tokenizer, print_json, require_dtype
 
     require_dtype(dtype)
-    base, adapters, questions = _sorted_out(words, model, adapter or ())
+    base, adapters, questions = _sorted_out(words, in_optional_gguf(model, gguf_file), adapter or ())
     tokenizer = load_tokenizer(base)
     sequences = _asked(tokenizer, questions, chat)
     limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": stop}
-    loaded = load_model(base, dtype)
+    loaded = load_model(base, dtype, placement)
     before = greedy_continuations(loaded, tokenizer, sequences, **limits)
     after = []
     for place in adapters:
