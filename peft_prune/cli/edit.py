@@ -13,9 +13,11 @@ import typer
 from peft import get_peft_model
 
 from ..editors import SecondMoments, collect_second_moments, get_editor
+from ..editors.asking import default_ask
 from ..errors import EditFailedError
 from ..evaluation import load_texts, without_subjects
 from ..folders import whole_folder
+from ..models.answers import first_sentence
 from ..models.fingerprint import base_fingerprint
 from ..monitoring import BatchReport, SessionCallback
 from ..outputs import Given, require_outputs
@@ -25,6 +27,8 @@ from ..session import EditResult, EditSession
 from ..session.records import LOST, WEAKENED
 from ..tuner import PruneEditConfig
 from .models import load_model, load_tokenizer, print_json
+from .models import serve_dtype as serve_dtype_of
+from .options import Ask, ServeDtype
 from .plain import say
 from .progress import progress_bar
 from .requested import OnBadRecord, bad_records, requested
@@ -101,6 +105,8 @@ def edit(
     max_drop: MaxDrop = None,
     on_limit: OnLimit = "warn",
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
+    ask: Ask = None,
+    serve_dtype: ServeDtype = "auto",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -139,12 +145,14 @@ def edit(
         if largest is not None and stats is None and stats_text is None:
             raise ValueError(f"{name}: {largest} needs second moments; give --stats or --stats-text")
     tokenizer = load_tokenizer(model)
+    default_ask(tokenizer, ask)
+    served = serve_dtype_of(model, serve_dtype)
     with whole_folder(out, overwrite=overwrite) as folder:
         base = load_model(model, dtype)
         method = get_editor(editor, model=base, **settings)
         config.layers_to_transform = list(method.admitted(base))
         statistics = source.moments(base, tokenizer, method.modules(base), records, json_output)
-        options: dict[str, Any] = {"statistics": statistics, "history": history}
+        options: dict[str, Any] = {"statistics": statistics, "history": history, "ask": ask, "serve_dtype": served}
         options["monitor"] = history is not None or watch.watches_layers
         guards = watch.guards(base, tokenizer, records)
         edited = get_peft_model(base, config).eval()
@@ -297,12 +305,16 @@ def report_edits(
         earlier: The edits that the history held before, where it is gone on with.
     """
     took, held = sum(outcome.took for outcome in outcomes), sum(outcome.applied for outcome in outcomes)
+    chat = [outcome for outcome in outcomes if outcome.applied and outcome.chat is not None]
+    silent = [outcome.id - first for outcome in chat if not outcome.holds_in_chat]
     if json_output:
         places = [(o.id - first, o.reason) for o in outcomes if not o.took]
         failed: list[dict[str, Any]] = [{"index": index, "reason": reason} for index, reason in places]
         if given is not None and given.skips:
             failed = [{**one, "record": given.records[one["index"] + skipped]} for one in failed]
         fallen = {status: [o.id - first for o in outcomes if o.status == status] for status in (WEAKENED, LOST)}
+        if chat:
+            fallen["not_in_chat"] = silent
         bad = {} if given is None else bad_records(given)
         counts = {"requested": len(outcomes), "applied": took, "failed": failed}
         before = {} if earlier is None else {"earlier": standing_by_state(earlier)}
@@ -312,12 +324,16 @@ def report_edits(
         say(f"No new edits; adapter in {out}")
         return
     now = "" if held == took else f", {held} of them hold now"
-    say(f"{took} of {len(outcomes)} edits took{now}; adapter in {out}" if outcomes else f"Adapter in {out}")
+    in_chat = f", {len(chat) - len(silent)} in chat as well" if chat else ""
+    say(f"{took} of {len(outcomes)} edits took{now}{in_chat}; adapter in {out}")
     for outcome in outcomes:
         if not outcome.applied:
             say(f"  request {outcome.id - first}: {outcome.reason}")
         elif outcome.status == WEAKENED:
             say(f"  request {outcome.id - first}: weakened: less than half of the probability with which it took")
+        if outcome.applied and outcome.holds_in_chat is False and outcome.chat is not None:
+            said = first_sentence(outcome.chat.answer)
+            say(f"  request {outcome.id - first}: in chat the model answers {said!r}")
 
 
 def standing_by_state(results: Sequence[EditResult]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -10,10 +10,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..editors.asking import default_ask, settled
 from ..evaluation import comparison_table, load_facts, load_texts, require_answerable, signed
 from ..evaluation import evaluate as evaluate_model
 from ..monitoring import layer_conditions
 from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json, tuner_of
+from .options import Ask
 from .plain import plain
 from .progress import progress_bar
 from .requested import OnBadRecord, bad_records, fitting, requested
@@ -43,6 +45,7 @@ def evaluate(
         bool, typer.Option(help="Add the harmonic score, and the differences with their intervals.")
     ] = False,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
+    ask: Ask = None,
     strict_base: Annotated[
         bool, typer.Option(help="Refuse an adapter that was made for other weights; off warns and goes on.")
     ] = True,
@@ -57,6 +60,7 @@ def evaluate(
     tasks = load_abilities(abilities or (), items)
     tokenizer = load_tokenizer(model)
     edited = load_adapter(load_model(model, dtype), adapter, strict_base=strict_base)
+    given = replace(given, requests=tuple(settled(given.requests, default_ask(tokenizer, ask))))
     given = fitting(requests, given, edited, tokenizer, require_answerable)
     with progress_bar(quiet=json_output) as progress:
         figures: dict[str, Any] = evaluate_model(
@@ -68,6 +72,7 @@ def evaluate(
             abilities=tasks or None,
             fluency_tokens=fluency,
             full=full,
+            ask=ask,
             progress=progress,
         )
     conditions = layer_conditions(edited)

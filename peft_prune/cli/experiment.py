@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -21,6 +22,7 @@ from ..builtin import (
     plain_texts,
 )
 from ..editors import SecondMoments, collect_second_moments
+from ..editors.asking import default_ask, settled
 from ..evaluation import (
     Ability,
     AbilityItem,
@@ -54,6 +56,7 @@ from ..outputs import require_apart, require_outputs
 from ..requests import EditRequest, LoadedRequests
 from .edit import hyperparameters
 from .models import BUILTIN, finite, load_abilities, load_model, load_tokenizer, print_json, require_items
+from .options import Ask
 from .plain import plain
 from .requested import OnBadRecord, fitting, measurable, requested
 
@@ -111,6 +114,7 @@ def experiment(
     ] = None,
     table: Annotated[str, typer.Option(help="Form of the table: parquet or csv.")] = "csv",
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in.")] = "float32",
+    ask: Ask = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Edit in sequence once, evaluate every restraint at every mark; write a table, figures and a summary."""
@@ -145,10 +149,11 @@ def experiment(
     texts = load_texts(text) if text is not None else held_out_texts() if builtin else []
     material = Material(known, texts, _abilities(abilities, builtin, items), fluency)
     tokenizer, base = load_tokenizer(model), load_model(model, dtype)
+    given = replace(given, requests=tuple(settled(given.requests, default_ask(tokenizer, ask))))
     records = fitting(requests, given, base, tokenizer, measurable).requests
     plan.order(len(records), 0)
     moments = _moments(plan, base, tokenizer, records, stats, stats_text, out, not json_output)
-    work = Experiment(plan, base, tokenizer, records, out, statistics=moments, material=material)
+    work = Experiment(plan, base, tokenizer, records, out, statistics=moments, material=material, ask=ask)
     for other in others:
         require_comparable(work.facts(), other.facts)
         if not set(plan.marks) & set(other.plan.marks):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 from typer.core import TyperCommand
@@ -12,6 +12,20 @@ from typer.core import TyperCommand
 HistoryFile = Annotated[Path, typer.Argument(help="SQLite file of a session.", metavar="HISTORY")]
 BaseModel = Annotated[str, typer.Option(help="The unedited base model: a folder or a Hub name.")]
 Dtype = Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")]
+Ask = Annotated[
+    Optional[str],
+    typer.Option(
+        help="How requests are asked that do not say it themselves: plain, chat (through the model's chat template) or "
+        "both; both if not given and the model has a template."
+    ),
+]
+ServeDtype = Annotated[
+    str,
+    typer.Option(
+        help="Dtype in which the model will be served, and in which edits are verified: float32, bfloat16 or float16; "
+        "'auto' is the checkpoint's own."
+    ),
+]
 
 
 class SeveralValues(TyperCommand):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..models.answers import first_sentence
 from ..session import STATES, EditRecord, History
 from ..session.records import APPLIED
 from .models import print_json
 from .options import HistoryFile
 from .plain import plain, say
+
+_COLUMNS = ("edit", "subject", "target", "before", "last seen", "probability", "status")
 
 
 def history(
@@ -36,11 +39,12 @@ def history(
         events = log.table("events") if json_output else log.events()
         standing = log.standing
     if json_output:
-        edits = [{**asdict(r), "status": r.state, "took": r.status == APPLIED, "stands": r.stands} for r in records]
+        edits = [_document(record) for record in records]
         print_json({"model": meta["model"], "editor": meta["editor"]["name"], "edits": edits, "events": events})
         return
     table = Table(title=plain(f"{meta['model']}: {standing} edits stand ({meta['editor']['name']})"))
-    for column in ("edit", "subject", "target", "before", "last seen", "probability", "status"):
+    in_chat = any(record.chat is not None for record in records)
+    for column in (*_COLUMNS, "in chat") if in_chat else _COLUMNS:
         table.add_column(column, overflow="fold")
     for record in records:
         request = record.request
@@ -55,12 +59,25 @@ def history(
             "" if probability is None else f"{probability:.2f}",
             state if record.reason is None or record.undone_at else f"{state}: {record.reason}",
         )
-        table.add_row(*map(plain, cells))
+        table.add_row(*map(plain, (*cells, _in_chat(record)) if in_chat else cells))
     Console().print(table)
     for event in events:
         if event["kind"] == "alert":
             alert = event["data"]
             say(f"alert after batch {event['batch']}: {alert['source']}: {alert['message']} ({alert['action']})")
+
+
+def _document(record: EditRecord) -> dict[str, Any]:
+    """A record ready for JSON; what was said in chat only where it was asked so."""
+    found = {**asdict(record), "status": record.state, "took": record.status == APPLIED, "stands": record.stands}
+    return found if record.chat is not None else {name: value for name, value in found.items() if name != "chat"}
+
+
+def _in_chat(record: EditRecord) -> str:
+    """The first sentence that was answered in chat, and whether it does not give the target."""
+    if record.chat is None:
+        return ""
+    return first_sentence(record.chat.answer) + ("" if record.chat.holds else " (not the target)")
 
 
 def _last_seen(record: EditRecord) -> tuple[str | None, float | None, str]:

@@ -55,6 +55,9 @@ CREATE TABLE looks (
     edit INTEGER PRIMARY KEY REFERENCES edits, at TEXT NOT NULL, batch INTEGER NOT NULL, cause TEXT NOT NULL,
     answer TEXT NOT NULL, probability REAL, holds INTEGER NOT NULL, taken REAL
 );
+CREATE TABLE chats (
+    edit INTEGER PRIMARY KEY REFERENCES edits, before TEXT, answer TEXT NOT NULL, holds INTEGER NOT NULL
+);
 CREATE INDEX edits_by_addition ON edits (appended, undone_at);
 """
 """What later versions add to format 1; a history without it is read as it is, and gets it when it is gone on with."""
@@ -83,6 +86,8 @@ _META: Mapping[str, Any] = {
     "contexts": [str],
     "config": {str: object},
     "moments": {str: [float]},
+    "ask": str,
+    "serve_dtype": str,
     "limits": [{"figure": str, "value": float, "base": float, "higher_is_better": bool, "action": str}],
 }
 

@@ -23,7 +23,9 @@ from ..monitoring import BatchReport, LayerCondition, SessionCallback
 from ..outputs import require_outputs
 from ..publishing import publisher
 from ..requests import EditRequest
+from ..requests.asking import PLAIN
 from ..tuner import PruneEditConfig
+from .asking import Asking
 from .base import require_base
 from .batch import Batch, Given, in_batches
 from .card import write_session
@@ -72,9 +74,14 @@ class EditSession:
         look_again: Look at the edits that stand once something may have weakened them: at the end of a call to `edit`
             (where a tenth as many edits have been added since the last time), after an undo, a restraint, new
             strengths or a choice of the restraint, and before saving. Off leaves that to `verify`.
+        ask: How requests are asked that do not say it themselves, when they are edited and when they are verified:
+            "plain", "chat" (through the model's chat template) or "both"; both if not given and the model has one.
+        serve_dtype: "bfloat16", "float16" or "float32": the dtype in which the model will be served, and in which
+            edits are verified; the one that it has if not given.
 
     Raises:
         ValueError: An option is unknown, the adapter holds edits, or it does not adapt the editor's layers.
+        UnsupportedModelError: The model is to be asked in chat and has no template, or one that fails.
         HistoryError: The history exists or cannot be written.
         HistoryLockedError: Another session writes it.
     """
@@ -101,8 +108,11 @@ class EditSession:
         author: str | None = None,
         monitor: bool = True,
         look_again: bool = True,
+        ask: str | None = None,
+        serve_dtype: str | None = None,
     ) -> None:
         require_options(callbacks, on_failure, on_conflict, monitor)
+        asking = Asking.of(tokenizer, ask, serve_dtype, {})
         editor = get_editor(editor, model=model) if isinstance(editor, str) else editor
         config = PruneEditConfig(task_type="CAUSAL_LM", layers_to_transform=list(editor.layers(model)))
         found = _moments(statistics, model)
@@ -111,9 +121,11 @@ class EditSession:
         if any(layer.rank(adapter) for _, layer in model.edited_layers()):
             raise ValueError("model: its adapter holds edits; go on with their history by EditSession.resume")
         prepared = editor.prepare(model, tokenizer, found)
-        facts = session_facts(model, editor, prepared.contexts, model.peft_config[adapter], found)
+        facts = session_facts(model, editor, prepared.contexts, model.peft_config[adapter], found) | asking.facts()
         log = History.create(history, facts, author)
-        self.workspace = Workspace(model, adapter, tokenizer, editor, found, prepared.contexts, log, _prepared=prepared)
+        self.workspace = Workspace(
+            model, adapter, tokenizer, editor, found, prepared.contexts, log, asking=asking, _prepared=prepared
+        )
         self._begin(callbacks, on_failure, on_conflict, monitor, look_again)
 
     @classmethod
@@ -131,6 +143,8 @@ class EditSession:
         author: str | None = None,
         monitor: bool = True,
         look_again: bool = True,
+        ask: str | None = None,
+        serve_dtype: str | None = None,
     ) -> EditSession:
         """Go on with a history: the adapter is built from it, without computing an edit again.
 
@@ -142,7 +156,8 @@ class EditSession:
             statistics: As in the class; without them a session can undo, restrain, tune and save, but not edit with an
                 editor that needs them.
 
-        The other arguments are those of the class; the restraint is the history's.
+        The other arguments are those of the class; the restraint is the history's, and so are ``ask`` and
+        ``serve_dtype`` where they are not given. What stands is asked as it was.
 
         Raises:
             HistoryError: The history is missing or damaged, or belongs to another model or other second moments.
@@ -152,6 +167,7 @@ class EditSession:
         log = History.open(history, author)
         try:
             facts = log.meta
+            asking = Asking.of(tokenizer, ask, serve_dtype, {"ask": PLAIN} | facts)
             require_base(facts, model, history)
             if editor is None:
                 editor = editor_of(facts, history)
@@ -166,7 +182,9 @@ class EditSession:
                 setattr(model.peft_config[adapter], name, getattr(config, name))
             session = cls.__new__(cls)
             contexts = tuple(facts["contexts"])
-            session.workspace = Workspace(model, adapter, tokenizer, editor, found, contexts, log)
+            session.workspace = Workspace(model, adapter, tokenizer, editor, found, contexts, log, asking=asking)
+            if asking.facts() != {name: facts[name] for name in asking.facts() if name in facts}:
+                log.update_meta(**asking.facts())
             session.workspace.rebuild()
             session._begin(callbacks, on_failure, on_conflict, monitor, look_again)
         except BaseException:
@@ -255,7 +273,7 @@ class EditSession:
         self._call("on_edit_begin", len(given))
         self._note_limits()
         try:
-            for batch in in_batches([Given.of(item) for item in given], batch_size):
+            for batch in in_batches([Given.of(item, self.workspace.asking) for item in given], batch_size):
                 results += self._batch(batch) if self._stopped is None else self._skip(batch)
                 if self._failed(results):
                     break

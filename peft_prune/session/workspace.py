@@ -20,6 +20,7 @@ from ..monitoring import LayerCondition, Monitor
 from ..requests import EditRequest
 from ..spectral import restraint_text
 from ..tuner import PRUNE_EDIT, PruneEditConfig
+from .asking import Asking
 from .base import require_bare
 from .history import History
 from .records import EditRecord, Factors, relation_key, subject_key
@@ -44,6 +45,7 @@ class Workspace:
         history: All edits.
         monitor: Takes the figures of the layers, where they are asked for.
         keys: Of the edits that stand, one under the other, by module, for editors that keep a history.
+        asking: How requests are asked that do not say it themselves, and in which dtype.
     """
 
     model: Any
@@ -55,6 +57,7 @@ class Workspace:
     history: History
     monitor: Monitor | None = None
     keys: JoinedKeys = field(default_factory=JoinedKeys)
+    asking: Asking = field(default_factory=lambda: Asking())
     _prepared: Prepared | None = None
     _pending: dict[str, int] = field(default_factory=dict)
     _unseen: int = 0
@@ -77,6 +80,10 @@ class Workspace:
                 found = self.editor.prepare(self.model, self.tokenizer, self.statistics)
             self._prepared = dataclasses.replace(found, contexts=self.contexts)
         return self._prepared
+
+    def verify(self, requests: Sequence[EditRequest]) -> list[Verification]:
+        """What the model says to requests now, in the dtype in which it will be served."""
+        return verify(self.model, self.tokenizer, requests, dtype=self.asking.dtype)
 
     def restraints(self) -> dict[str, str]:
         """The restraint of every layer as a word, such as "log:1.2", by module name."""
@@ -173,7 +180,7 @@ class Workspace:
         return [record for record in self.history.edits(standing=True) if record.request is not None]
 
     def _look(self, records: Sequence[EditRecord], cause: str) -> dict[int, Verification]:
-        answers = verify(self.model, self.tokenizer, [record.request for record in records if record.request])
+        answers = self.verify([record.request for record in records if record.request])
         found = {record.id: one for record, one in zip(records, answers, strict=True)}
         self.history.record_looks(found, cause)
         self._unseen, self._changed = 0, False
