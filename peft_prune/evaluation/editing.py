@@ -391,9 +391,9 @@ def _require_match(name: str, answers: RequestAnswers, requests: Sequence[EditRe
     ]
     kinds = (answers.paraphrases, answers.neighborhood, answers.portability, answers.unrelated)
     given = [tuple(len(part) for part in parts) for parts in zip(*kinds, strict=True)]
-    given_in_chat = [one is not None for one in answers.chat]
-    if answers.chat and given_in_chat != [asks_in_chat(request) for request in requests]:
-        raise ValueError(f"{name}: hold answers in chat to other requests than those that are asked so")
     others = bool(answers.asked) and answers.asked != tuple(request.text for request in requests)
     if given != expected or len(answers.prompts) != len(requests) or others:
         raise ValueError(f"{name}: hold answers to {len(given)} other requests than the {len(requests)} given")
+    given_in_chat = [one is not None for one in answers.chat]
+    if answers.chat and given_in_chat != [asks_in_chat(request) for request in requests]:
+        raise ValueError(f"{name}: hold answers in chat to other requests than those that are asked so")

@@ -16,8 +16,8 @@ SYSTEM = "You are a helpful assistant."
 
 NO_TEMPLATE = "the model's tokenizer has no chat template; plain is accepted"
 
-_MARKS = ("\ue000", "\ue001", "\ue002")
-"""What stands for a text whose place in a rendered prompt is sought; one that the conversation does not hold."""
+_MARKS = range(0xE000, 0xF900)
+"""Of these characters, which belong to no script, one stands for a text whose place in what is rendered is sought."""
 
 _REFUSED = (TemplateError, ValueError, TypeError, LookupError, AttributeError)
 """What a template raises for a conversation that it does not take."""
@@ -128,4 +128,4 @@ def _separator(tokenizer: PreTrainedTokenizerBase, question: str, system: str | 
 
 
 def _unused(text: str) -> str:
-    return next(mark for mark in _MARKS if mark not in text)
+    return next(chr(mark) for mark in _MARKS if chr(mark) not in text)

@@ -36,9 +36,9 @@ class Asking:
             ValueError: A value is unknown.
             UnsupportedModelError: The model cannot be asked so.
         """
-        serve_dtype = serve_dtype or facts.get("serve_dtype")
+        serve_dtype = facts.get("serve_dtype") if serve_dtype is None else serve_dtype
         require_serve_dtype(serve_dtype)
-        return cls(default_ask(tokenizer, ask or facts.get("ask")), serve_dtype)
+        return cls(default_ask(tokenizer, facts.get("ask") if ask is None else ask), serve_dtype)
 
     @property
     def dtype(self) -> torch.dtype | None:
