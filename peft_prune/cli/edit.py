@@ -16,7 +16,7 @@ from ..folders import whole_folder
 from ..outputs import Given, require_outputs
 from ..requests import LoadedRequests
 from .moments import MomentsSource, Stats, StatsText, StatsTokens
-from .options import EditorName, GgufFile, Settings
+from .options import Ask, EditorName, GgufFile, ServeDtype, Settings
 from .placement import Placement, placed
 from .places import in_gguf
 from .plain import close_with, say
@@ -106,6 +106,8 @@ def edit(
     on_limit: OnLimit = "warn",
     gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
+    ask: Ask = None,
+    serve_dtype: ServeDtype = "auto",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     *,
@@ -115,10 +117,12 @@ def edit(
     from peft import get_peft_model
 
     from ..editors import get_editor
+    from ..editors.asking import default_ask
     from ..session import EditSession
     from ..tuner import PruneEditConfig
     from .bars import EditProgress
     from .models import load_model, load_tokenizer
+    from .models import serve_dtype as serve_dtype_of
 
     model = in_gguf(model, gguf_file)
     if batch_size < 1:
@@ -154,6 +158,8 @@ def edit(
     get_editor(editor, **settings)  # what is wrong with them shows before a model is loaded
     source = MomentsSource(stats, stats_text, stats_tokens)
     tokenizer = load_tokenizer(model)
+    default_ask(tokenizer, ask)
+    served = serve_dtype_of(model, serve_dtype)
     with whole_folder(out, overwrite=overwrite) as folder:
         base = load_model(model, dtype, placement)
         method = get_editor(editor, model=base, **settings)
@@ -161,7 +167,7 @@ def edit(
         needed = method.needs_moments or stats or stats_text or max_output_change or max_output_perturbation
         modules = method.modules(base)
         statistics = source.moments(base, tokenizer, modules, records, json_output) if needed else None
-        options: dict[str, Any] = {"statistics": statistics, "history": history}
+        options: dict[str, Any] = {"statistics": statistics, "history": history, "ask": ask, "serve_dtype": served}
         options |= {} if protect is None else {"protect": protect, "on_protected": on_protected}
         options["monitor"] = history is not None or watch.watches_layers
         guards = watch.guards(base, tokenizer, records)
@@ -283,16 +289,21 @@ def report_edits(
         skipped: See ``given``.
         earlier: The edits that the history held before, where it is gone on with.
     """
+    from ..models.answers import first_sentence
     from ..session.records import LOST, WEAKENED
     from .models import print_json
 
     took, held = sum(outcome.took for outcome in outcomes), sum(outcome.applied for outcome in outcomes)
+    chat = [outcome for outcome in outcomes if outcome.applied and outcome.chat is not None]
+    silent = [outcome.id - first for outcome in chat if not outcome.holds_in_chat]
     if json_output:
         places = [(o.id - first, o.reason) for o in outcomes if not o.took]
         failed: list[dict[str, Any]] = [{"index": index, "reason": reason} for index, reason in places]
         if given is not None and given.skips:
             failed = [{**one, "record": given.records[one["index"] + skipped]} for one in failed]
         fallen = {status: [o.id - first for o in outcomes if o.status == status] for status in (WEAKENED, LOST)}
+        if chat:
+            fallen["not_in_chat"] = silent
         bad = {} if given is None else bad_records(given)
         counts = {"requested": len(outcomes), "applied": took, "failed": failed}
         before = {} if earlier is None else {"earlier": standing_by_state(earlier)}
@@ -302,13 +313,17 @@ def report_edits(
         close_with(f"No new edits; adapter in {out}")
         return
     now = "" if held == took else f", {held} of them hold now"
+    in_chat = f", {len(chat) - len(silent)} in chat as well" if chat else ""
     tell = close_with if held == len(outcomes) else say  # what did not take is said also where little is
-    tell(f"{took} of {len(outcomes)} edits took{now}; adapter in {out}")
+    tell(f"{took} of {len(outcomes)} edits took{now}{in_chat}; adapter in {out}")
     for outcome in outcomes:
         if not outcome.applied:
             say(f"  request {outcome.id - first}: {outcome.reason}")
         elif outcome.status == WEAKENED:
             say(f"  request {outcome.id - first}: weakened: less than half of the probability with which it took")
+        if outcome.applied and outcome.holds_in_chat is False and outcome.chat is not None:
+            said = first_sentence(outcome.chat.answer)
+            say(f"  request {outcome.id - first}: in chat the model answers {said!r}")
 
 
 def standing_by_state(results: Sequence[EditResult]) -> dict[str, Any]:

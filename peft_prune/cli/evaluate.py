@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from .options import GgufFile
+from .options import Ask, GgufFile
 from .placement import Placement, placed
 from .places import in_gguf
 from .plain import close_with, plain
@@ -45,6 +45,7 @@ def evaluate(
     ] = False,
     gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
+    ask: Ask = None,
     strict_base: Annotated[
         bool, typer.Option(help="Refuse an adapter that was made for other weights; off warns and goes on.")
     ] = True,
@@ -55,6 +56,7 @@ def evaluate(
     """Measure the edits and what they cost, before and after, from the base model's own outputs."""
     from rich.console import Console
 
+    from ..editors.asking import default_ask, settled
     from ..evaluation import comparison_table, load_facts, load_texts, require_answerable
     from ..evaluation import evaluate as evaluate_model
     from ..monitoring import layer_conditions
@@ -69,6 +71,7 @@ def evaluate(
     tasks = load_abilities(abilities or (), items)
     tokenizer = load_tokenizer(model)
     edited = load_adapter(load_model(model, dtype, placement), adapter, strict_base=strict_base)
+    given = replace(given, requests=tuple(settled(given.requests, default_ask(tokenizer, ask))))
     given = fitting(requests, given, edited, tokenizer, require_answerable)
     with progress_bar(quiet=json_output) as progress:
         figures: dict[str, Any] = evaluate_model(
@@ -80,6 +83,7 @@ def evaluate(
             abilities=tasks or None,
             fluency_tokens=fluency,
             full=full,
+            ask=ask,
             progress=progress,
         )
     conditions = layer_conditions(edited)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -14,7 +15,7 @@ from ..outputs import require_apart, require_outputs
 from ..requests import EditRequest, LoadedRequests
 from .edit import hyperparameters
 from .moments import MomentsSource, Stats, StatsText, StatsTokens
-from .options import EditorName, GgufFile, Settings
+from .options import Ask, EditorName, GgufFile, Settings
 from .placement import Placement, placed
 from .places import BUILTIN, has_own_name, in_gguf
 from .plain import close_with, plain, say, shows_progress
@@ -80,6 +81,7 @@ def experiment(
     table: Annotated[str, typer.Option(help="Form of the table: parquet or csv.")] = "csv",
     gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in.")] = "float32",
+    ask: Ask = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     *,
     placement: Placement,
@@ -88,6 +90,7 @@ def experiment(
     from rich.console import Console
 
     from ..builtin import held_out_texts
+    from ..editors.asking import default_ask, settled
     from ..evaluation import load_texts
     from ..experiment import Experiment, Material, Plan, Results, Schedule, Variant, require_comparable, require_table
     from .models import load_model, load_tokenizer, print_json, require_items
@@ -123,10 +126,11 @@ def experiment(
     texts = load_texts(text) if text is not None else held_out_texts() if builtin else []
     material = Material(known, texts, _abilities(abilities, builtin, items), fluency)
     tokenizer, base = load_tokenizer(model), load_model(model, dtype, placement)
+    given = replace(given, requests=tuple(settled(given.requests, default_ask(tokenizer, ask))))
     records = fitting(requests, given, base, tokenizer, measurable).requests
     plan.order(len(records), 0)
     moments = _moments(plan, base, tokenizer, records, source, out, json_output)
-    work = Experiment(plan, base, tokenizer, records, out, statistics=moments, material=material)
+    work = Experiment(plan, base, tokenizer, records, out, statistics=moments, material=material, ask=ask)
     for other in others:
         require_comparable(work.facts(), other.facts)
         if not set(plan.marks) & set(other.plan.marks):

@@ -21,6 +21,7 @@ from ..evaluation import Ability, load_ability
 from ..hub import adapter_folder
 from ..models.gguf import load_gguf_model, load_gguf_tokenizer
 from ..models.gradients import ensure_gradients
+from ..models.serving import SERVE_DTYPES
 from ..session import EditSession
 from ..tuner import PruneEditModel
 from ..tuner.beneath import other_adapters
@@ -124,6 +125,27 @@ def companions(path: str) -> list[tuple[Path, str]]:
         place = Path(snapshot_download(path, allow_patterns=list(_COMPANIONS)))
     found = {file for pattern in _COMPANIONS for file in place.glob(pattern) if file.is_file()}
     return [(file, file.relative_to(place).as_posix()) for file in sorted(found)]
+
+
+def serve_dtype(path: str, given: str) -> str | None:
+    """The dtype in which a model will be served: the one given, or with 'auto' the one that its files are stored in.
+
+    Returns:
+        None where the files do not say it.
+
+    Raises:
+        UnsupportedModelError: ``given`` is unknown, or the configuration cannot be read.
+    """
+    if given != "auto":
+        if given not in DTYPES:
+            raise UnsupportedModelError(f"serve_dtype: {given!r} is not one of {', '.join(DTYPES)}")
+        return given
+    gguf_file, place = gguf_file_of(path), place_of(path)
+    with readable("model", _shown(place, gguf_file)):
+        config = AutoConfig.from_pretrained(place, gguf_file=gguf_file, trust_remote_code=False)
+    stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    name = str(stored).removeprefix("torch.")
+    return name if name in SERVE_DTYPES else None
 
 
 def resumed(history: Path, model: str, dtype: str, placement: Placement = ANYWHERE) -> EditSession:

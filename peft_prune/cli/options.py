@@ -27,6 +27,20 @@ Settings = Annotated[
     ),
 ]
 Dtype = Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")]
+Ask = Annotated[
+    Optional[str],
+    typer.Option(
+        help="How requests are asked that do not say it themselves: plain, chat (through the model's chat template) or "
+        "both; both if not given and the model has a template."
+    ),
+]
+ServeDtype = Annotated[
+    str,
+    typer.Option(
+        help="Dtype in which the model will be served, and in which edits are verified: float32, bfloat16 or float16; "
+        "'auto' is the checkpoint's own."
+    ),
+]
 
 GgufFile = Annotated[
     Optional[str],

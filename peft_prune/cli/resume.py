@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -11,7 +11,7 @@ from ..folders import whole_folder
 from ..outputs import Given, require_outputs
 from ..requests import EditRequest, LoadedRequests
 from .edit import going_on, moments_beside, report_edits, say_fallen
-from .options import GgufFile
+from .options import Ask, GgufFile, ServeDtype
 from .placement import Placement, placed
 from .places import in_gguf
 from .plain import close_with
@@ -54,6 +54,8 @@ def resume(
     on_limit: OnLimit = "warn",
     gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
+    ask: Ask = None,
+    serve_dtype: ServeDtype = "auto",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     *,
@@ -66,6 +68,7 @@ def resume(
     from ..session import EditSession, History
     from .bars import EditProgress
     from .models import load_model, load_tokenizer
+    from .models import serve_dtype as serve_dtype_of
 
     model = in_gguf(model, gguf_file)
     if batch_size < 1:
@@ -76,17 +79,21 @@ def resume(
     given, records = _remaining(requests, limit, skip, on_bad_record)
     watch = Watch(max_growth, watch_facts, watch_text, watch_every, max_drop, on_limit, max_norm, max_output_change)
     with History.read(history) as log:
-        first, moments = log.last_edit + 1, log.meta["moments"]
+        facts = log.meta
+        first, moments = log.last_edit + 1, facts["moments"]
         known = [record.request for record in log.edits(standing=True) if record.request is not None]
     if stats is None and moments_beside(history).is_file():
         stats = moments_beside(history)
     if records and stats is None and moments:
         raise ValueError(f"stats: the edits of {history} were made with a second moment; give its file by --stats")
     tokenizer = load_tokenizer(model)
+    recorded = facts.get("serve_dtype") if serve_dtype == "auto" else None
+    served = recorded or serve_dtype_of(model, serve_dtype)
     with whole_folder(out, overwrite=overwrite) as folder, progress_bar(quiet=json_output) as progress:
         base = load_model(model, dtype, placement)
         callbacks = [*watch.guards(base, tokenizer, [*known, *records]), EditProgress(progress, len(records))]
-        with EditSession.resume(history, base, tokenizer, statistics=stats, callbacks=callbacks) as session:
+        options: dict[str, Any] = {"statistics": stats, "callbacks": callbacks, "ask": ask, "serve_dtype": served}
+        with EditSession.resume(history, base, tokenizer, **options) as session:
             if records:
                 with going_on(session, history, first - 1 - skip):
                     session.edit(records, batch_size=batch_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -29,7 +29,6 @@ def history(
     from rich.table import Table
 
     from ..session import STATES, History
-    from ..session.records import APPLIED
     from .models import print_json
 
     if status is not None and status not in STATES:
@@ -43,12 +42,14 @@ def history(
         events = log.table("events") if json_output else log.events()
         standing = log.standing
     if json_output:
-        edits = [{**asdict(r), "status": r.state, "took": r.status == APPLIED, "stands": r.stands} for r in records]
+        edits = [_document(record) for record in records]
         print_json({"model": meta["model"], "editor": meta["editor"]["name"], "edits": edits, "events": events})
         return
+    in_chat = any(record.chat is not None for record in records)
     title = f"{meta['model']}: {standing} edits stand ({meta['editor']['name']})"
     table = Table(title=plain(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fits a terminal of 80 columns
-    for column in ("edit", "subject", "target", "before", "last seen", "prob.", "status"):
+    columns = ("edit", "subject", "target", "before", "last seen", "prob.", "status")
+    for column in (*columns, "in chat") if in_chat else columns:
         table.add_column(column, overflow="fold", justify="right" if column == "prob." else "left")
     for record in records:
         request = record.request
@@ -63,12 +64,29 @@ def history(
             "" if probability is None else f"{probability:.2f}",
             state if record.reason is None or record.undone_at else f"{state}: {record.reason}",
         )
-        table.add_row(*map(plain, cells))
+        table.add_row(*map(plain, (*cells, _in_chat(record)) if in_chat else cells))
     Console().print(table)
     for event in events:
         if event["kind"] == "alert":
             alert = event["data"]
             say(f"alert after batch {event['batch']}: {alert['source']}: {alert['message']} ({alert['action']})")
+
+
+def _document(record: EditRecord) -> dict[str, Any]:
+    """A record ready for JSON; what was said in chat only where it was asked so."""
+    from ..session.records import APPLIED
+
+    found = {**asdict(record), "status": record.state, "took": record.status == APPLIED, "stands": record.stands}
+    return found if record.chat is not None else {name: value for name, value in found.items() if name != "chat"}
+
+
+def _in_chat(record: EditRecord) -> str:
+    """The first sentence that was answered in chat, and whether it does not give the target."""
+    from ..models.answers import first_sentence
+
+    if record.chat is None:
+        return ""
+    return first_sentence(record.chat.answer) + ("" if record.chat.holds else " (not the target)")
 
 
 def _last_seen(record: EditRecord) -> tuple[str | None, float | None, str]:

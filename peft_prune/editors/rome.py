@@ -122,7 +122,7 @@ class ROME(Editor):
         keys = compute_keys(model, tokenizer, requests, prepared.contexts, layer)
         columns, rows = [], []
         for request, key, value in zip(requests, keys, values, strict=True):
-            direction = key.mean if self.hyperparameters.average_key else key.bare
+            direction = key.mean if self.hyperparameters.average_key else key.asked
             if self.hyperparameters.mom2_adjustment:
                 factor = self._factor(prepared, name).to(direction.device)
                 direction = torch.cholesky_solve(direction.double()[:, None], factor)[:, 0].float()

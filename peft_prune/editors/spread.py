@@ -93,9 +93,8 @@ class SpreadEditor(Editor):
         for place, layer in enumerate(prepared.layers):
             name, _ = mlp_output_module(model, layer)
             with added(model, updates):
-                found = climb.keys_by_context(layer)
+                keys[name] = climb.mean_keys(layer, self._context_weights())
                 present = climb.outputs()
-            keys[name] = (found * found.new_tensor(self._context_weights())[:, None]).sum(1)
             system = prepared.once((*self._system_key(), name), partial(self.system, prepared, name))
             history = earlier.get(name) if earlier is not None and self.keeps_history else None
             assert prepared.statistics is not None

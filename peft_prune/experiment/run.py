@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..editors import Editor, SecondMoments
+from ..editors.asking import default_ask, settled
 from ..evaluation import RequestAnswers, request_answers
 from ..models.fingerprint import base_fingerprint
 from ..models.inference import undisturbed
@@ -49,8 +50,11 @@ class Experiment:
         folder: Where histories and measurements are kept; one that holds the same experiment is gone on with.
         statistics: Second moments, for editors that need them.
         material: What else is measured.
+        ask: "plain", "chat" or "both" for requests that do not say it themselves; both if not given and the model has
+            a chat template.
 
     Raises:
+        UnsupportedModelError: The model is to be asked in chat and has no template, or one that fails.
         ValueError: There are too few requests, or the editor or a hyperparameter is unknown.
     """
 
@@ -64,9 +68,11 @@ class Experiment:
         *,
         statistics: SecondMoments | None = None,
         material: Material | None = None,
+        ask: str | None = None,
     ) -> None:
         self.plan, self.tokenizer, self.folder = plan, tokenizer, folder
-        self._model, self._requests, self._statistics = model, list(requests), statistics
+        requests = settled(requests, default_ask(tokenizer, ask))
+        self._model, self._requests, self._statistics = model, requests, statistics
         self._material = material or Material(fluency_tokens=plan.fluency_tokens)
         self.editor: Editor = plan.get_editor(model)
         self._orders = {seed: plan.order(len(self._requests), seed) for seed in range(plan.seeds)}

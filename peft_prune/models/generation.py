@@ -26,6 +26,9 @@ from .tokenization import prompt_ids
 SPELLING_TOKENS = 3
 """Tokens generated beyond a target's own count: another spelling may take more, and a word's end must be seen."""
 
+CHAT_TOKENS = 24
+"""Tokens generated in chat beyond a target's own count: an answer may be a sentence around it."""
+
 
 def greedy_answers(
     model: Any,

@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
 from ..consolidation import ConsolidationSettings, Step, consolidate
 from ..errors import SessionStateError
 from .consolidations import ConsolidationRecord
@@ -168,7 +166,7 @@ class _bar:
     """A bar over the steps with both losses."""
 
     def __init__(self, shown: bool) -> None:
-        self._bar = tqdm(desc="Consolidating", unit="step", disable=not shown)
+        self._bar = moving_bar(desc="Consolidating", unit="step", disable=not shown)
 
     def __enter__(self) -> Callable[[Step], None]:
         return self._show

@@ -29,6 +29,7 @@ from .records import (
     REJECTED,
     SKIPPED,
     BatchRecord,
+    Chat,
     EditRecord,
     Factors,
     Look,
@@ -210,6 +211,7 @@ class History:
             self._execute("INSERT INTO batches VALUES (?, ?, ?, ?)", (batch.id, self.run, _now(), batch.seconds))
             for edit in batch.edits:
                 self._insert_edit(edit, batch.raw.get(edit.id))
+                self._insert_chat(edit.id, edit.chat)
                 if edit.id in batch.seen:
                     look = self._look(batch.seen[edit.id], batch.id, "edit")
                     self._insert_look(edit.id, look, edit.probability_taken)
@@ -247,6 +249,9 @@ class History:
             for edit_id, one in found.items():
                 old, look = before[edit_id], self._look(one, self.last_batch, cause)
                 self._insert_look(edit_id, look, old.reference)
+                if one.chat is not None:
+                    first = None if old.chat is None else old.chat.before
+                    self._insert_chat(edit_id, Chat(first, one.chat.answer, one.chat.holds))
                 new = replace(old, seen=look, probability_taken=old.reference).state
                 if new != old.state:
                     changed[edit_id] = new
@@ -495,19 +500,25 @@ class History:
 
     def _records(self, rule: str, values: Sequence[Any] = ()) -> list[EditRecord]:
         rows = self._rows("edits", rule, values)
-        looks = {}
-        if self._has("looks"):
-            chosen = f"WHERE edit IN (SELECT id FROM edits {rule})"
-            looks = {row["edit"]: row for row in self._rows("looks", chosen, values)}
+        looks, chats = (self._of_edits(table, rule, values) for table in ("looks", "chats"))
         last = self.last_edit
-        return [self._record(row, looks.get(row["id"]), last) for row in rows]
+        return [self._record(row, looks.get(row["id"]), chats.get(row["id"]), last) for row in rows]
+
+    def _of_edits(self, table: str, rule: str, values: Sequence[Any]) -> dict[int, dict[str, Any]]:
+        """The rows of a table that later versions have added, by the edit that each belongs to."""
+        if not self._has(table):
+            return {}
+        chosen = f"WHERE edit IN (SELECT id FROM edits {rule})"
+        return {row["edit"]: row for row in self._rows(table, chosen, values)}
 
     def _has(self, table: str) -> bool:
         with named(self._name):
             query = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
             return bool(self._execute(query, (table,)).fetchone()[0])
 
-    def _record(self, row: Mapping[str, Any], look: Mapping[str, Any] | None, last: int) -> EditRecord:
+    def _record(
+        self, row: Mapping[str, Any], look: Mapping[str, Any] | None, chat: Mapping[str, Any] | None, last: int
+    ) -> EditRecord:
         where = f"history: {self._name}: edit {row['id']}: its request"
         document = read_json(row["request"], where)
         if not isinstance(document, dict):
@@ -524,6 +535,8 @@ class History:
         except (ValueError, TypeError) as error:
             raise HistoryError(f"{where} is damaged: {error}") from None
         values = {name: value for name, value in row.items() if name not in _KEYS}
+        if chat is not None:
+            values["chat"] = Chat(chat["before"], chat["answer"], bool(chat["holds"]))
         if look is None:
             return EditRecord(request=request, **values)
         seen = Look(**{name: look[name] for name in _LOOK}, holds=bool(look["holds"]))
@@ -568,6 +581,11 @@ class History:
     def _insert_look(self, edit_id: int, look: Look, taken: float | None) -> None:
         row = (edit_id, *asdict(look).values(), taken)
         self._execute(f"INSERT OR REPLACE INTO looks VALUES ({_marks(len(row))})", row)
+
+    def _insert_chat(self, edit_id: int, chat: Chat | None) -> None:
+        if chat is not None:
+            values = (edit_id, chat.before, chat.answer, chat.holds)
+            self._execute("INSERT OR REPLACE INTO chats VALUES (?, ?, ?, ?)", values)
 
     def _insert_restraints(self, batch: int, restraints: Mapping[str, str]) -> None:
         for module, text in restraints.items():

@@ -55,6 +55,9 @@ CREATE TABLE looks (
     edit INTEGER PRIMARY KEY REFERENCES edits, at TEXT NOT NULL, batch INTEGER NOT NULL, cause TEXT NOT NULL,
     answer TEXT NOT NULL, probability REAL, holds INTEGER NOT NULL, taken REAL
 );
+CREATE TABLE chats (
+    edit INTEGER PRIMARY KEY REFERENCES edits, before TEXT, answer TEXT NOT NULL, holds INTEGER NOT NULL
+);
 CREATE INDEX edits_by_addition ON edits (appended, undone_at);
 CREATE TABLE consolidations (
     id INTEGER PRIMARY KEY, at TEXT NOT NULL, batch INTEGER NOT NULL, restraint INTEGER NOT NULL, edits TEXT NOT NULL,
@@ -89,6 +92,8 @@ _META: Mapping[str, Any] = {
     "config": {str: object},
     "moments": {str: [float]},
     "protect": {"facts": [{"prompt": str, "object": str}], "action": str},
+    "ask": str,
+    "serve_dtype": str,
     "limits": [{"figure": str, "value": float, "base": float, "higher_is_better": bool, "action": str}],
 }
 

@@ -24,7 +24,9 @@ from ..monitoring.callbacks import checked_action
 from ..outputs import require_outputs
 from ..publishing import publisher
 from ..requests import EditRequest
+from ..requests.asking import PLAIN
 from ..tuner import PruneEditConfig
+from .asking import Asking
 from .base import require_base
 from .batch import Batch, Given, in_batches
 from .card import write_session
@@ -78,10 +80,15 @@ class EditSession:
             such objects. Their keys enter the systems of editors that keep a history, their answers what a
             consolidation is trained on; and after each batch they are looked at. The history keeps them.
         on_protected: What happens when a batch changes the answer to one: "warn", "restrain", "rollback" or "stop".
+        ask: How requests are asked that do not say it themselves, when they are edited and when they are verified:
+            "plain", "chat" (through the model's chat template) or "both"; both if not given and the model has one.
+        serve_dtype: "bfloat16", "float16" or "float32": the dtype in which the model will be served, and in which
+            edits are verified; the one that it has if not given.
 
     Raises:
         InvalidRequestError: A protected fact is malformed, or the base does not know it.
         ValueError: An option is unknown, the adapter holds edits, or it does not adapt the editor's layers.
+        UnsupportedModelError: The model is to be asked in chat and has no template, or one that fails.
         HistoryError: The history exists or cannot be written.
         HistoryLockedError: Another session writes it.
     """
@@ -110,8 +117,11 @@ class EditSession:
         look_again: bool = True,
         protect: str | Path | Iterable[Any] | None = None,
         on_protected: str = "warn",
+        ask: str | None = None,
+        serve_dtype: str | None = None,
     ) -> None:
         require_options(callbacks, on_failure, on_conflict, monitor)
+        asking = Asking.of(tokenizer, ask, serve_dtype, {})
         editor = get_editor(editor, model=model) if isinstance(editor, str) else editor
         config = PruneEditConfig(task_type="CAUSAL_LM", layers_to_transform=list(editor.layers(model)))
         found = _moments(statistics, model)
@@ -120,7 +130,7 @@ class EditSession:
         if any(layer.rank(adapter) for _, layer in model.edited_layers()):
             raise ValueError("model: its adapter holds edits; go on with their history by EditSession.resume")
         prepared = editor.prepare(model, tokenizer, found)
-        facts = session_facts(model, editor, prepared.contexts, model.peft_config[adapter], found)
+        facts = session_facts(model, editor, prepared.contexts, model.peft_config[adapter], found) | asking.facts()
         protection = None
         if protect is not None:
             checked_action(on_protected)
@@ -128,7 +138,9 @@ class EditSession:
             protection = Protection(model, tokenizer, known, editor.modules(model))
             facts["protect"] = {"facts": [dataclasses.asdict(fact) for fact in known], "action": on_protected}
         log = History.create(history, facts, author)
-        self.workspace = Workspace(model, adapter, tokenizer, editor, found, prepared.contexts, log, _prepared=prepared)
+        self.workspace = Workspace(
+            model, adapter, tokenizer, editor, found, prepared.contexts, log, asking=asking, _prepared=prepared
+        )
         if protection is not None:
             self.workspace.protect(protection)
         self._begin(callbacks, on_failure, on_conflict, monitor, look_again)
@@ -148,6 +160,8 @@ class EditSession:
         author: str | None = None,
         monitor: bool = True,
         look_again: bool = True,
+        ask: str | None = None,
+        serve_dtype: str | None = None,
     ) -> EditSession:
         """Go on with a history: the adapter is built from it, without computing an edit again.
 
@@ -159,7 +173,8 @@ class EditSession:
             statistics: As in the class; without them a session can undo, restrain, tune and save, but not edit with an
                 editor that needs them.
 
-        The other arguments are those of the class; the restraint is the history's.
+        The other arguments are those of the class; the restraint is the history's, and so are ``ask`` and
+        ``serve_dtype`` where they are not given. What stands is asked as it was.
 
         Raises:
             HistoryError: The history is missing or damaged, or belongs to another model or other second moments.
@@ -169,6 +184,7 @@ class EditSession:
         log = History.open(history, author)
         try:
             facts = log.meta
+            asking = Asking.of(tokenizer, ask, serve_dtype, {"ask": PLAIN} | facts)
             require_base(facts, model, history)
             if editor is None:
                 editor = editor_of(facts, history)
@@ -183,7 +199,9 @@ class EditSession:
                 setattr(model.peft_config[adapter], name, getattr(config, name))
             session = cls.__new__(cls)
             contexts = tuple(facts["contexts"])
-            session.workspace = Workspace(model, adapter, tokenizer, editor, found, contexts, log)
+            session.workspace = Workspace(model, adapter, tokenizer, editor, found, contexts, log, asking=asking)
+            if asking.facts() != {name: facts[name] for name in asking.facts() if name in facts}:
+                log.update_meta(**asking.facts())
             if "protect" in facts:
                 known = read_protected(facts["protect"]["facts"])
                 session.workspace.protect(Protection(model, tokenizer, known, editor.modules(model)))
@@ -275,7 +293,7 @@ class EditSession:
         self._call("on_edit_begin", len(given))
         self._note_limits()
         try:
-            for batch in in_batches([Given.of(item) for item in given], batch_size):
+            for batch in in_batches([Given.of(item, self.workspace.asking) for item in given], batch_size):
                 results += self._batch(batch) if self._stopped is None else self._skip(batch)
                 if self._consolidating.is_due:
                     self._consolidate(self._kept_texts, self._kept_settings)

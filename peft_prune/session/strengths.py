@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..editors.contexts import with_prefix
+from ..editors.asking import request_contexts
 from ..moving import moving_bar
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
@@ -131,12 +131,10 @@ class _Scaled:
         self._edit: list[int] = []
         for index, members in enumerate(requests):
             for request in members:
-                for prefix in prefixes:
-                    self._texts.append(
-                        with_prefix(session.tokenizer, prefix, request.prompt).replace("{}", request.subject)
-                    )
+                for context in request_contexts(session.tokenizer, request, prefixes):
+                    self._texts.append(context.text)
                     self._targets.append(request.target_new)
-                    self._separators.append(request.separator)
+                    self._separators.append(context.separator)
                     self._edit.append(index)
 
     def look(self, strengths: Tensor) -> Tensor:

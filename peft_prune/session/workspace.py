@@ -21,6 +21,7 @@ from ..monitoring import LayerCondition, Monitor
 from ..requests import EditRequest
 from ..spectral import restraint_text
 from ..tuner import PRUNE_EDIT, PruneEditConfig
+from .asking import Asking
 from .base import require_bare
 from .history import History
 from .records import EditRecord, Factors, relation_key, subject_key
@@ -47,6 +48,7 @@ class Workspace:
         keys: Of the protected facts and then of the edits that stand, one under the other, by module, for editors that
             keep a history.
         protection: The facts that must not be lost, where there are some.
+        asking: How requests are asked that do not say it themselves, and in which dtype.
     """
 
     model: Any
@@ -59,6 +61,7 @@ class Workspace:
     monitor: Monitor | None = None
     keys: JoinedKeys = field(default_factory=JoinedKeys)
     protection: Protection | None = None
+    asking: Asking = field(default_factory=lambda: Asking())
     _prepared: Prepared | None = None
     _pending: dict[str, int] = field(default_factory=dict)
     _unseen: int = 0
@@ -81,6 +84,10 @@ class Workspace:
                 found = self.editor.prepare(self.model, self.tokenizer, self.statistics)
             self._prepared = dataclasses.replace(found, contexts=self.contexts)
         return self._prepared
+
+    def verify(self, requests: Sequence[EditRequest]) -> list[Verification]:
+        """What the model says to requests now, in the dtype in which it will be served."""
+        return verify(self.model, self.tokenizer, requests, dtype=self.asking.dtype)
 
     def restraints(self) -> dict[str, str]:
         """The restraint of every layer as a word, such as "log:1.2", by module name."""
@@ -192,7 +199,7 @@ class Workspace:
         return [record for record in self.history.edits(standing=True) if record.request is not None]
 
     def _look(self, records: Sequence[EditRecord], cause: str) -> dict[int, Verification]:
-        answers = verify(self.model, self.tokenizer, [record.request for record in records if record.request])
+        answers = self.verify([record.request for record in records if record.request])
         found = {record.id: one for record, one in zip(records, answers, strict=True)}
         self.history.record_looks(found, cause)
         self._unseen, self._changed = 0, False
