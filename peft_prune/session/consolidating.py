@@ -11,6 +11,7 @@ from typing import Any
 
 from ..consolidation import ConsolidationSettings, Step, consolidate
 from ..errors import SessionStateError
+from ..moving import moving_bar
 from .consolidations import ConsolidationRecord
 from .records import EditRecord
 from .replay import set_consolidated
