@@ -92,8 +92,8 @@ def _own(model: Any, tokenizer: Any, modules: Sequence[str], tokens: int, quiet:
     if kept is not None and kept.is_file():
         try:
             return SecondMoments.load(kept, base=base)
-        except AdapterError:
-            pass  # what lies in a cache is made again
+        except AdapterError as error:
+            say(f"{error}; it is made anew", err=True)
     if not quiet:
         place = "" if kept is None else f"; kept in {kept.parent}"
         say(

@@ -73,13 +73,13 @@ def own_texts(
     device = input_device(model)
     most = min(length, max_positions(model) or length)
     rows = _openings(tokenizer, max(1, most // 2))
-    fork = [device] if device.type == "cuda" else []
+    own_device = [] if device.index is None else [device.index]
     ends = end_ids_of(model, tokenizer)
     drawing = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": LARGEST_MASS}
     with (
         undisturbed(model),
         generation_settings(model, ends, **drawing),
-        torch.random.fork_rng(fork),
+        torch.random.fork_rng(own_device, device_type=device.type),
         moving_bar(total=tokens, desc="Own texts", unit=" tokens", disable=not progress, leave=False) as bar,
     ):
         torch.manual_seed(seed)
