@@ -66,11 +66,12 @@ def load_model(path: str, dtype: str = "float32", placement: Placement = ANYWHER
             f"gguf_file: {gguf_file} is dequantized as a whole; leave --quantization and the device options out"
         )
     with readable("model", shown):
-        require_sizes(shown, AutoConfig.from_pretrained(path, gguf_file=gguf_file, trust_remote_code=False))
         if gguf_file is None:
+            require_sizes(path, AutoConfig.from_pretrained(path, trust_remote_code=False))
             model, info = _stored(path, wanted, placement)
         else:
-            model, info = load_gguf_model(path, gguf_file, wanted)
+            model, info = load_gguf_model(path, gguf_file, wanted)  # to read such a file takes long, so it is read once
+            require_sizes(shown, model.config)
     require_complete(shown, info)
     attached = other_adapters(model)  # the Hub may hold one beside the weights as well
     if attached:

@@ -50,6 +50,7 @@ class Tail:
         def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (args[0][row, column][None], *args[1:])
 
+        self._remember(passages)  # before the head's places are those of these rows
         with hooked(self._head.register_forward_pre_hook(gather)):
             return self._run(passages, factors).logits[0].float()
 
@@ -63,6 +64,7 @@ class Tail:
             found.append(args[0][row, column])
             raise Enough
 
+        self._remember(passages)
         with hooked(self._head.register_forward_pre_hook(take)):
             try:
                 self._run(passages, factors)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from peft_prune.cli import main
-from peft_prune.cli.app import COMMANDS
+from peft_prune.cli.app import GROUPS
 from peft_prune.cli.audit import audit
 from peft_prune.cli.evaluate import evaluate
 from peft_prune.cli.experiment import experiment
