@@ -18,8 +18,8 @@ def moving_bar(**options: Any) -> tqdm:
 
     if sys.stderr.isatty():
         return tqdm(**options)
-    line = "{desc}: {n_fmt} of {total_fmt}{unit}, {elapsed} gone, about {remaining} left"
-    line = line if options.get("total") else "{desc}: {n_fmt}{unit}, {elapsed} gone"
+    line = "{desc}: {n_fmt} of {total_fmt}{unit}, {elapsed} gone, about {remaining} left{postfix}"
+    line = line if options.get("total") else "{desc}: {n_fmt}{unit}, {elapsed} gone{postfix}"
     unit = f" {options['unit'].strip()}" if "unit" in options else ""
     settings: dict[str, Any] = {"mininterval": SECONDS, "maxinterval": SECONDS, "delay": SECONDS, "bar_format": line}
     return tqdm(file=_Lines(sys.stderr), **{**options, **settings, "unit": unit, "leave": False})

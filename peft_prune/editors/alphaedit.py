@@ -88,7 +88,9 @@ class AlphaEdit(SpreadEditor):
             eigenvalues = torch.linalg.eigvalsh(moment).clamp(min=0)
             if threshold is None:
                 held = eigenvalues.cumsum(0) / (len(eigenvalues) * float(mean_diagonal(moment)))
-                threshold = float(eigenvalues[int((held <= own.nullspace_energy).sum())])
+                place = int((held <= own.nullspace_energy).sum())
+                # between two eigenvalues: another routine gives the one at the limit with another rounding
+                threshold = float(eigenvalues[max(0, place - 1) : place + 1].mean())
             if weight is None:
                 weight = own.relative_L2 * float(eigenvalues[eigenvalues < threshold].sum())
         return KeySystem(null_space_inverse(moment, threshold, weight))

@@ -12,9 +12,6 @@ from transformers import AutoModelForCausalLM
 
 from peft_prune.cli import main
 from peft_prune.cli.app import GROUPS
-from peft_prune.cli.audit import audit
-from peft_prune.cli.evaluate import evaluate
-from peft_prune.cli.experiment import experiment
 from peft_prune.cli.models import load_model, load_tokenizer
 from peft_prune.cli.places import in_gguf
 from peft_prune.models.fingerprint import base_fingerprint, same_base
@@ -75,11 +72,10 @@ def test_an_edit_of_it_is_evaluated_and_merged_into_a_plain_checkpoint(capsys, f
 
 
 def test_every_command_that_loads_a_model_takes_the_option() -> None:
-    # audit and diff read files and load no model; the demonstration and push bring or need none
-    without = {"demo", "history", "diff", "push"}
-    for command in (*COMMANDS, evaluate, experiment):
+    # these read files and load no model, or bring their own
+    without = {"audit", "demo", "diff", "doctor", "editors", "history", "inspect", "push"}
+    for command in (command for commands in GROUPS.values() for command in commands):
         assert ("gguf_file" in inspect.signature(command).parameters) == (command.__name__ not in without)
-    assert "gguf_file" not in inspect.signature(audit).parameters
 
 
 def line(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
