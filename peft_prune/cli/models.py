@@ -55,8 +55,12 @@ def load_model(path: str, dtype: str = "float32") -> PreTrainedModel:
         raise UnsupportedModelError(_beside(path, "adapter_config.json"))
     wanted = dtype if dtype == "auto" else getattr(torch, dtype)
     with readable("model", shown):
-        require_sizes(shown, AutoConfig.from_pretrained(path, gguf_file=gguf_file, trust_remote_code=False))
-        model, info = _stored(path, wanted) if gguf_file is None else load_gguf_model(path, gguf_file, wanted)
+        if gguf_file is None:
+            require_sizes(path, AutoConfig.from_pretrained(path, trust_remote_code=False))
+            model, info = _stored(path, wanted)
+        else:
+            model, info = load_gguf_model(path, gguf_file, wanted)  # to read such a file takes long, so it is read once
+            require_sizes(shown, model.config)
     require_complete(shown, info)
     attached = other_adapters(model)  # the Hub may hold one beside the weights as well
     if attached:

@@ -105,8 +105,7 @@ def run_real(folder: Path, given: Given, alpha: float, console: Console) -> dict
     statistics = collect_second_moments(base, tokenizer, texts, editor.modules(base), progress=not console.quiet)
     layers = list(editor.admitted(base))
     options: dict[str, Any] = {"restraint": "log", "alpha": alpha, "restrain_on": "merge"}
-    options |= {"task_type": "CAUSAL_LM", "base_model_name_or_path": given.model}
-    model = get_peft_model(base, PruneEditConfig(layers_to_transform=layers, **options)).eval()
+    model = get_peft_model(base, PruneEditConfig(layers_to_transform=layers, task_type="CAUSAL_LM", **options)).eval()
 
     def kept(edited: Any) -> float:
         return recall(edited, tokenizer, given.others[::COURSE_STEP]).value or 0.0

@@ -10,7 +10,15 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
-from peft_prune import EditSession, PruneEditConfig, get_editor, load_real_model, load_requests
+from peft_prune import (
+    EditSession,
+    PruneEditConfig,
+    collect_second_moments,
+    get_editor,
+    load_real_model,
+    load_requests,
+    load_texts,
+)
 from peft_prune.cli import main
 from peft_prune.cli.models import load_model
 from peft_prune.cli.places import in_gguf
@@ -62,10 +70,12 @@ def test_the_model_knows_every_fact_and_most_of_what_stands_beside_it(model) -> 
 def test_three_edits_take_and_come_back_from_a_folder(model, tmp_path: Path) -> None:
     base, tokenizer = load_real_model("smollm2")
     requests = load_requests(FACTS)[:3]
-    editor = get_editor("memit", model=base, mom2_adjustment=False)
+    editor = get_editor("memit", model=base)
+    texts = load_texts(FACTS.with_name("plain_english.json"))
+    moments = collect_second_moments(base, tokenizer, texts, editor.modules(base), progress=False)
     config = PruneEditConfig(layers_to_transform=list(editor.layers(base)), task_type="CAUSAL_LM")
     edited = get_peft_model(base, config).eval()
-    with EditSession(edited, tokenizer, editor, monitor=False) as session:
+    with EditSession(edited, tokenizer, editor, statistics=moments, monitor=False) as session:
         results = session.edit(requests, batch_size=3)
         session.save(tmp_path / "adapter")
     assert all(result.took for result in results)
