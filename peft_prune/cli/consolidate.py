@@ -52,12 +52,12 @@ def consolidate(
     from .models import print_json, resumed
 
     model = in_gguf(model, gguf_file)
-    require_outputs(
-        folders={"out": out}, inputs={"history": history, "model": model, "texts": texts}, overwrite=overwrite
-    )
     values: dict[str, Any] = {"steps": steps, "beta": beta, "learning_rate": learning_rate}
     settings = ConsolidationSettings(margin=margin, seed=seed, **values)  # what is wrong shows before a model is loaded
     given = None if texts is None else load_texts(texts)
+    require_outputs(
+        folders={"out": out}, inputs={"history": history, "model": model, "texts": texts}, overwrite=overwrite
+    )
     with resumed(history, model, dtype, placement) as session:
         found = session.consolidate(given, settings, progress=shows_progress(json_output))
         session.save(out, overwrite=overwrite)

@@ -52,7 +52,7 @@ def test_the_file_gives_the_models_own_weights_and_tokens(folder: Path) -> None:
 def test_an_edit_of_it_is_evaluated_and_merged_into_a_plain_checkpoint(capsys, folder: Path, tmp_path: Path) -> None:
     model = ["--model", folder / "gguf", "--gguf-file", NAME]
     asked = ["--requests", folder / "requests.json"]
-    settings = ["--layers", 1, "--set", "mom2_adjustment=false", "--set", "v_num_grad_steps=40"]
+    settings = ["--editor", "rome", "--layers", 1, "--set", "mom2_adjustment=false", "--set", "v_num_grad_steps=40"]
     code, _, errors = run(capsys, "edit", *model, *asked, *settings, "--out", tmp_path / "adapter", "--json")
     assert code == 0, errors
     stored = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
