@@ -98,7 +98,7 @@ class Consolidating:
         records = [record for record in work.history.edits(standing=True) if record.request is not None]
         if not records:
             raise SessionStateError("history: it holds no request that stands, so there is nothing to consolidate")
-        self._restrain()
+        restrained = self._restrained()
         requests = [record.request for record in records if record.request is not None]
         with _bar(progress) as show:
             found = consolidate(work.model, work.tokenizer, requests, settings, texts, work.protected_passages(), show)
@@ -108,8 +108,9 @@ class Consolidating:
             *(work.history.last_batch, work.history.last_restraint, {one.id: one.strength for one in records}),
             *(settings, found.texts, found.factors),
         )
-        told = {"edits": len(records), "steps": last.step, "held": [first.held, last.held]}
-        work.history.record_consolidation(record, {**told, "divergence": [first.divergence, last.divergence]})
+        told: dict[str, Any] = {"edits": len(records), "steps": last.step, "held": [first.held, last.held]}
+        told |= {"divergence": [first.divergence, last.divergence]}
+        work.history.record_consolidation(record, restrained, told)
         work.note_pending()
         ids = [record.id for record in records]
         _warn_of_unreached(records, last.margins)
@@ -146,13 +147,15 @@ class Consolidating:
         records = self._work.history.edits(standing=True)
         return len(records) if kept is None else sum(record.batch > kept.batch for record in records)
 
-    def _restrain(self) -> None:
-        """Begin with F(raw): what is pending is restrained, and what was trained before gives way."""
-        work = self._work
-        if self._is_held or work.model.restraint_is_pending():
-            work.model.restrain()
-            work.history.record_restraint(work.restraints())
-            work.note_pending()
+    def _restrained(self) -> dict[str, str]:
+        """Begin with F(raw): what is pending is restrained, and what was trained before gives way.
+
+        What has acted is written with the consolidation, so that one that fails leaves no trace.
+        """
+        if not self._is_held and not self._work.model.restraint_is_pending():
+            return {}
+        self._work.model.restrain()
+        return self._work.restraints()
 
 
 def settings_of(given: ConsolidationSettings | None, values: dict[str, Any]) -> ConsolidationSettings:

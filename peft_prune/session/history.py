@@ -261,14 +261,18 @@ class History:
             self._insert_restraints(self.last_batch, restraints)
             self._event("restrain", dict(restraints), self.last_batch)
 
-    def record_consolidation(self, record: ConsolidationRecord, told: Mapping[str, Any]) -> None:
-        """Keep a consolidation in the place of the one before it.
+    def record_consolidation(
+        self, record: ConsolidationRecord, restraints: Mapping[str, str], told: Mapping[str, Any]
+    ) -> None:
+        """Keep a consolidation in the place of the one before it, and the restraint that it began with.
 
         Args:
             record: Its number of the last restraint is taken from the history itself.
+            restraints: What acted, by module; nothing where nothing was pending.
             told: For the log; see the event "consolidate" in the schema.
         """
         with self._transaction():
+            self._insert_restraints(self.last_batch, restraints)
             self._execute("DELETE FROM consolidations")
             values = (
                 *(_now(), record.batch, self.last_restraint, json.dumps({str(k): v for k, v in record.edits.items()})),
