@@ -26,7 +26,9 @@ def main() -> None:
     axes.set_ylabel("what acts, min(F(s), s)")
     axes.set_xlim(0, 20)
     axes.set_ylim(0, 20)
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(frameon=False, loc="upper left", fontsize=8)
+    axes.set_xticks(range(0, 21, 5))
+    axes.set_yticks(range(0, 21, 5))
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.tight_layout()
