@@ -29,9 +29,9 @@ def test_a_history_is_consolidated_and_its_adapter_written(capsys, folder: Path,
     for wrong, message in (
         (["--steps", 0], "steps: 0 must be an integer of at least 1"),
         (["--texts", tmp_path / "none.json"], "none.json"),
-        ([], "whole exists"),
+        (["--out", tmp_path / "whole"], "whole exists"),
     ):
-        code, _, errors = run(capsys, *given, *wrong)
+        code, _, errors = run(capsys, *given[:-1], tmp_path / "other", *wrong)
         assert code == 2 and message in errors and errors.count("\n") == 1
 
 
