@@ -107,8 +107,8 @@ def plot_course(
         label = "edited with PRUNE" if name == "PRUNE" else name
         left.plot(edits, condition[name], "o-", color=colour, label=label)
         right.plot(edits, ability[name], "o-", color=colour, label=label)
-    left.set(title="Condition number of the edited layer", xlabel="edits", ylabel="κ(W₀ + ΔW)")
-    left.set_ylim(bottom=0)
+    left.set(title="Condition number, largest of the edited layers", xlabel="edits", ylabel="κ(W₀ + ΔW)")
+    left.set_ylim(0, 1.08 * max(max(condition[name]) for name in _COURSES))
     right.set(title=kept, xlabel="edits", ylabel=measured, ylim=(-0.03, 1.03))
     for axes in (left, right):
         axes.grid(alpha=0.3)
