@@ -58,7 +58,7 @@ def edit(capsys: pytest.CaptureFixture[str], folder: Path, out: Path, *more: obj
     code, output, errors = run(
         capsys, "edit", "--model", folder / "model", "--requests", folder / "requests.json", "--layers", 1,
         "--stats-text", folder / "texts.json", "--set", "v_num_grad_steps=40", "--set", "clamp_norm_factor=20",
-        "--set", "context_lengths=[[4, 3]]", "--out", out, "--json", *more,
+        "--set", "context_lengths=[[4, 3]]", "--editor", "rome", "--batch-size", 1, "--out", out, "--json", *more,
     )  # fmt: skip
     assert code == 0, errors
     return json.loads(output)
@@ -145,6 +145,7 @@ def test_restrain_does_what_it_is_asked_for_whatever_the_adapter_says_of_single_
 
 def test_a_setting_is_read_as_python_writes_it_too(capsys, folder, tmp_path) -> None:
     arguments = ["edit", "--model", folder / "model", "--requests", folder / "requests.json", "--layers", 1]
+    arguments += ["--editor", "rome"]
     arguments += ["--limit", 1, "--set", "v_num_grad_steps=25", "--set", "clamp_norm_factor=20"]
     code, _, errors = run(capsys, *arguments, "--set", "mom2_adjustment=False", "--out", tmp_path / "out")
     assert code == 0, errors
@@ -152,6 +153,7 @@ def test_a_setting_is_read_as_python_writes_it_too(capsys, folder, tmp_path) -> 
 
 def test_without_texts_the_model_writes_its_own_and_they_are_kept(capsys, folder, tmp_path, own_cache) -> None:
     arguments = ["edit", "--model", folder / "model", "--requests", folder / "requests.json", "--layers", 1]
+    arguments += ["--editor", "rome"]
     arguments += ["--limit", 1, "--set", "clamp_norm_factor=20", "--stats-tokens", 500, "--editor", "rome"]
     kept = own_cache / "moments"
     before = set(kept.glob("*")) if kept.exists() else set()
@@ -242,7 +244,7 @@ def test_bad_requests_give_one_line_code_two_and_no_folder(capsys, folder, tmp_p
 )
 def test_bad_options_name_the_thing_and_what_is_accepted(capsys, folder, tmp_path, options, message) -> None:
     arguments = ("--model", folder / "model", "--requests", folder / "requests.json", "--out", tmp_path / "out")
-    code, _, errors = run(capsys, "edit", *arguments, *options)
+    code, _, errors = run(capsys, "edit", *arguments, "--editor", "rome", *options)
     assert code == 2 and message in errors and errors.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
@@ -279,7 +281,7 @@ def test_an_existing_folder_is_kept_unless_overwriting_is_asked_for(capsys, fold
 def test_nothing_is_written_when_no_edit_took(capsys, folder, tmp_path) -> None:
     arguments = ("--model", folder / "model", "--requests", folder / "requests.json", "--out", tmp_path / "out")
     weak = ("--set", "clamp_norm_factor=0.0001", "--set", "mom2_adjustment=false")
-    code, _, errors = run(capsys, "edit", *arguments, "--layers", 1, *weak)
+    code, _, errors = run(capsys, "edit", *arguments, "--layers", 1, "--editor", "rome", *weak)
     assert code == 2 and "none of 4 edits took" in errors and not list(tmp_path.iterdir())
 
 

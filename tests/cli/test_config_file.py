@@ -50,7 +50,7 @@ def test_values_stand_as_they_would_on_a_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("speed: 3\nmodel: m\nfast: 1", "speed, fast: no option of edit; known are alpha, batch-size"),
+        ("speed: 3\nmodel: m\nfast: 1", "speed, fast: no option of edit; known are alpha, ask, batch-size"),
         ("config: other.yaml", "config: no option of edit"),
         ("- model", "must hold one mapping of options to values"),
         ("model: [", "cannot be read"),
@@ -116,7 +116,7 @@ def test_progress_off_a_terminal_is_a_line_every_few_seconds(capsys) -> None:
 
 def test_the_doctor_names_what_keeps_a_model_from_being_edited(capsys, tmp_path: Path) -> None:
     tiny_gpt2().config.save_pretrained(tmp_path / "bare")
-    assert main(["doctor", str(tmp_path / "bare"), "--json"]) == 1
+    assert main(["doctor", str(tmp_path / "bare"), "--editor", "rome", "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert told["can_be_edited"] is False and told["files"] is None and told["tokenizer"] is None
     assert any("holds no weights as safetensors" in problem for problem in told["problems"])
