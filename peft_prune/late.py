@@ -22,7 +22,7 @@ def when_imported(name: str, act: Callable[[], object]) -> None:
     """
     if name in sys.modules:
         act()
-    else:
+    elif not any(isinstance(one, _Announced) and one.is_for(name, act) for one in sys.meta_path):
         sys.meta_path.insert(0, _Announced(name, act))
 
 
@@ -31,6 +31,10 @@ class _Announced:
 
     def __init__(self, name: str, act: Callable[[], object]) -> None:
         self._name, self._act = name, act
+
+    def is_for(self, name: str, act: Callable[[], object]) -> bool:
+        """Whether it waits for this module with this to do, which is then not asked for a second time."""
+        return (self._name, self._act) == (name, act)
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

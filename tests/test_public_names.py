@@ -161,3 +161,17 @@ def test_what_the_pages_import_is_there(page: str) -> None:
     for block in blocks:
         missing = {name for name in names_in(block) if not hasattr(peft_prune, name)}
         assert not missing
+
+
+def test_what_waits_for_an_import_waits_once() -> None:
+    import sys
+
+    from peft_prune.late import when_imported
+
+    before = list(sys.meta_path)
+    try:
+        for _ in range(3):
+            when_imported("no_such_library", test_what_waits_for_an_import_waits_once)
+        assert len(sys.meta_path) == len(before) + 1
+    finally:
+        sys.meta_path[:] = before
