@@ -1,13 +1,14 @@
 """Perturbation-restrained sequential model editing as a PEFT method.
 
-Importing this package registers the method ``PRUNE_EDIT`` with PEFT. What else it hands out is imported when it is
-first asked for, so that the import costs what importing PEFT costs.
+Importing this package registers the method ``PRUNE_EDIT`` with PEFT: at once where PEFT has been imported, else as soon
+as it is. What the package hands out is imported when it is first asked for, so that its own import costs little.
 """
 
 from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from . import quiet  # noqa: F401 - before PEFT, which imports quantization libraries
 from .errors import (
     AdapterError,
     CheckpointError,
@@ -15,19 +16,29 @@ from .errors import (
     HistoryError,
     HistoryLockedError,
     InvalidRequestError,
+    MergeError,
     MissingPackageError,
     NonFiniteUpdateError,
     PeftPruneError,
     SessionStateError,
     UnsupportedModelError,
 )
+from .late import when_imported
 from .requests import EditRequest, Question, load_requests
-from .tuner import PRUNE_EDIT, PruneEditConfig, PruneEditLayer, PruneEditModel
 
 if TYPE_CHECKING:
     from .builtin import load_builtin_model
-    from .editors import SecondMoments, collect_second_moments, editor_names, get_editor
-    from .evaluation import comparison_table, evaluate, load_ability, load_facts, load_texts
+    from .consolidation import ConsolidationSettings
+    from .editors import SecondMoments, collect_second_moments, editor_names, get_editor, own_moments, own_texts
+    from .evaluation import (
+        MergeReport,
+        comparison_table,
+        evaluate,
+        load_ability,
+        load_facts,
+        load_texts,
+        merge_report,
+    )
     from .export import export_lora, lost_edits
     from .monitoring import (
         AbilityGuard,
@@ -36,13 +47,16 @@ if TYPE_CHECKING:
         NormGuard,
         OutputGuard,
         ProgressCallback,
+        ProtectionGuard,
         SessionCallback,
         TrackerCallback,
         layer_conditions,
     )
+    from .real import load_real_model
     from .reporting import adapter_report, audit_report, history_report, write_report
     from .session import (
         BatchFailedError,
+        ConsolidationResult,
         EditResult,
         EditSession,
         History,
@@ -54,6 +68,7 @@ if TYPE_CHECKING:
         tune_restraint,
         verify,
     )
+    from .tuner import PRUNE_EDIT, PruneEditConfig, PruneEditLayer, PruneEditModel
 
 __version__ = "0.1.0"
 
@@ -64,6 +79,8 @@ __all__ = [
     "BatchFailedError",
     "CheckpointError",
     "ConditionGuard",
+    "ConsolidationResult",
+    "ConsolidationSettings",
     "EditFailedError",
     "EditRequest",
     "EditResult",
@@ -72,6 +89,8 @@ __all__ = [
     "HistoryError",
     "HistoryLockedError",
     "InvalidRequestError",
+    "MergeError",
+    "MergeReport",
     "MissingPackageError",
     "Monitor",
     "NonFiniteUpdateError",
@@ -79,6 +98,7 @@ __all__ = [
     "OutputGuard",
     "PeftPruneError",
     "ProgressCallback",
+    "ProtectionGuard",
     "PruneEditConfig",
     "PruneEditLayer",
     "PruneEditModel",
@@ -106,9 +126,13 @@ __all__ = [
     "load_ability",
     "load_builtin_model",
     "load_facts",
+    "load_real_model",
     "load_requests",
     "load_texts",
     "lost_edits",
+    "merge_report",
+    "own_moments",
+    "own_texts",
     "tune_restraint",
     "verify",
     "write_report",
@@ -117,18 +141,21 @@ __all__ = [
 _HOMES = MappingProxyType(
     {
         "builtin": "load_builtin_model",
-        "editors": "SecondMoments collect_second_moments editor_names get_editor",
-        "evaluation": "comparison_table evaluate load_ability load_facts load_texts",
+        "consolidation": "ConsolidationSettings",
+        "editors": "SecondMoments collect_second_moments editor_names get_editor own_moments own_texts",
+        "evaluation": "MergeReport comparison_table evaluate load_ability load_facts load_texts merge_report",
         "export": "export_lora lost_edits",
         "monitoring": (
-            "AbilityGuard ConditionGuard Monitor NormGuard OutputGuard ProgressCallback SessionCallback "
-            "TrackerCallback layer_conditions"
+            "AbilityGuard ConditionGuard Monitor NormGuard OutputGuard ProgressCallback ProtectionGuard "
+            "SessionCallback TrackerCallback layer_conditions"
         ),
+        "real": "load_real_model",
         "reporting": "adapter_report audit_report history_report write_report",
         "session": (
-            "BatchFailedError EditResult EditSession History adapter_of attribute calibrate_strengths "
-            "compare_adapters compose tune_restraint verify"
+            "BatchFailedError ConsolidationResult EditResult EditSession History adapter_of attribute "
+            "calibrate_strengths compare_adapters compose tune_restraint verify"
         ),
+        "tuner": "PRUNE_EDIT PruneEditConfig PruneEditLayer PruneEditModel",
     }
 )
 """The folders whose names are handed out when they are asked for."""
@@ -145,3 +172,6 @@ if not TYPE_CHECKING:  # a checker would take every misspelt name for one that i
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+when_imported("peft", lambda: import_module(".tuner", __name__))  # which registers the method

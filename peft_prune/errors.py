@@ -31,6 +31,10 @@ class MergedAdapterError(PeftPruneError, RuntimeError):
     """An adapter that is merged into the base weights is asked for what only an unmerged one can do."""
 
 
+class MergeError(PeftPruneError, ValueError):
+    """A merge would lose edits, or the base cannot take it; the message names the layer, and what works instead."""
+
+
 class CheckpointError(PeftPruneError, ValueError):
     """A checkpoint on disk is missing, damaged, or does not match another one; the message names the tensor."""
 

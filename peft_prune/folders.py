@@ -18,10 +18,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING
 
 from .outputs import require_file_place, require_room
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 MARK = ".peft-prune-"
 """How the names of temporary folders begin."""
@@ -111,6 +113,8 @@ def _made(folder: Path) -> list[Path]:
 
 
 def _locked(parent: Path) -> tuple[Path, FileLock]:
+    from filelock import FileLock, Timeout
+
     while True:
         temporary = Path(tempfile.mkdtemp(prefix=MARK, dir=parent))
         lock = FileLock(temporary / _LOCK)
@@ -123,6 +127,8 @@ def _locked(parent: Path) -> tuple[Path, FileLock]:
 
 
 def _clear_if_dead(temporary: Path) -> None:
+    from filelock import FileLock, Timeout
+
     lock = FileLock(temporary / _LOCK)
     try:
         lock.acquire(blocking=False)

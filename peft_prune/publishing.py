@@ -1,4 +1,4 @@
-"""What publishes stands above what is published: it is looked up when it is asked for, as the package's names are."""
+"""What publishes and fetches stands above what is published: it is looked up when it is asked for, as names are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def publisher(name: str) -> Callable[..., Any]:
-    """A function of `peft_prune.hub`, which the methods of that name on lower floors hand over to.
+    """A function of `peft_prune.hub`, which lower floors hand over to.
 
     Args:
         name: Its name, such as "push_session".

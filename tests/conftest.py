@@ -12,8 +12,27 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from peft_prune.real import is_installed, real_model
+
 from .talking import bos_tokenizer, outspoken, spaced_tokenizer
 from .tiny import tiny_gpt2, tiny_llama
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is kept for later stays out of the user's own folder."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["PEFT_PRUNE_CACHE"] = str(folder)
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``real`` are skipped where the real model's package is not installed; they never download it."""
+    if not is_installed("smollm2"):
+        skip = pytest.mark.skip(reason=f"needs the real model: {real_model('smollm2').install}")
+        for item in items:
+            if item.get_closest_marker("real") is not None:
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")

@@ -112,3 +112,33 @@ def sentences(count: int, seed: int = 0, longest: int = 5) -> list[str]:
 def _texts() -> list[str]:
     # with a space in front of every word, so that merges with the space are learned
     return [f" {word}" for word in WORDS]
+
+
+CHATML = (
+    "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>{{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+"""A template that takes a system prompt; answers follow at once."""
+
+SYSTEMLESS = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% if message.role == 'user' %}[ask] {{ message.content | trim }} [/ask]"
+    "{% else %} {{ message.content }}{% endif %}{% endfor %}"
+)
+"""In the manner of Llama 2: no system prompt, what is said is trimmed, and an answer has a space before it."""
+
+
+def speaking_tokenizer(template: str | None = CHATML, opening: str = "<s>") -> PreTrainedTokenizerFast:
+    """`chat_tokenizer` with a chat template."""
+    tokenizer = chat_tokenizer(opening)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def speaking_model(kind: str = "llama", seed: int = 0) -> PreTrainedModel:
+    """`outspoken` with room for conversations spelt in bytes."""
+    model = outspoken(kind, seed)
+    model.resize_token_embeddings(300, mean_resizing=False)
+    model.config.max_position_embeddings = 512
+    return model

@@ -17,6 +17,7 @@ FLOORS = {
     "tuner": 1,
     "editors": 2,
     "session": 3,
+    "consolidation": 3,
     "monitoring": 3,
     "evaluation": 4,
     "metrics": 4,
@@ -26,6 +27,7 @@ FLOORS = {
     "audit": 4,
     "export": 4,
     "builtin": 4,
+    "real": 4,
     "cli": 5,
 }
 FORBIDDEN = {"spectral": {"peft", "transformers", "accelerate"}, "models": {"peft"}, "requests": {"peft"}}

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ..audit import Audit, CheckpointAudit, Extraction, Rule, extract, require_apart
-from ..audit import audit as audit_checkpoints
 from ..outputs import require_outputs
-from ..reporting import audit_report, require_report, write_report
-from ..reporting.limits import limits_of
-from ..reporting.words import count, number, percent
-from .models import open_checkpoint, print_json
-from .plain import plain, say
+from .plain import close_with, plain, say
 from .progress import progress_bar
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..audit import Audit, CheckpointAudit, Extraction
 
 
 def audit(
@@ -43,6 +40,14 @@ def audit(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Compare edited checkpoints with their base, shard by shard, and write a report."""
+    from rich.console import Console
+
+    from ..audit import Rule, extract, require_apart
+    from ..audit import audit as audit_checkpoints
+    from ..reporting import audit_report, require_report, write_report
+    from ..reporting.limits import limits_of
+    from .models import open_checkpoint, print_json
+
     rule = Rule(rank, energy)
     if extract_to is None and (rank is not None or energy is not None):
         raise ValueError("extract: --rank and --energy need --extract DIR")
@@ -77,11 +82,16 @@ def audit(
         return
     Console().print(_table(found))
     lines = [*found.notes, *_rest(found.series[-1]), *([] if made is None else [_extracted(made)]), f"Report in {out}"]
-    for line in lines:
+    for line in lines[:-1]:
         say(line)
+    close_with(lines[-1])
 
 
 def _table(found: Audit, most: int = 20) -> Table:
+    from rich.table import Table
+
+    from ..reporting.words import count, number
+
     last = found.series[-1]
     matrices = count(len(last.matrices), "matrix differs", "matrices differ")
     table = Table(title=plain(f"{last.given}: {matrices}, {last.unchanged:,} tensors do not"))
@@ -107,6 +117,8 @@ def _rest(last: CheckpointAudit) -> list[str]:
 
 
 def _extracted(made: Extraction) -> str:
+    from ..reporting.words import count, percent
+
     error = "" if made.error is None else f": error {percent(made.error)} of the difference"
     left = f"; {len(made.left_out)} tensors left out, such as {next(iter(made.left_out))}" if made.left_out else ""
     base = "" if made.knows_base else "; it does not know its base, whose names transformers changes when it loads them"

@@ -10,18 +10,14 @@ import typer
 
 from ..errors import AdapterError
 from ..folders import recover, whole_folder
-from ..hub import HubName, adapter_folder
 from ..outputs import require_outputs
-from ..session import History
-from ..session import compose as composed
-from ..session.composition import conflicts, require_options
-from ..tuner.composition import require_weights
-from ..tuner.hotswap import read_adapter
-from .models import load_model, print_json, tuner_of
-from .options import Dtype
-from .plain import say
+from .options import Dtype, GgufFile
+from .placement import Placement, placed
+from .places import in_gguf
+from .plain import close_with, say
 
 
+@placed
 def compose(
     adapters: Annotated[
         list[str],
@@ -42,19 +38,28 @@ def compose(
     on_conflict: Annotated[
         str, typer.Option(help="Histories that give one subject different targets: refuse, or keep both.")
     ] = "refuse",
+    gguf_file: GgufFile = None,
     dtype: Dtype = "float32",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Add or subtract adapters of one base: raw updates are added where they are known, and restrained once."""
+    from ..session import compose as composed
+    from ..session.composition import require_options
+    from .models import load_model, print_json
+
     numbers = _numbers(weights, len(adapters))
     require_options(restraint, on_conflict)
     sources = [source_of(place) for place in adapters]
-    base = _base_of(sources[0]) if model is None else model
+    base = in_gguf(base_of(sources[0]) if model is None else model, gguf_file)
     require_outputs(folders={"out": out}, inputs={"adapter": sources, "model": base}, overwrite=overwrite)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        edited = composed(sources, numbers, model=load_model(base, dtype), restraint=restraint, on_conflict=on_conflict)
+        edited = composed(
+            sources, numbers, model=load_model(base, dtype, placement), restraint=restraint, on_conflict=on_conflict
+        )
         with whole_folder(out, overwrite=overwrite) as folder:
             edited.save_pretrained(str(folder))
     notes = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
@@ -69,14 +74,16 @@ def compose(
     for conflict in kept:
         say(f"kept in spite of a conflict: {conflict}")
     for name, figures in layers.items():
-        say(
+        close_with(
             f"{name}: rank {figures['rank']}, ‖ΔW‖₂ {figures['delta_spectral_norm']:.3g} "
             f"(σmax(W₀) {figures['sigma_max_base']:.3g})"
         )
-    say(f"Composed adapter in {out}")
+    close_with(f"Composed adapter in {out}")
 
 
 def _figures(edited: Any) -> dict[str, dict[str, Any]]:
+    from .models import tuner_of
+
     return {
         name: {
             "rank": layer.rank("default"),
@@ -94,6 +101,8 @@ def source_of(place: str) -> str:
         AdapterError: A path holds neither an adapter nor a history.
         HubError: The repository cannot be fetched, or holds no adapter.
     """
+    from ..hub import HubName, adapter_folder
+
     path = Path(place)
     if not path.exists():
         recover(path)
@@ -107,6 +116,8 @@ def source_of(place: str) -> str:
 
 
 def _numbers(weights: str | None, count: int) -> list[float]:
+    from ..tuner.composition import require_weights
+
     found: list[float] = [1.0] * count if weights is None else []
     for part in [] if weights is None else weights.split(","):
         try:
@@ -117,8 +128,11 @@ def _numbers(weights: str | None, count: int) -> list[float]:
     return found
 
 
-def _base_of(place: str) -> str:
+def base_of(place: str) -> str:
     """The base that an adapter's configuration or a history names."""
+    from ..session import History
+    from ..tuner.hotswap import read_adapter
+
     if Path(place).is_file():
         with History.read(place) as history:
             name = history.meta["model"]
@@ -130,6 +144,9 @@ def _base_of(place: str) -> str:
 
 
 def _conflicts(adapters: list[str], weights: list[float]) -> list[Any]:
+    from ..session import History
+    from ..session.composition import conflicts
+
     places = [place for place, weight in zip(adapters, weights, strict=True) if weight > 0 and Path(place).is_file()]
     histories = [History.read(place) for place in places]
     try:

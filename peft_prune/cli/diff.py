@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ..session import AdapterComparison, EditRecord, compare_adapters
-from ..spectral import Comparison
 from .compose import source_of
-from .models import print_json
 from .plain import plain, say
+
+if TYPE_CHECKING:
+    from ..session import AdapterComparison, EditRecord
+    from ..spectral import Comparison
 
 SAME_DIRECTION = 0.99
 """Cosine of a principal angle from which on two directions count as one in the table."""
@@ -24,6 +23,12 @@ def diff(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Compare two adapters of one base: the directions of their updates, and the edits of their histories."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..session import compare_adapters
+    from .models import print_json
+
     found = compare_adapters(source_of(one), source_of(other))
     if json_output:
         print_json(_document(one, other, found))

@@ -4,38 +4,37 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from peft import get_peft_model
 
-from ..editors import SecondMoments, collect_second_moments, get_editor
 from ..errors import EditFailedError
-from ..evaluation import load_texts, without_subjects
 from ..folders import whole_folder
-from ..models.fingerprint import base_fingerprint
-from ..monitoring import BatchReport, SessionCallback
 from ..outputs import Given, require_outputs
-from ..reporting.words import edits
-from ..requests import EditRequest, LoadedRequests
-from ..session import EditResult, EditSession
-from ..session.records import LOST, WEAKENED
-from ..tuner import PruneEditConfig
-from .models import load_model, load_tokenizer, print_json
-from .plain import say
+from ..requests import LoadedRequests
+from .moments import MomentsSource, Stats, StatsText, StatsTokens
+from .options import Ask, EditorName, GgufFile, ServeDtype, Settings
+from .placement import Placement, placed
+from .places import in_gguf
+from .plain import close_with, say
 from .progress import progress_bar
 from .requested import OnBadRecord, bad_records, requested
 from .watching import MaxDrop, MaxGrowth, MaxNorm, MaxOutputChange, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
 
+if TYPE_CHECKING:
+    from ..editors import SecondMoments
+    from ..session import EditResult, EditSession
 
+
+@placed
 def edit(
     model: Annotated[str, typer.Option(help="Model to edit: a folder or a Hub name.")],
     requests: Annotated[Path, typer.Option(help="Edit requests: a JSON, JSONL or CSV file, or hub:owner/name:split.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
-    editor: Annotated[str, typer.Option(help="Editing method.")] = "rome",
+    editor: EditorName = "memit",
     layers: Annotated[
         Optional[str], typer.Option(help="Layers to edit, such as 2 or 13,14,15; found by a rule if not given.")
     ] = None,
@@ -48,17 +47,10 @@ def edit(
     ] = None,
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many requests only.")] = None,
     on_bad_record: OnBadRecord = "fail",
-    batch_size: Annotated[int, typer.Option(help="Requests that are computed together.")] = 1,
-    stats_text: Annotated[
-        Optional[Path],
-        typer.Option(
-            help="Texts for the second moment: a JSON list of strings or of {prompt, object}, or a .txt file. "
-            "Texts that name an edited subject are left out."
-        ),
-    ] = None,
-    stats: Annotated[
-        Optional[Path], typer.Option(help="A second moment saved earlier, in place of --stats-text.")
-    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Requests that are computed together.")] = 10,
+    stats_text: StatsText = None,
+    stats: Stats = None,
+    stats_tokens: StatsTokens = None,
     restraint: Annotated[str, typer.Option(help="log, linear, clip, scale or none.")] = "log",
     alpha: Annotated[float, typer.Option(help="Base of the logarithm of 'log', above 1.")] = 1.2,
     restrain_on: Annotated[
@@ -82,13 +74,25 @@ def edit(
         Optional[float],
         typer.Option(
             help="With --restrain-on threshold: mean squared change of a layer's output, over the mean squared output, "
-            "above which the restraint acts; needs --stats or --stats-text. --max-output-change is a limit instead."
+            "above which the restraint acts. --max-output-change is a limit instead."
         ),
     ] = None,
     max_rank: Annotated[Optional[int], typer.Option(help="Upper limit of a layer's rank.")] = None,
-    set_: Annotated[
-        Optional[list[str]], typer.Option("--set", help="A hyperparameter of the editor as name=value; repeatable.")
+    consolidate: Annotated[
+        str,
+        typer.Option(
+            help="When all edits are trained together within the restraint's singular values: demand (peft-prune "
+            "consolidate), save or every."
+        ),
+    ] = "demand",
+    consolidate_every: Annotated[int, typer.Option(help="Edits between two, with --consolidate every.")] = 100,
+    protect: Annotated[
+        Optional[Path], typer.Option(help="Facts that must not be lost: objects with prompt and object.")
     ] = None,
+    on_protected: Annotated[
+        str, typer.Option(help="When a batch changes one of them: warn, restrain, rollback or stop.")
+    ] = "warn",
+    set_: Settings = None,
     second_try: Annotated[
         bool, typer.Option(help="Try an edit that did not take once more with a stronger setting.")
     ] = True,
@@ -100,16 +104,33 @@ def edit(
     watch_every: WatchEvery = 10,
     max_drop: MaxDrop = None,
     on_limit: OnLimit = "warn",
+    gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
+    ask: Ask = None,
+    serve_dtype: ServeDtype = "auto",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Edit facts one after another, verify each, and save the adapter that holds them."""
+    from peft import get_peft_model
+
+    from ..editors import get_editor
+    from ..editors.asking import default_ask
+    from ..session import EditSession
+    from ..tuner import PruneEditConfig
+    from .bars import EditProgress
+    from .models import load_model, load_tokenizer
+    from .models import serve_dtype as serve_dtype_of
+
+    model = in_gguf(model, gguf_file)
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} must be at least 1")
     if history is not None and history.exists():
         raise ValueError(f"history: {history} exists; go on with it by peft-prune resume, or give another file")
     inputs: dict[str, Given] = {"model": model, "requests": requests, "second moment": stats, "facts": watch_facts}
+    inputs["protected facts"] = protect
     inputs["texts"] = [stats_text, watch_text]
     beside = None if history is None else moments_beside(history)
     written = {"history": history, "second moment beside the history": beside}
@@ -126,6 +147,8 @@ def edit(
         max_update_norm=max_update_norm,
         max_output_perturbation=max_output_perturbation,
         max_rank=max_rank,
+        consolidate=consolidate,  # type: ignore[arg-type]
+        consolidate_every=consolidate_every,
         task_type="CAUSAL_LM",
         base_model_name_or_path=model,
     )
@@ -133,18 +156,19 @@ def edit(
     if not second_try:
         settings["second_try"] = False  # kept with the editor, so that resuming tries once as well
     get_editor(editor, **settings)  # what is wrong with them shows before a model is loaded
-    source = _Statistics(stats, stats_text)
-    limits = {"max_output_change": max_output_change, "max_output_perturbation": max_output_perturbation}
-    for name, largest in limits.items():
-        if largest is not None and stats is None and stats_text is None:
-            raise ValueError(f"{name}: {largest} needs second moments; give --stats or --stats-text")
+    source = MomentsSource(stats, stats_text, stats_tokens)
     tokenizer = load_tokenizer(model)
+    default_ask(tokenizer, ask)
+    served = serve_dtype_of(model, serve_dtype)
     with whole_folder(out, overwrite=overwrite) as folder:
-        base = load_model(model, dtype)
+        base = load_model(model, dtype, placement)
         method = get_editor(editor, model=base, **settings)
         config.layers_to_transform = list(method.admitted(base))
-        statistics = source.moments(base, tokenizer, method.modules(base), records, json_output)
-        options: dict[str, Any] = {"statistics": statistics, "history": history}
+        needed = method.needs_moments or stats or stats_text or max_output_change or max_output_perturbation
+        modules = method.modules(base)
+        statistics = source.moments(base, tokenizer, modules, records, json_output) if needed else None
+        options: dict[str, Any] = {"statistics": statistics, "history": history, "ask": ask, "serve_dtype": served}
+        options |= {} if protect is None else {"protect": protect, "on_protected": on_protected}
         options["monitor"] = history is not None or watch.watches_layers
         guards = watch.guards(base, tokenizer, records)
         edited = get_peft_model(base, config).eval()
@@ -211,37 +235,6 @@ def require_one(outcomes: Sequence[EditResult]) -> None:
         raise EditFailedError(f"none of {len(outcomes)} edits took; the first: {outcomes[0].reason}")
 
 
-class _Statistics:
-    """Where the second moments come from: a file of them, or texts to take them over, which are read at once."""
-
-    def __init__(self, file: Path | None, texts: Path | None) -> None:
-        if file is not None and texts is not None:
-            raise ValueError("stats: give --stats or --stats-text, not both")
-        self._file = file
-        self._texts = None if texts is None else load_texts(texts)
-
-    def moments(
-        self, model: Any, tokenizer: Any, modules: Sequence[str], requests: Sequence[EditRequest], quiet: bool
-    ) -> SecondMoments | None:
-        if self._file is not None:
-            return SecondMoments.load(self._file, base=base_fingerprint(model))
-        if self._texts is None:
-            return None
-        texts = without_subjects(self._texts, requests)
-        return collect_second_moments(model, tokenizer, texts, modules, progress=not quiet)
-
-
-class EditProgress(SessionCallback):
-    """Moves a bar."""
-
-    def __init__(self, progress: Callable[[str, int, int], None], total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def on_batch_end(self, session: Any, report: BatchReport) -> None:
-        self._done += len(report.results)
-        self._progress("Editing", self._done, self._total)
-
-
 _WORDS = {"True": True, "False": False, "None": None}
 """Values as the docs of the editors write them, which JSON does not know."""
 
@@ -296,38 +289,56 @@ def report_edits(
         skipped: See ``given``.
         earlier: The edits that the history held before, where it is gone on with.
     """
+    from ..models.answers import first_sentence
+    from ..session.records import LOST, WEAKENED
+    from .models import print_json
+
     took, held = sum(outcome.took for outcome in outcomes), sum(outcome.applied for outcome in outcomes)
+    chat = [outcome for outcome in outcomes if outcome.applied and outcome.chat is not None]
+    silent = [outcome.id - first for outcome in chat if not outcome.holds_in_chat]
     if json_output:
         places = [(o.id - first, o.reason) for o in outcomes if not o.took]
         failed: list[dict[str, Any]] = [{"index": index, "reason": reason} for index, reason in places]
         if given is not None and given.skips:
             failed = [{**one, "record": given.records[one["index"] + skipped]} for one in failed]
         fallen = {status: [o.id - first for o in outcomes if o.status == status] for status in (WEAKENED, LOST)}
+        if chat:
+            fallen["not_in_chat"] = silent
         bad = {} if given is None else bad_records(given)
         counts = {"requested": len(outcomes), "applied": took, "failed": failed}
         before = {} if earlier is None else {"earlier": standing_by_state(earlier)}
         print_json({**counts, **fallen, **bad, **before, "adapter": str(out)})
         return
     if not outcomes:
-        say(f"No new edits; adapter in {out}")
+        close_with(f"No new edits; adapter in {out}")
         return
     now = "" if held == took else f", {held} of them hold now"
-    say(f"{took} of {len(outcomes)} edits took{now}; adapter in {out}" if outcomes else f"Adapter in {out}")
+    in_chat = f", {len(chat) - len(silent)} in chat as well" if chat else ""
+    tell = close_with if held == len(outcomes) else say  # what did not take is said also where little is
+    tell(f"{took} of {len(outcomes)} edits took{now}{in_chat}; adapter in {out}")
     for outcome in outcomes:
         if not outcome.applied:
             say(f"  request {outcome.id - first}: {outcome.reason}")
         elif outcome.status == WEAKENED:
             say(f"  request {outcome.id - first}: weakened: less than half of the probability with which it took")
+        if outcome.applied and outcome.holds_in_chat is False and outcome.chat is not None:
+            said = first_sentence(outcome.chat.answer)
+            say(f"  request {outcome.id - first}: in chat the model answers {said!r}")
 
 
 def standing_by_state(results: Sequence[EditResult]) -> dict[str, Any]:
     """How many edits stand, and the numbers of those that hold less than when they took, or no longer."""
+    from ..session.records import LOST, WEAKENED
+
     fallen = {state: [one.id for one in results if one.stands and one.status == state] for state in (WEAKENED, LOST)}
     return {"standing": sum(one.stands for one in results), **fallen}
 
 
 def say_fallen(results: Sequence[EditResult]) -> None:
     """Print which edits that stand hold less than when they took, or no longer; nothing where all hold."""
+    from ..reporting.words import edits
+    from ..session.records import LOST, WEAKENED
+
     found = standing_by_state(results)
     for state in (WEAKENED, LOST):
         if found[state]:

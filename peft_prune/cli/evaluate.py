@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ..evaluation import comparison_table, load_facts, load_texts, require_answerable, signed
-from ..evaluation import evaluate as evaluate_model
-from ..monitoring import layer_conditions
-from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json, tuner_of
-from .plain import plain
+from .options import Ask, GgufFile
+from .placement import Placement, placed
+from .places import in_gguf
+from .plain import close_with, plain
 from .progress import progress_bar
 from .requested import OnBadRecord, bad_records, fitting, requested
 
+if TYPE_CHECKING:
+    from rich.table import Table
 
+
+@placed
 def evaluate(
     model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
     adapter: Annotated[Path, typer.Option(help="Folder of the adapter, or user/name[@revision] on the Hub.")],
@@ -42,13 +43,26 @@ def evaluate(
     full: Annotated[
         bool, typer.Option(help="Add the harmonic score, and the differences with their intervals.")
     ] = False,
+    gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
+    ask: Ask = None,
     strict_base: Annotated[
         bool, typer.Option(help="Refuse an adapter that was made for other weights; off warns and goes on.")
     ] = True,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Measure the edits and what they cost, before and after, from the base model's own outputs."""
+    from rich.console import Console
+
+    from ..editors.asking import default_ask, settled
+    from ..evaluation import comparison_table, load_facts, load_texts, require_answerable
+    from ..evaluation import evaluate as evaluate_model
+    from ..monitoring import layer_conditions
+    from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json, tuner_of
+
+    model = in_gguf(model, gguf_file)
     if fluency < 0:
         raise ValueError(f"fluency: {fluency} must be at least 0")
     given = requested(requests, limit, on_bad_record)
@@ -56,7 +70,8 @@ def evaluate(
     texts = None if text is None else load_texts(text)
     tasks = load_abilities(abilities or (), items)
     tokenizer = load_tokenizer(model)
-    edited = load_adapter(load_model(model, dtype), adapter, strict_base=strict_base)
+    edited = load_adapter(load_model(model, dtype, placement), adapter, strict_base=strict_base)
+    given = replace(given, requests=tuple(settled(given.requests, default_ask(tokenizer, ask))))
     given = fitting(requests, given, edited, tokenizer, require_answerable)
     with progress_bar(quiet=json_output) as progress:
         figures: dict[str, Any] = evaluate_model(
@@ -68,6 +83,7 @@ def evaluate(
             abilities=tasks or None,
             fluency_tokens=fluency,
             full=full,
+            ask=ask,
             progress=progress,
         )
     conditions = layer_conditions(edited)
@@ -81,10 +97,14 @@ def evaluate(
     if full:
         Console().print(_difference_table(figures["difference"]))
     Console().print(_layer_table(figures["layers"]))
-    Console().print("The adapter has been restrained." if figures["restrained"] else "The adapter is not restrained.")
+    close_with("The adapter has been restrained." if figures["restrained"] else "The adapter is not restrained.")
 
 
 def _difference_table(differences: dict[str, dict[str, float]]) -> Table:
+    from rich.table import Table
+
+    from ..evaluation import signed
+
     table = Table(title="After minus before, paired by request")
     table.add_column("figure")
     table.add_column("difference [95 % interval]", justify="right")
@@ -94,6 +114,8 @@ def _difference_table(differences: dict[str, dict[str, float]]) -> Table:
 
 
 def _layer_table(layers: dict[str, dict[str, float]]) -> Table:
+    from rich.table import Table
+
     table = Table(title="Edited layers")
     columns = {
         "rank": "rank",

@@ -4,80 +4,50 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from ..builtin import (
-    ability_items,
-    ability_names,
-    edit_requests,
-    held_out_texts,
-    known_facts,
-    plain_texts,
-)
-from ..editors import SecondMoments, collect_second_moments
-from ..evaluation import (
-    Ability,
-    AbilityItem,
-    Fact,
-    exclude_subjects,
-    load_facts,
-    load_texts,
-    without_subjects,
-)
-from ..evaluation.answers import ROUGE
-from ..experiment import (
-    MARKS,
-    RESTRAINTS,
-    Experiment,
-    Material,
-    Plan,
-    Results,
-    Schedule,
-    Variant,
-    draw_figures,
-    markdown,
-    require_comparable,
-    require_table,
-    summarize,
-    write_table,
-)
-from ..experiment.measuring import digest
 from ..folders import whole_file
-from ..models.fingerprint import base_fingerprint
 from ..outputs import require_apart, require_outputs
 from ..requests import EditRequest, LoadedRequests
 from .edit import hyperparameters
-from .models import BUILTIN, finite, load_abilities, load_model, load_tokenizer, print_json, require_items
-from .plain import plain
+from .moments import MomentsSource, Stats, StatsText, StatsTokens
+from .options import Ask, EditorName, GgufFile, Settings
+from .placement import Placement, placed
+from .places import BUILTIN, has_own_name, in_gguf
+from .plain import close_with, plain, say, shows_progress
 from .requested import OnBadRecord, fitting, measurable, requested
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..editors import SecondMoments
+    from ..evaluation import Ability, Fact
+    from ..experiment import Plan, Results
 
 BUILTIN_REQUESTS = 120
 """More would leave too few facts that name no edited subject."""
 BUILTIN_FACTS = 300
 
 
+@placed
 def experiment(
     model: Annotated[str, typer.Option(help="Model to edit: a folder, a Hub name, or 'builtin'.")],
     out: Annotated[Path, typer.Option(help="Folder for tables, figures and histories; goes on where it was left.")],
     requests: Annotated[str, typer.Option(help="Edit requests: a file, or 'builtin' with the built-in model.")] = "",
     on_bad_record: OnBadRecord = "fail",
-    editor: Annotated[str, typer.Option(help="Editing method.")] = "rome",
-    edits: Annotated[str, typer.Option(help="Numbers of edits at which everything is measured.")] = ",".join(
-        map(str, MARKS)
-    ),
+    editor: EditorName = "rome",
+    edits: Annotated[str, typer.Option(help="Numbers of edits at which everything is measured.")] = "10,20,40,60,100",
     restraints: Annotated[
         str,
         typer.Option(
             help="Restraints such as none,log:1.2; matched:log:1.2 scales all of ΔW to the norm that log:1.2 leaves, "
             "strengths:log:1.2 first gives every edit its least sufficient strength."
         ),
-    ] = ",".join(RESTRAINTS),
+    ] = "none,scale,clip,linear,log:e,log:2,log:1.5,log:1.2",
     schedule: Annotated[
         str, typer.Option(help="merge, every:N or compounding:N; several with commas between them.")
     ] = "merge",
@@ -93,9 +63,7 @@ def experiment(
     seeds: Annotated[int, typer.Option(help="How many orders of the edits.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Edits that are computed together.")] = 1,
     layers: Annotated[Optional[str], typer.Option(help="Layers to edit; found by a rule if not given.")] = None,
-    set_: Annotated[
-        Optional[list[str]], typer.Option("--set", help="A hyperparameter of the editor as name=value; repeatable.")
-    ] = None,
+    set_: Settings = None,
     published: Annotated[
         bool,
         typer.Option(
@@ -103,20 +71,33 @@ def experiment(
             help="Edit as in the paper: the values, the stopping rule and the one try of the authors' code.",
         ),
     ] = False,
-    stats_text: Annotated[Optional[Path], typer.Option(help="Texts for the second moment.")] = None,
-    stats: Annotated[Optional[Path], typer.Option(help="A second moment saved earlier.")] = None,
+    stats_text: StatsText = None,
+    stats: Stats = None,
+    stats_tokens: StatsTokens = None,
     against: Annotated[
         Optional[list[Path]],
         typer.Option(help="Folders of other experiments on the same model and material, for paired differences."),
     ] = None,
     table: Annotated[str, typer.Option(help="Form of the table: parquet or csv.")] = "csv",
+    gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in.")] = "float32",
+    ask: Ask = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Edit in sequence once, evaluate every restraint at every mark; write a table, figures and a summary."""
+    from rich.console import Console
+
+    from ..builtin import held_out_texts
+    from ..editors.asking import default_ask, settled
+    from ..evaluation import load_texts
+    from ..experiment import Experiment, Material, Plan, Results, Schedule, Variant, require_comparable, require_table
+    from .models import load_model, load_tokenizer, print_json, require_items
+
+    model = in_gguf(model, gguf_file)
     require_table(table)
-    if stats is not None and stats_text is not None:
-        raise ValueError("stats: give --stats or --stats-text, not both")
+    source = MomentsSource(stats, stats_text, stats_tokens)
     _require_folder(out, model)
     written = {name: out / name for name in (f"table.{table}", "summary.json", "summary.md")}
     read = {"requests": requests or None, "facts": facts, "texts": [text, stats_text], "second moment": stats}
@@ -126,7 +107,7 @@ def experiment(
     require_items(fact_items, "fact_items")
     builtin = model == BUILTIN
     plan = Plan(
-        model=model if builtin else Path(model).name,
+        model=str(model) if has_own_name(model) else Path(model).name,
         editor=editor,
         hyperparameters=hyperparameters(layers, set_ or []),
         marks=_numbers(edits),
@@ -144,22 +125,23 @@ def experiment(
     known = _facts(facts, builtin, records, fact_items)
     texts = load_texts(text) if text is not None else held_out_texts() if builtin else []
     material = Material(known, texts, _abilities(abilities, builtin, items), fluency)
-    tokenizer, base = load_tokenizer(model), load_model(model, dtype)
+    tokenizer, base = load_tokenizer(model), load_model(model, dtype, placement)
+    given = replace(given, requests=tuple(settled(given.requests, default_ask(tokenizer, ask))))
     records = fitting(requests, given, base, tokenizer, measurable).requests
     plan.order(len(records), 0)
-    moments = _moments(plan, base, tokenizer, records, stats, stats_text, out, not json_output)
-    work = Experiment(plan, base, tokenizer, records, out, statistics=moments, material=material)
+    moments = _moments(plan, base, tokenizer, records, source, out, json_output)
+    work = Experiment(plan, base, tokenizer, records, out, statistics=moments, material=material, ask=ask)
     for other in others:
         require_comparable(work.facts(), other.facts)
         if not set(plan.marks) & set(other.plan.marks):
             raise ValueError(f"against: no mark of {list(other.plan.marks)} is one of {list(plan.marks)}")
-    work.run(progress=not json_output)
+    work.run(progress=shows_progress(json_output))
     summary = _write(Results(plan, out, work.facts()), others, out, table)
     if json_output:
         print_json(summary)
         return
     Console().print(_overview(summary))
-    typer.echo(f"Everything with its intervals is in {out / 'summary.md'}")
+    close_with(f"Everything with its intervals is in {out / 'summary.md'}")
 
 
 def _require_folder(out: Path, model: str) -> None:
@@ -185,6 +167,9 @@ SHORT = {
 
 def _overview(summary: dict[str, Any]) -> Table:
     """The figures after the last edit as far as a terminal has room for them."""
+    from rich import box
+    from rich.table import Table
+
     kinds = [kind for kind in SHORT if any(kind in line["figures"] for line in summary["final"])]
     marks = summary["plan"]["marks"]
     table = Table(
@@ -211,6 +196,9 @@ def _short(figure: dict[str, Any] | None) -> str:
 
 
 def _write(results: Results, others: Sequence[Results], out: Path, ending: str) -> dict[str, Any]:
+    from ..experiment import draw_figures, markdown, summarize, write_table
+    from .models import finite
+
     write_table(list(results.rows()), out / f"table.{ending}")
     summary = summarize(results, others)
     texts = {"summary.json": json.dumps(finite(summary), indent=1), "summary.md": markdown(summary)}
@@ -220,7 +208,7 @@ def _write(results: Results, others: Sequence[Results], out: Path, ending: str) 
     try:
         draw_figures(results, out)
     except ModuleNotFoundError:
-        Console(stderr=True).print("no figures: install peft-prune[report] for matplotlib")
+        say("no figures: install peft-prune[report] for matplotlib", err=True)
     return summary
 
 
@@ -232,6 +220,8 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _requests(source: str, builtin: bool, on_bad_record: str) -> LoadedRequests:
+    from ..builtin import edit_requests
+
     if source and source != BUILTIN:
         return requested(source, None, on_bad_record)
     if not builtin:
@@ -241,6 +231,9 @@ def _requests(source: str, builtin: bool, on_bad_record: str) -> LoadedRequests:
 
 
 def _facts(path: Path | None, builtin: bool, requests: Sequence[EditRequest], most: int) -> list[Fact]:
+    from ..builtin import known_facts
+    from ..evaluation import Fact, exclude_subjects, load_facts
+
     if path is None and not builtin:
         return []
     facts = load_facts(path) if path else [Fact(one["prompt"], one["object"]) for one in known_facts()]
@@ -256,6 +249,10 @@ _BUILTIN_METRICS = {"reasoning": "solve_rate", "question_answering": "exact_matc
 
 
 def _builtin_abilities(count: int) -> dict[str, Ability]:
+    from ..builtin import ability_items, ability_names
+    from ..evaluation import Ability, AbilityItem
+    from ..evaluation.answers import ROUGE
+
     found = {}
     for name in ability_names():
         items = [AbilityItem(i["prompt"], (i["answer"],)) for i in ability_items(name, count, held_out=True, seed=1)]
@@ -264,6 +261,8 @@ def _builtin_abilities(count: int) -> dict[str, Ability]:
 
 
 def _abilities(paths: Sequence[Path] | None, builtin: bool, most: int) -> dict[str, Ability]:
+    from .models import load_abilities
+
     if paths is None:
         return _builtin_abilities(most) if builtin else {}
     return load_abilities(paths, most)
@@ -274,24 +273,30 @@ def _moments(
     base: Any,
     tokenizer: Any,
     requests: Sequence[EditRequest],
-    stats: Path | None,
-    stats_text: Path | None,
+    source: MomentsSource,
     out: Path,
-    progress: bool,
+    quiet: bool,
 ) -> SecondMoments | None:
-    """Second moments from a file, or taken over texts once and kept for going on."""
-    if stats is not None:
-        return SecondMoments.load(stats, base=base_fingerprint(base))
-    if stats_text is None and plan.model != BUILTIN:
-        return None
-    texts = load_texts(stats_text) if stats_text is not None else plain_texts(1000)
+    """Second moments from a file or the model's own texts, or taken over texts once and kept for going on."""
+    from ..builtin import plain_texts
+    from ..editors import SecondMoments
+    from ..evaluation import without_subjects
+    from ..experiment.measuring import digest
+    from ..models.fingerprint import base_fingerprint
+
     editor = plan.get_editor(base)
-    texts = without_subjects(texts, requests)
+    modules = editor.modules(base)
+    if source.texts is None and plan.model == BUILTIN and not source.has_file:
+        source.texts = plain_texts(1000)
+    if source.texts is None:
+        needed = editor.needs_moments or source.has_file
+        return source.moments(base, tokenizer, modules, requests, quiet) if needed else None
     # kept under what they were taken over, so that other texts do not find them
-    kept = out / f"second_moments-{digest([texts, editor.modules(base)])}.safetensors"
+    texts = without_subjects(source.texts, requests)
+    kept = out / f"second_moments-{digest([texts, modules])}.safetensors"
     if kept.exists():
         return SecondMoments.load(kept, base=base_fingerprint(base))
-    moments = collect_second_moments(base, tokenizer, texts, editor.modules(base), progress=progress)
+    moments = source.moments(base, tokenizer, modules, requests, quiet)
     out.mkdir(parents=True, exist_ok=True)
     moments.save(kept)
     return moments

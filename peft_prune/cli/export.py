@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..export import Export, export_lora, lost_edits, require_format
 from ..outputs import require_outputs
-from ..requests import EditRequest, load_requests
-from ..session import History
-from .models import load_adapter, load_model, load_tokenizer, print_json
-from .plain import say
+from .options import GgufFile
+from .placement import Placement, placed
+from .places import in_optional_gguf
+from .plain import close_with, say
+from .requested import edits_asked, lost_of, tell_lost
+
+if TYPE_CHECKING:
+    from ..export import Export
 
 
+@placed
 def export(
-    adapter: Annotated[Path, typer.Argument(help="Folder of the adapter.")],
+    adapter: Annotated[Path, typer.Argument(help="Folder of the adapter, or user/name[@revision] on the Hub.")],
     out: Annotated[Path, typer.Option(help="Folder for the export.")],
     format: Annotated[
         str,
@@ -47,21 +51,28 @@ def export(
         Optional[list[str]],
         typer.Option(help="A server that must load it; repeatable. All that read the format if not given."),
     ] = None,
+    gguf_file: GgufFile = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Write an adapter as a plain LoRA, in the form that a server loads."""
+    from ..export import export_lora, lost_edits, require_format
+    from .models import load_adapter, load_model, load_tokenizer, print_json
+
+    base = in_optional_gguf(base, gguf_file, "base")
     require_format(format)
     inputs = {"adapter": adapter, "base": base, "requests": requests, "history": history}
     require_outputs(folders={"out": out}, inputs=inputs, overwrite=overwrite)
     _require_measurable(base, max_rank, requests, history)
-    asked = _asked(requests, history)
-    source = adapter if base is None else load_adapter(load_model(base, "auto"), adapter)
+    asked = edits_asked(requests, history)
+    source = adapter if base is None else load_adapter(load_model(base, "auto", placement), adapter)
     options: dict[str, Any] = {"rank": rank, "max_rank": max_rank, "fill_layers": fill_layers, "servers": server}
     lost = None
     if base is not None and max_rank is not None:
         places = lost_edits(source, load_tokenizer(base), asked, max_rank=max_rank)
-        lost = [{"index": place, "prompt": asked[place].text, "target": asked[place].target_new} for place in places]
+        lost = lost_of(asked, places)
     done = export_lora(source, out, format=format, overwrite=overwrite, **options)
     if json_output:
         print_json({**asdict(done), "folder": str(out), "lost": lost})
@@ -73,31 +84,17 @@ def _require_measurable(base: str | None, max_rank: int | None, requests: Path |
     given = [name for name, value in (("--requests", requests), ("--history", history)) if value is not None]
     if max_rank is None and given:
         raise ValueError(f"{given[0][2:]}: acts together with --max-rank alone, to measure which edits it loses")
-    if len(given) > 1:
-        raise ValueError("requests: give --requests or --history, not both")
     if max_rank is not None and (base is None or not given):
         raise ValueError(
             "max_rank: to measure which edits it loses, give --base, and the edits by --requests or --history"
         )
 
 
-def _asked(requests: Path | None, history: Path | None) -> list[EditRequest]:
-    if requests is not None:
-        return load_requests(requests)
-    if history is None:
-        return []
-    with History.read(history) as opened:
-        return [edit.request for edit in opened.edits(standing=True) if edit.request is not None]
-
-
 def _tell(done: Export, lost: list[dict[str, Any]] | None, asked: int) -> None:
     applied = ", the pending restraint applied first" if done.restraint_applied else ""
-    say(f"LoRA of rank {done.rank} for {len(done.modules)} modules in {done.folder} ({done.format}){applied}")
+    close_with(f"LoRA of rank {done.rank} for {len(done.modules)} modules in {done.folder} ({done.format}){applied}")
     for name, error in done.truncated.items():
         say(f"  {name}: truncated, ‖ΔW − truncated‖ / ‖ΔW‖ = {error:.3g}")
-    if lost is not None:
-        say(f"  {len(lost)} of {asked} edits are lost by it" + (":" if lost else ""))
-        for edit in lost:
-            say(f"    {edit['prompt']} → {edit['target']}")
+    tell_lost(lost, asked, "by it")
     for name, needed in done.servers.items():
-        say(f"  {name}" + (f": {needed}" if needed else ""))
+        close_with(f"  {name}" + (f": {needed}" if needed else ""))

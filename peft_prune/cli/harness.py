@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ..evaluation import harness_figures, signed
-from .models import load_adapter, load_model, load_tokenizer, print_json
-from .plain import plain
+from .options import GgufFile
+from .placement import Placement, placed
+from .places import in_gguf
+from .plain import plain, shows_progress
+from .quiet import only_shown
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
+@placed
 def harness(
     model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
     adapter: Annotated[Path, typer.Option(help="Folder of the adapter, or user/name[@revision] on the Hub.")],
@@ -24,21 +28,31 @@ def harness(
     ] = None,
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many items of each task.")] = None,
     batch_size: Annotated[int, typer.Option(help="Requests in one batch.")] = 8,
+    gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Run tasks of lm-evaluation-harness on the base model and on the edited one."""
+    from rich.console import Console
+
+    from ..evaluation import harness_figures
+    from .models import load_adapter, load_model, load_tokenizer, print_json
+
+    model = in_gguf(model, gguf_file)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    edited = load_adapter(load_model(model, dtype), adapter)
-    found = harness_figures(
-        edited,
-        load_tokenizer(model),
-        names,
-        include_path=include_path,
-        num_fewshot=num_fewshot,
-        limit=limit,
-        batch_size=batch_size,
-    )
+    edited = load_adapter(load_model(model, dtype, placement), adapter)
+    with only_shown(shows_progress(json_output)):
+        found = harness_figures(
+            edited,
+            load_tokenizer(model),
+            names,
+            include_path=include_path,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            batch_size=batch_size,
+        )
     if json_output:
         print_json(found)
     else:
@@ -46,6 +60,10 @@ def harness(
 
 
 def _table(found: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    from ..evaluation import signed
+
     table = Table(title="Tasks of lm-evaluation-harness, with standard errors; difference with its 95 % interval")
     table.add_column("task")
     for heading in ("before", "after", "difference"):

@@ -5,22 +5,23 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ..editors.locate import Location
-from ..editors.locate import locate as trace
 from ..outputs import require_outputs
-from ..reporting.plots import plot_location, require_picture
 from ..requests import EditRequest
-from ..session.verification import require_editable
-from .models import load_model, load_tokenizer, print_json
+from .options import GgufFile
+from .placement import Placement, placed
+from .places import in_gguf
+from .plain import say, shows_progress
 from .requested import OnBadRecord, fitting, requested
 
+if TYPE_CHECKING:
+    from ..editors.locate import Location
 
+
+@placed
 def locate(
     model: Annotated[str, typer.Option(help="Model to trace: a folder or a Hub name.")],
     requests: Annotated[
@@ -29,17 +30,25 @@ def locate(
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many requests only.")] = 30,
     on_bad_record: OnBadRecord = "fail",
     plot: Annotated[Optional[Path], typer.Option(help="PNG to draw the effects into.")] = None,
+    gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Trace facts through the layers and suggest which to edit."""
+    from ..editors.locate import locate as trace
+    from ..reporting.plots import plot_location, require_picture
+    from .models import load_model, load_tokenizer, print_json
+
+    model = in_gguf(model, gguf_file)
     if plot is not None:
         require_outputs(files={"plot": plot}, inputs={"model": model, "requests": requests})
         require_picture(plot)
     given = requested(requests, limit, on_bad_record)
-    tokenizer, base = load_tokenizer(model), load_model(model, dtype)
+    tokenizer, base = load_tokenizer(model), load_model(model, dtype, placement)
     facts = fitting(requests, given, base, tokenizer, _require_traceable).requests
-    found = trace(base, tokenizer, facts, progress=not json_output)
+    found = trace(base, tokenizer, facts, progress=shows_progress(json_output))
     if plot is not None:
         plot_location(found, plot)
     if json_output:
@@ -49,10 +58,15 @@ def locate(
 
 
 def _require_traceable(model: Any, tokenizer: Any, fact: EditRequest) -> None:
+    from ..session.verification import require_editable
+
     require_editable(model, tokenizer, replace(fact, target_new=fact.target_true or fact.target_new))
 
 
 def _print(found: Location) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console()
     table = Table(title=f"Probability restored at the subject's last token, {found.facts} facts")
     table.add_column("layer", justify="right")
@@ -62,7 +76,5 @@ def _print(found: Location) -> None:
         around = "–" if math.isnan(mlp) else f"{mlp:+.4f}"
         table.add_row(str(layer), around, f"{block:+.4f}", style="bold" if layer in found.layers else None)
     console.print(table)
-    console.print(
-        f"The object has {found.clean:.3f}, with noise on the subject {found.corrupted:.3f}.", highlight=False
-    )
-    console.print(f"Suggested: --layers {found.layer} for ROME, {','.join(map(str, found.layers))} for MEMIT")
+    say(f"The object has {found.clean:.3f}, with noise on the subject {found.corrupted:.3f}.")
+    say(f"Suggested: --layers {found.layer} for ROME, {','.join(map(str, found.layers))} for MEMIT")

@@ -16,21 +16,22 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..audit import Checkpoint
-from ..builtin import builtin_model_path
 from ..errors import AdapterError, CheckpointError, UnsupportedModelError
 from ..evaluation import Ability, load_ability
-from ..folders import recover
 from ..hub import adapter_folder
+from ..models.gguf import load_gguf_model, load_gguf_tokenizer
+from ..models.gradients import ensure_gradients
+from ..models.serving import SERVE_DTYPES
 from ..session import EditSession
 from ..tuner import PruneEditModel
 from ..tuner.beneath import other_adapters
 from .loading import first_line, readable, require_complete, require_sizes
+from .placement import Placement
+from .places import HUB_NAME, gguf_file_of, own_model_path, place_of
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 _ACTING = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-_HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
 
 _COMPANIONS = (
     *("*processor_config.json", "chat_template.*", "additional_chat_templates/*.jinja", "generation_config.json"),
@@ -39,34 +40,58 @@ _COMPANIONS = (
 )
 """Processors of images, sound and video, chat templates, and the forms of a tokenizer that other tools read."""
 
-BUILTIN = "builtin"
-"""What the model that comes with the package is called on the command line."""
+ANYWHERE = Placement()
 
 
-def load_model(path: str, dtype: str = "float32") -> PreTrainedModel:
-    """The causal language model at ``path`` (a folder, a Hub name or 'builtin'), in evaluation mode.
+def load_model(path: str, dtype: str = "float32", placement: Placement = ANYWHERE) -> PreTrainedModel:
+    """The causal language model at ``path``, in evaluation mode.
+
+    Args:
+        path: A folder, a Hub name, 'builtin', or the name of a real model; also as `in_gguf` gives it.
+        dtype: One of `DTYPES`.
+        placement: Quantized how, and on which devices.
 
     Raises:
         UnsupportedModelError: It cannot be loaded, ``dtype`` is unknown, or an adapter lies beside its weights.
+        MissingPackageError: The library that is to quantize it is not installed.
     """
     require_dtype(dtype)
-    given, path = path, _model_place(path)
+    given, gguf_file, path = path, gguf_file_of(path), place_of(path)
+    shown = _shown(path, gguf_file)
     if (Path(path) / "adapter_config.json").exists():
         raise UnsupportedModelError(_beside(path, "adapter_config.json"))
-    options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
-    # what does not fit or is missing is told by `info`, so that it can be named
-    options |= {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    with readable("model", path):
-        require_sizes(path, AutoConfig.from_pretrained(path, trust_remote_code=False))
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, **options)
-        model, info = loaded
-    require_complete(path, info)
+    wanted = dtype if dtype == "auto" else getattr(torch, dtype)
+    if gguf_file is not None and placement != ANYWHERE:
+        raise UnsupportedModelError(
+            f"gguf_file: {gguf_file} is dequantized as a whole; leave --quantization and the device options out"
+        )
+    with readable("model", shown):
+        if gguf_file is None:
+            require_sizes(path, AutoConfig.from_pretrained(path, trust_remote_code=False))
+            model, info = _stored(path, wanted, placement)
+        else:
+            model, info = load_gguf_model(path, gguf_file, wanted)  # to read such a file takes long, so it is read once
+            require_sizes(shown, model.config)
+    require_complete(shown, info)
     attached = other_adapters(model)  # the Hub may hold one beside the weights as well
     if attached:
         raise UnsupportedModelError(_beside(path, ", ".join(attached)))
-    if given == BUILTIN:
-        model.name_or_path = BUILTIN
+    if own_model_path(given) is not None:
+        model.name_or_path = given
+    ensure_gradients(model)  # before second moments are taken, which needs forward passes
     return model.eval()
+
+
+def _shown(path: str, gguf_file: str | None) -> str:
+    return path if gguf_file is None else f"{path}/{gguf_file}"
+
+
+def _stored(path: str, dtype: Any, placement: Placement) -> tuple[PreTrainedModel, dict[str, Any]]:
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, **placement.arguments()}
+    # what does not fit or is missing is told by what is returned beside the model, so that it can be named
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(path, **options)
+    return loaded
 
 
 def _beside(path: str, what: str) -> str:
@@ -77,13 +102,15 @@ def _beside(path: str, what: str) -> str:
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the model at ``path``.
+    """The tokenizer beside the model at ``path``, or in its GGUF file.
 
     Raises:
         UnsupportedModelError: It cannot be loaded.
     """
-    path = _model_place(path)
-    with readable("tokenizer", path):
+    gguf_file, path = gguf_file_of(path), place_of(path)
+    with readable("tokenizer", _shown(path, gguf_file)):
+        if gguf_file is not None:
+            return load_gguf_tokenizer(path, gguf_file)
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
@@ -91,9 +118,9 @@ def companions(path: str) -> list[tuple[Path, str]]:
     """What a model needs beside its weights, configuration and tokenizer: each file, and its name in the folder.
 
     Args:
-        path: A folder, a Hub name or 'builtin', as for `load_model`.
+        path: As for `load_model`.
     """
-    place = Path(_model_place(path))
+    place = Path(place_of(path))
     if not place.is_dir():
         # what is not there the Hub does not have
         place = Path(snapshot_download(path, allow_patterns=list(_COMPANIONS)))
@@ -101,29 +128,36 @@ def companions(path: str) -> list[tuple[Path, str]]:
     return [(file, file.relative_to(place).as_posix()) for file in sorted(found)]
 
 
-def resumed(history: Path, model: str, dtype: str) -> EditSession:
+def serve_dtype(path: str, given: str) -> str | None:
+    """The dtype in which a model will be served: the one given, or with 'auto' the one that its files are stored in.
+
+    Returns:
+        None where the files do not say it.
+
+    Raises:
+        UnsupportedModelError: ``given`` is unknown, or the configuration cannot be read.
+    """
+    if given != "auto":
+        if given not in DTYPES:
+            raise UnsupportedModelError(f"serve_dtype: {given!r} is not one of {', '.join(DTYPES)}")
+        return given
+    gguf_file, place = gguf_file_of(path), place_of(path)
+    with readable("model", _shown(place, gguf_file)):
+        config = AutoConfig.from_pretrained(place, gguf_file=gguf_file, trust_remote_code=False)
+    stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    name = str(stored).removeprefix("torch.")
+    return name if name in SERVE_DTYPES else None
+
+
+def resumed(history: Path, model: str, dtype: str, placement: Placement = ANYWHERE) -> EditSession:
     """A session that goes on with a history on the model at ``model``, to undo, tune or save."""
-    return EditSession.resume(history, load_model(model, dtype), load_tokenizer(model), monitor=False)
+    return EditSession.resume(history, load_model(model, dtype, placement), load_tokenizer(model), monitor=False)
 
 
 def require_dtype(dtype: str) -> None:
     """Raise UnsupportedModelError for a dtype that is unknown."""
     if dtype not in DTYPES:
         raise UnsupportedModelError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
-
-
-def _model_place(path: str) -> str:
-    """Where a model is found that is given by its folder, its Hub name or as 'builtin'."""
-    folder = Path(path)
-    if not folder.exists():
-        recover(folder)
-    if path == BUILTIN and not folder.exists():
-        return str(builtin_model_path())
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise UnsupportedModelError(f"model: {path} is no model's folder, it has no config.json")
-    if not folder.exists() and not _HUB_NAME.fullmatch(path):
-        raise UnsupportedModelError(f"model: {path!r} does not exist")
-    return path
 
 
 def load_adapter(model: PreTrainedModel, path: Path, *, strict_base: bool = True) -> PeftModel:
@@ -170,9 +204,10 @@ def open_checkpoint(given: str) -> Checkpoint:
     """
     if Path(given).exists() and given:
         return Checkpoint.open(given)
-    if given == BUILTIN:
-        return Checkpoint.open(builtin_model_path(), given)
-    if not _HUB_NAME.fullmatch(given):
+    own = own_model_path(given)
+    if own is not None:
+        return Checkpoint.open(own, given)
+    if not HUB_NAME.fullmatch(given):
         raise CheckpointError(f"checkpoint: {given!r} does not exist")
     try:
         fetched = snapshot_download(given, allow_patterns=["*.json", "*.safetensors"], ignore_patterns=["*/*"])

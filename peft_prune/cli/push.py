@@ -9,11 +9,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ..hub import Destination, adapter_folder, push_folder, write_edits, write_measured
-from ..hub.measured import figures_of
-from ..session import History
-from .models import print_json
-from .plain import say
+from .plain import close_with
 
 
 def push(
@@ -39,6 +35,9 @@ def push(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Publish an adapter with its card. The history is never uploaded; the token is that of `hf auth login`."""
+    from ..hub import Destination, adapter_folder, push_folder
+    from .models import print_json
+
     destination = Destination(repository, private, revision, create_pr, message, overwrite)
     if history is not None and redact:
         raise ValueError("history: its edits are listed in the card with --no-redact alone")
@@ -53,10 +52,13 @@ def push(
     if json_output:
         print_json({"adapter": str(adapter), "repository": repository, "url": url, "redacted": redact})
     else:
-        say(f"{adapter} is published: {url}")
+        close_with(f"{adapter} is published: {url}")
 
 
 def _complete(folder: Path, *, found: dict[str, Any] | None, redact: bool, history: Path | None) -> None:
+    from ..hub import write_edits, write_measured
+    from ..session import History
+
     if found is not None:
         write_measured(folder, found, redact=redact)
     if history is not None:
@@ -65,6 +67,8 @@ def _complete(folder: Path, *, found: dict[str, Any] | None, redact: bool, histo
 
 
 def _evaluation(path: Path) -> dict[str, Any]:
+    from ..hub.measured import figures_of
+
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         figures_of(content)

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..evaluation import load_facts, load_texts
 from ..folders import recover
-from ..hub import HubName, adapter_folder
 from ..outputs import require_outputs
-from ..reporting import Now, Report, adapter_report, history_report, require_report, write_report
-from ..reporting.limits import limits_of
-from ..reporting.redaction import Redactor
 from ..requests import EditRequest
-from ..session import History, adapter_of
-from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json, require_dtype, require_items
-from .plain import say
+from .options import GgufFile
+from .placement import Placement, placed
+from .places import in_optional_gguf
+from .plain import close_with
 from .progress import progress_bar
 from .requested import OnBadRecord, requested
 
+if TYPE_CHECKING:
+    from ..reporting import Report
+    from ..session import History
 
+
+@placed
 def report(
     source: Annotated[
         Path, typer.Argument(help="SQLite file of a session, or folder of an adapter.", metavar="HISTORY_OR_ADAPTER")
@@ -55,10 +56,30 @@ def report(
             help="A secret of your own, so that the codes of several reports can be compared; implies --redact."
         ),
     ] = None,
+    gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
     json_output: Annotated[bool, typer.Option("--json", help="Print the report's words and numbers as JSON.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Write a report: edits, what became of them, and how the model bears them."""
+    from ..evaluation import load_facts, load_texts
+    from ..hub import HubName, adapter_folder
+    from ..reporting import Now, adapter_report, history_report, require_report, write_report
+    from ..reporting.limits import limits_of
+    from ..reporting.redaction import Redactor
+    from ..session import History, adapter_of
+    from .models import (
+        load_abilities,
+        load_adapter,
+        load_model,
+        load_tokenizer,
+        print_json,
+        require_dtype,
+        require_items,
+    )
+
+    model = in_optional_gguf(model, gguf_file)
     given = {"facts": facts, "text": text, "abilities": abilities}
     if HubName.of(source) is not None:
         source = adapter_folder(source)
@@ -83,21 +104,21 @@ def report(
             asked = _numbered(requests, limit, on_bad_record)
             now = None
             if model is not None:
-                edited = load_adapter(load_model(model, dtype), source)
+                edited = load_adapter(load_model(model, dtype, placement), source)
                 now = Now.of(edited, load_tokenizer(model), asked, progress=progress, **material)
             made = adapter_report(source, now=now, requests=asked, **options)
         else:
             with History.read(source) as history:
                 now = None
                 if model is not None:
-                    edited = adapter_of(history, load_model(model, dtype))
+                    edited = adapter_of(history, load_model(model, dtype, placement))
                     now = Now.of(edited, load_tokenizer(model), _standing(history), progress=progress, **material)
                 made = history_report(history, now=now, **options)
     write_report(made, out)
     if json_output:
         print_json(as_json(made, out))
         return
-    say(f"{made.verdict}. Report in {out}")
+    close_with(f"{made.verdict}. Report in {out}")
 
 
 def as_json(made: Report, out: Path) -> dict[str, Any]:

@@ -10,10 +10,13 @@ import typer
 from ..errors import AdapterError
 from ..folders import whole_folder
 from ..outputs import require_outputs
-from ..tuner import PruneEditConfig
-from .models import load_adapter, load_model, print_json, tuner_of
+from .options import Dtype, GgufFile
+from .placement import Placement, placed
+from .places import in_gguf
+from .plain import close_with
 
 
+@placed
 def restrain(
     adapter: Annotated[Path, typer.Argument(help="Adapter that has not been restrained: folder or Hub name.")],
     model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
@@ -21,15 +24,23 @@ def restrain(
     restraint: Annotated[str, typer.Option(help="log, linear, clip or scale; for every layer.")] = "log",
     alpha: Annotated[float, typer.Option(help="Base of the logarithm of 'log', above 1.")] = 1.2,
     max_rank: Annotated[Optional[int], typer.Option(help="Truncate to this rank after the restraint.")] = None,
+    dtype: Dtype = "float32",
+    gguf_file: GgufFile = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Shrink the singular values of an adapter's update that exceed the base weight's largest one."""
+    from ..tuner import PruneEditConfig
+    from .models import load_adapter, load_model, print_json, tuner_of
+
+    model = in_gguf(model, gguf_file)
     require_outputs(folders={"out": out}, inputs={"adapter": adapter, "model": model}, overwrite=overwrite)
     PruneEditConfig(restraint=restraint, alpha=alpha, max_rank=max_rank)  # what is wrong shows before a model is loaded
     if restraint == "none" and max_rank is None:
         raise ValueError("restraint: 'none' leaves the adapter as it is; log, linear, clip and scale are accepted")
-    edited = load_adapter(load_model(model), adapter)
+    edited = load_adapter(load_model(model, dtype, placement), adapter)
     tuner = tuner_of(edited)
     config = tuner.peft_config["default"]
     if config.restrained:
@@ -55,8 +66,8 @@ def restrain(
         print_json({"adapter": str(out), "restraint": restraint, "alpha": alpha, "layers": layers})
     else:
         for name, figures in layers.items():
-            typer.echo(
+            close_with(
                 f"{name}: rank {figures['rank']}, ‖ΔW‖₂ {figures['delta_spectral_norm']:.3g} "
                 f"(σmax(W₀) {figures['sigma_max_base']:.3g})"
             )
-        typer.echo(f"Restrained adapter in {out}")
+        close_with(f"Restrained adapter in {out}")

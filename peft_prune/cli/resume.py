@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
 from ..folders import whole_folder
 from ..outputs import Given, require_outputs
 from ..requests import EditRequest, LoadedRequests
-from ..session import EditSession, History
-from .edit import EditProgress, going_on, moments_beside, report_edits, say_fallen
-from .models import load_model, load_tokenizer
+from .edit import going_on, moments_beside, report_edits, say_fallen
+from .options import Ask, GgufFile, ServeDtype
+from .placement import Placement, placed
+from .places import in_gguf
+from .plain import close_with
 from .progress import progress_bar
 from .requested import OnBadRecord, requested
 from .watching import MaxDrop, MaxGrowth, MaxNorm, MaxOutputChange, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
 
 
+@placed
 def resume(
     history: Annotated[Path, typer.Argument(help="SQLite file of an earlier session.", metavar="HISTORY")],
     model: Annotated[str, typer.Option(help="The unedited base model: a folder or a Hub name.")],
@@ -36,7 +39,7 @@ def resume(
         Optional[int], typer.Option(help="Use the first so many requests only, those that are skipped among them.")
     ] = None,
     on_bad_record: OnBadRecord = "fail",
-    batch_size: Annotated[int, typer.Option(help="Requests that are computed together.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Requests that are computed together.")] = 10,
     stats: Annotated[
         Optional[Path],
         typer.Option(help="The second moment that its edits were made with; the one kept beside it if not given."),
@@ -49,14 +52,25 @@ def resume(
     watch_every: WatchEvery = 10,
     max_drop: MaxDrop = None,
     on_limit: OnLimit = "warn",
+    gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
+    ask: Ask = None,
+    serve_dtype: ServeDtype = "auto",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Edit further facts with the editor and the restraint of a history, or write its adapter as it stands.
 
     No earlier edit is computed again.
     """
+    from ..session import EditSession, History
+    from .bars import EditProgress
+    from .models import load_model, load_tokenizer
+    from .models import serve_dtype as serve_dtype_of
+
+    model = in_gguf(model, gguf_file)
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} must be at least 1")
     inputs: dict[str, Given] = {"history": history, "model": model, "requests": requests}
@@ -65,17 +79,21 @@ def resume(
     given, records = _remaining(requests, limit, skip, on_bad_record)
     watch = Watch(max_growth, watch_facts, watch_text, watch_every, max_drop, on_limit, max_norm, max_output_change)
     with History.read(history) as log:
-        first, moments = log.last_edit + 1, log.meta["moments"]
+        facts = log.meta
+        first, moments = log.last_edit + 1, facts["moments"]
         known = [record.request for record in log.edits(standing=True) if record.request is not None]
     if stats is None and moments_beside(history).is_file():
         stats = moments_beside(history)
     if records and stats is None and moments:
         raise ValueError(f"stats: the edits of {history} were made with a second moment; give its file by --stats")
     tokenizer = load_tokenizer(model)
+    recorded = facts.get("serve_dtype") if serve_dtype == "auto" else None
+    served = recorded or serve_dtype_of(model, serve_dtype)
     with whole_folder(out, overwrite=overwrite) as folder, progress_bar(quiet=json_output) as progress:
-        base = load_model(model, dtype)
+        base = load_model(model, dtype, placement)
         callbacks = [*watch.guards(base, tokenizer, [*known, *records]), EditProgress(progress, len(records))]
-        with EditSession.resume(history, base, tokenizer, statistics=stats, callbacks=callbacks) as session:
+        options: dict[str, Any] = {"statistics": stats, "callbacks": callbacks, "ask": ask, "serve_dtype": served}
+        with EditSession.resume(history, base, tokenizer, **options) as session:
             if records:
                 with going_on(session, history, first - 1 - skip):
                     session.edit(records, batch_size=batch_size)
@@ -84,7 +102,7 @@ def resume(
     earlier = results[: first - 1]
     report_edits(results[first - 1 :], out, json_output, given, first, skip, earlier)
     if not json_output:
-        typer.echo(f"{standing} edits stand")
+        close_with(f"{standing} edits stand")
         say_fallen(earlier)
 
 

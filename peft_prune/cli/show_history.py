@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ..session import STATES, EditRecord, History
-from ..session.records import APPLIED
-from .models import print_json
 from .options import HistoryFile
 from .plain import plain, say
+
+if TYPE_CHECKING:
+    from ..session import EditRecord
 
 
 def history(
     history: HistoryFile,
     status: Annotated[
-        Optional[str], typer.Option(help=f"Show these alone: {', '.join(STATES[:-1])} or {STATES[-1]}.")
+        Optional[str],
+        typer.Option(help="Show these alone: applied, weakened, lost, undone, failed, rejected or skipped."),
     ] = None,
     last: Annotated[Optional[int], typer.Option(help="Show the last so many edits.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """List the edits of a history and what had become of them when last seen; also while a session writes it."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..session import STATES, History
+    from .models import print_json
+
     if status is not None and status not in STATES:
         raise ValueError(f"status: {status!r} is not one of {', '.join(STATES)}")
     if last is not None and last < 1:
@@ -36,12 +42,15 @@ def history(
         events = log.table("events") if json_output else log.events()
         standing = log.standing
     if json_output:
-        edits = [{**asdict(r), "status": r.state, "took": r.status == APPLIED, "stands": r.stands} for r in records]
+        edits = [_document(record) for record in records]
         print_json({"model": meta["model"], "editor": meta["editor"]["name"], "edits": edits, "events": events})
         return
-    table = Table(title=plain(f"{meta['model']}: {standing} edits stand ({meta['editor']['name']})"))
-    for column in ("edit", "subject", "target", "before", "last seen", "probability", "status"):
-        table.add_column(column, overflow="fold")
+    in_chat = any(record.chat is not None for record in records)
+    title = f"{meta['model']}: {standing} edits stand ({meta['editor']['name']})"
+    table = Table(title=plain(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fits a terminal of 80 columns
+    columns = ("edit", "subject", "target", "before", "last seen", "prob.", "status")
+    for column in (*columns, "in chat") if in_chat else columns:
+        table.add_column(column, overflow="fold", justify="right" if column == "prob." else "left")
     for record in records:
         request = record.request
         answer, probability, when = _last_seen(record)
@@ -55,12 +64,29 @@ def history(
             "" if probability is None else f"{probability:.2f}",
             state if record.reason is None or record.undone_at else f"{state}: {record.reason}",
         )
-        table.add_row(*map(plain, cells))
+        table.add_row(*map(plain, (*cells, _in_chat(record)) if in_chat else cells))
     Console().print(table)
     for event in events:
         if event["kind"] == "alert":
             alert = event["data"]
             say(f"alert after batch {event['batch']}: {alert['source']}: {alert['message']} ({alert['action']})")
+
+
+def _document(record: EditRecord) -> dict[str, Any]:
+    """A record ready for JSON; what was said in chat only where it was asked so."""
+    from ..session.records import APPLIED
+
+    found = {**asdict(record), "status": record.state, "took": record.status == APPLIED, "stands": record.stands}
+    return found if record.chat is not None else {name: value for name, value in found.items() if name != "chat"}
+
+
+def _in_chat(record: EditRecord) -> str:
+    """The first sentence that was answered in chat, and whether it does not give the target."""
+    from ..models.answers import first_sentence
+
+    if record.chat is None:
+        return ""
+    return first_sentence(record.chat.answer) + ("" if record.chat.holds else " (not the target)")
 
 
 def _last_seen(record: EditRecord) -> tuple[str | None, float | None, str]:

@@ -7,19 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ..evaluation import exclude_subjects, load_facts, recalled
 from ..outputs import require_outputs
-from ..reporting.plots import plot_trade_offs, require_picture
-from ..session import calibrate_strengths, tune_restraint
 from .edit import say_fallen, standing_by_state
-from .models import print_json, resumed
-from .options import BaseModel, Dtype, HistoryFile
-from .plain import plain, say
+from .options import BaseModel, Dtype, GgufFile, HistoryFile
+from .placement import Placement, placed
+from .places import in_gguf
+from .plain import close_with, plain, shows_progress
 
 
+@placed
 def tune(
     history: HistoryFile,
     model: BaseModel,
@@ -31,11 +28,23 @@ def tune(
     ] = None,
     groups: Annotated[str, typer.Option(help="'all': one restraint for all layers; 'layer': one for each.")] = "all",
     plot: Annotated[Optional[Path], typer.Option(help="Image file for the trade-off.")] = None,
+    gguf_file: GgufFile = None,
     dtype: Dtype = "float32",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    placement: Placement,
 ) -> None:
     """Sweep the strength of the restraint over the edits made, and take what loses nothing and gains most."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..evaluation import exclude_subjects, load_facts, recalled
+    from ..reporting.plots import plot_trade_offs, require_picture
+    from ..session import calibrate_strengths, tune_restraint
+    from .models import print_json, resumed
+
+    model = in_gguf(model, gguf_file)
     require_outputs(
         folders={"out": out},
         files={"plot": plot},
@@ -45,9 +54,9 @@ def tune(
     if plot is not None:
         require_picture(plot)
     known = load_facts(facts)
-    with resumed(history, model, dtype) as session:
+    with resumed(history, model, dtype, placement) as session:
         if margin is not None:
-            calibrate_strengths(session, margin, progress=not json_output)
+            calibrate_strengths(session, margin, progress=shows_progress(json_output))
         requests = [record.request for record in session.history.edits(standing=True) if record.request is not None]
         kept = exclude_subjects(known, requests)
         tokenizer = session.tokenizer
@@ -55,7 +64,7 @@ def tune(
         def probe(edited: Any) -> list[float]:
             return [float(one) for one in recalled(edited, tokenizer, kept)]
 
-        found = tune_restraint(session, probe, groups=groups, progress=not json_output)
+        found = tune_restraint(session, probe, groups=groups, progress=shows_progress(json_output))
         if plot is not None:
             plot_trade_offs(found, plot)
         session.save(out, overwrite=overwrite)
@@ -76,5 +85,5 @@ def tune(
             plain(point.label), f"{point.success:.3f}", f"{point.retention:.3f}", f"{point.condition_number:.3g}", mark
         )
     Console().print(table)
-    say(f"Took {found.recommended.label}; adapter in {out}")
+    close_with(f"Took {found.recommended.label}; adapter in {out}")
     say_fallen(results)

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..evaluation import exclude_subjects, kind_of, load_facts, load_texts, perplexity, recall
-from ..monitoring import ACTIONS, AbilityGuard, ConditionGuard, NormGuard, OutputGuard, SessionCallback
 from ..requests import EditRequest
+
+if TYPE_CHECKING:
+    from ..monitoring import AbilityGuard, SessionCallback
 
 MaxGrowth = Annotated[
     Optional[float],
@@ -88,6 +89,8 @@ class Watch:
     max_output_change: float | None = None
 
     def __post_init__(self) -> None:
+        from ..monitoring import ACTIONS
+
         if self.action not in ACTIONS:
             raise ValueError(f"on_limit: {self.action!r} is not one of {', '.join(ACTIONS)}")
         if self.every < 1:
@@ -111,6 +114,8 @@ class Watch:
         Raises:
             ValueError: A figure of the unedited model is none that a loss can be measured against.
         """
+        from ..monitoring import AbilityGuard
+
         found = self._guards(tokenizer, requests)
         files = {"recall": ("watch_facts", self.facts), "perplexity": ("watch_text", self.text)}
         for guard in found:
@@ -123,6 +128,9 @@ class Watch:
         return found
 
     def _guards(self, tokenizer: Any, requests: Sequence[EditRequest]) -> list[SessionCallback]:
+        from ..evaluation import exclude_subjects, load_facts, load_texts
+        from ..monitoring import ConditionGuard, NormGuard, OutputGuard
+
         found: list[SessionCallback] = []
         if self.max_growth is not None:
             found.append(ConditionGuard(self.max_growth, self.action))
@@ -144,12 +152,19 @@ class Watch:
 
 
 def _ability_guard(name: str, probe: Callable[[Any], float], drop: float, **options: Any) -> AbilityGuard:
+    from ..evaluation import kind_of
+    from ..monitoring import AbilityGuard
+
     return AbilityGuard(probe, drop, name=name, higher_is_better=kind_of(name).higher_is_better, **options)
 
 
 def _recall(tokenizer: Any, facts: Sequence[Any], model: Any) -> float:
+    from ..evaluation import recall
+
     return recall(model, tokenizer, facts).value or 0.0
 
 
 def _perplexity(tokenizer: Any, texts: Sequence[str], model: Any) -> float:
+    from ..evaluation import perplexity
+
     return perplexity(model, tokenizer, texts)

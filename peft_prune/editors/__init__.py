@@ -5,6 +5,7 @@ from pkgutil import iter_modules
 
 from .base import EDITORS, Edit, Editor, Prepared, editor_names, get_editor, register_editor
 from .contexts import generate_contexts
+from .own_texts import own_moments, own_texts
 from .second_moment import SecondMoments, collect_second_moments
 
 for _module in iter_modules(__path__):
@@ -33,5 +34,7 @@ __all__ = [
     "editor_names",
     "generate_contexts",
     "get_editor",
+    "own_moments",
+    "own_texts",
     "register_editor",
 ]

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..models.decoder import hidden_size
 from .base import Prepared, register_editor
 from .closed_form import KeySystem, least_squares_rows, null_space_inverse
+from .hyperparameters import SEARCH
 from .second_moment import mean_diagonal
-from .spread import SMALL_VALUES, SMALL_WIDTH, SpreadEditor, SpreadHyperparameters
+from .spread import SpreadEditor, SpreadHyperparameters
 from .validation import check_above_zero, check_share
 
 
@@ -66,8 +66,8 @@ class AlphaEdit(SpreadEditor):
 
     @classmethod
     def adapted(cls, model: Any) -> dict[str, Any]:
-        """`SMALL_VALUES` for a model narrower than `SMALL_WIDTH`, nothing for others."""
-        return dict(SMALL_VALUES) if hidden_size(model) < SMALL_WIDTH else {}
+        """`SEARCH`."""
+        return dict(SEARCH)
 
     @property
     def keeps_history(self) -> bool:
@@ -88,7 +88,9 @@ class AlphaEdit(SpreadEditor):
             eigenvalues = torch.linalg.eigvalsh(moment).clamp(min=0)
             if threshold is None:
                 held = eigenvalues.cumsum(0) / (len(eigenvalues) * float(mean_diagonal(moment)))
-                threshold = float(eigenvalues[int((held <= own.nullspace_energy).sum())])
+                place = int((held <= own.nullspace_energy).sum())
+                # between two eigenvalues: another routine gives the one at the limit with another rounding
+                threshold = float(eigenvalues[max(0, place - 1) : place + 1].mean())
             if weight is None:
                 weight = own.relative_L2 * float(eigenvalues[eigenvalues < threshold].sum())
         return KeySystem(null_space_inverse(moment, threshold, weight))

@@ -220,6 +220,11 @@ class Editor(ABC):
         if not set(prepared.layers) <= set(own) or prepared.layers[-1:] != own[-1:]:
             raise ValueError(f"prepared: is for layers {list(prepared.layers)}, this {self.name} changes {list(own)}")
 
+    @property
+    def needs_moments(self) -> bool:
+        """Whether it solves with the second moments of the layers that it changes."""
+        return False
+
     def stronger(self) -> Editor | None:
         """The editor with settings that push harder, for an edit that did not take.
 

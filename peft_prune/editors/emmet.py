@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..models.decoder import hidden_size
 from ..models.mlp import mlp_output_modules
 from .base import Prepared, register_editor
 from .closed_form import KeySystem, equality_rows, moment_inverse
+from .hyperparameters import SEARCH
 from .presets import preset
-from .spread import SMALL_VALUES, SMALL_WIDTH, SpreadEditor, SpreadHyperparameters
+from .spread import SpreadEditor, SpreadHyperparameters
 from .validation import check_above_zero, check_zero_or_above
 
 
@@ -43,8 +43,8 @@ class EMMETHyperparameters(SpreadHyperparameters):
 PUBLISHED: dict[str, Any] = {"stop": "loss", "second_try": False}
 """What makes the defaults the published method: `get_editor("emmet", published=True)`."""
 
-SMALL: dict[str, Any] = {**SMALL_VALUES, "mom2_shrinkage": 1e-3, "mom2_update_weight": 1.0}
-"""Values for small models."""
+ADAPTED: dict[str, Any] = {**SEARCH, "mom2_shrinkage": 1e-3, "mom2_update_weight": 1.0}
+"""Values for a model that nothing was published for, with a second moment over some ten thousand tokens."""
 
 
 @register_editor
@@ -64,8 +64,8 @@ class EMMET(SpreadEditor):
 
     @classmethod
     def adapted(cls, model: Any) -> dict[str, Any]:
-        """`SMALL` for a model narrower than `SMALL_WIDTH`, nothing for others."""
-        return dict(SMALL) if hidden_size(model) < SMALL_WIDTH else {}
+        """`ADAPTED`."""
+        return dict(ADAPTED)
 
     @classmethod
     def published(cls, model: Any) -> dict[str, Any]:

@@ -145,7 +145,7 @@ class FineTuning(Editor):
                     module = unwrapped(model).get_submodule(name)
                     stack.callback(module.register_forward_hook(change.hook).remove)
                 scores = target_log_probs(model, batch)
-            probability = tuple(scores.detach().exp().tolist())
+            probability = batch.by_request(scores.detach().exp())
             before = before or probability
             if not torch.isfinite(scores).all():
                 raise EditFailedError(f"subject {requests[0].subject!r}: fine-tuning gives NaN or Inf")

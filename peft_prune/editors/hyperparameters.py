@@ -21,6 +21,15 @@ from .values import ValueSettings
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+SEARCH: dict[str, Any] = {
+    "v_optimizer": "polyak",
+    "v_num_grad_steps": 31,  # 30 updates; most requests arrive in 6 to 12
+    "clamp_norm_factor": 6.0,
+    "stop_probability": 0.95,
+}
+"""How v* is searched in a model that nothing was published for: nothing here depends on its width."""
+
+
 @dataclass(frozen=True)
 class EditorHyperparameters:
     """What every editor has.
@@ -44,7 +53,10 @@ class ValueHyperparameters(EditorHyperparameters):
     """How v* is searched.
 
     Args:
-        v_lr: Learning rate of the value optimisation.
+        v_optimizer: "adam" as published, or "polyak", whose steps are as long as the loss has still to fall and need no
+            rate.
+        v_lr: Learning rate of the value optimisation by Adam.
+        v_longest_step: The longest of Polyak's steps, as a multiple of the norm of the value.
         v_num_grad_steps: Most looks at the loss, as in the published code: the last one is followed by no update, so
             that 20 steps are 19 updates.
         v_weight_decay: Its weight decay.
@@ -58,7 +70,9 @@ class ValueHyperparameters(EditorHyperparameters):
         autocast: "bfloat16" or "float16" for the forward passes of the optimisation; None for the model's own dtype.
     """
 
+    v_optimizer: str = "adam"
     v_lr: float = 0.5
+    v_longest_step: float = 0.15
     v_num_grad_steps: int = 20
     v_weight_decay: float = 0.5
     clamp_norm_factor: float = 4.0
@@ -74,9 +88,10 @@ class ValueHyperparameters(EditorHyperparameters):
         super().__post_init__()
         object.__setattr__(self, "context_lengths", checked_context_lengths(self.context_lengths))
         check_one_of(self, "stop", ("probability", "loss"))
+        check_one_of(self, "v_optimizer", ("adam", "polyak"))
         check_one_of(self, "autocast", tuple(AUTOCAST))
         check_share(self, "stop_probability")
-        check_above_zero(self, "v_lr", "clamp_norm_factor", "stop_loss")
+        check_above_zero(self, "v_lr", "v_longest_step", "clamp_norm_factor", "stop_loss")
         check_zero_or_above(self, "v_weight_decay", "kl_factor", "context_seed")
         if self.v_num_grad_steps < 2:
             raise ValueError(
@@ -95,7 +110,9 @@ class ValueHyperparameters(EditorHyperparameters):
     def value_settings(self, site: str) -> ValueSettings:
         """Settings of the search, with the vector added at the output of the MLP or of the block."""
         return ValueSettings(
+            optimizer=self.v_optimizer,
             learning_rate=self.v_lr,
+            longest_step=self.v_longest_step,
             steps=self.v_num_grad_steps - 1,
             weight_decay=self.v_weight_decay,
             clamp_factor=self.clamp_norm_factor,

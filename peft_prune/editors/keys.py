@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -16,9 +17,8 @@ from ..models.inference import by_rows, input_device, padded, undisturbed
 from ..models.mlp import mlp_output_module
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
+from .asking import request_contexts, shares, subject_prompts
 from .blocks import Enough, hooked, replaced, states_of
-from .contexts import with_prefix
-from .tokens import TokenizedPrompt, tokenize_prompts
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,13 @@ class Key:
 
     Args:
         mean: Average over the contexts, (in,).
-        bare: On the bare prompt, (in,).
+        bare: On the prompt that the edit is verified by, the bare one where it is asked plainly, (in,).
+        asked: Average over what is asked without a prefix, (in,): ``bare`` itself where it is asked plainly alone.
     """
 
     mean: Tensor
     bare: Tensor
+    asked: Tensor
 
 
 def compute_keys(
@@ -50,8 +52,17 @@ def compute_keys(
     """
     climb = Climb(model, tokenizer, requests, contexts, layer, "mlp")
     grouped = climb.keys_by_context(layer)
-    share = grouped.new_tensor([1 / len(contexts)] * len(contexts) if weights is None else list(weights))
-    return [Key(mean=share @ rows, bare=rows[0]) for rows in grouped]
+    plain = [1 / len(contexts)] * len(contexts) if weights is None else list(weights)
+    bare = [1.0] + [0.0] * (len(contexts) - 1)
+    means, asked = (shares(climb.contexts, one) for one in (plain, bare))
+    return [
+        Key(
+            mean=rows.new_tensor(mean) @ rows,
+            bare=rows[0],
+            asked=rows.new_tensor(own) @ rows if any(one.is_chat for one in contexts) else rows[0],
+        )
+        for rows, mean, own, contexts in zip(grouped, means, asked, climb.contexts, strict=True)
+    ]
 
 
 class Climb:
@@ -60,7 +71,7 @@ class Climb:
     Blocks below the layer that was last asked for run no more: no later update changes what goes into it.
 
     Args:
-        contexts: Prefixes of the prompt; the first is empty, the bare prompt.
+        prefixes: Of the prompt; the first is empty, the bare prompt.
         last: The layer whose output is asked for.
         site: "mlp" for that output of the MLP, "block" for the block's.
     """
@@ -70,26 +81,40 @@ class Climb:
         model: Any,
         tokenizer: PreTrainedTokenizerBase,
         requests: Sequence[EditRequest],
-        contexts: Sequence[str],
+        prefixes: Sequence[str],
         last: int,
         site: str,
     ) -> None:
         self._model = model
-        prompts = _subject_prompts(tokenizer, requests, contexts)
+        self.contexts = [request_contexts(tokenizer, request, prefixes) for request in requests]
+        prompts = [prompt for contexts in self.contexts for prompt in subject_prompts(tokenizer, contexts)]
         # what stands behind the subject changes nothing before it
         self._ids, self._mask = padded(
             [prompt.ids[: prompt.subject_last + 1] for prompt in prompts], left=False, device=input_device(model)
         )
         self._positions = torch.tensor([prompt.subject_last for prompt in prompts], device=self._ids.device)
-        self._contexts = len(contexts)
+        self._counts = [len(contexts) for contexts in self.contexts]
+        self._bare = torch.zeros(len(prompts), dtype=torch.bool, device=self._ids.device)
+        self._bare[[0, *accumulate(self._counts[:-1])]] = True
         self._blocks = [block for _, block in decoder_blocks(model)]
         self._place = mlp_output_module(model, last)[1] if site == "mlp" else self._blocks[last]
         self._start = 0
         self._hidden: Tensor | None = None
         self._hands_on_tuples = False
 
-    def keys_by_context(self, layer: int) -> Tensor:
-        """Keys at the MLP output projection of ``layer``, (requests, contexts, in), float32."""
+    def mean_keys(self, layer: int, plain: Sequence[float]) -> Tensor:
+        """Averages of the keys at ``layer`` over each request's contexts, (requests, in), float32.
+
+        Args:
+            layer: One of the layers, not below the one before.
+            plain: What the plain contexts weigh among themselves; see `shares` for those in chat.
+        """
+        grouped, weights = self.keys_by_context(layer), shares(self.contexts, plain)
+        rows = [(own * own.new_tensor(share)[:, None]).sum(0) for own, share in zip(grouped, weights, strict=True)]
+        return torch.stack(rows)
+
+    def keys_by_context(self, layer: int) -> tuple[Tensor, ...]:
+        """Keys at the MLP output projection of ``layer``, of each request (contexts, in), float32."""
         found: dict[str, Tensor] = {}
 
         def keep_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -99,12 +124,11 @@ class Climb:
             target = mlp_output_module(self._model, layer)[1]
             captured = self._captured(target, torch.ones_like(self._positions, dtype=torch.bool), output=False)
         self._start, self._hidden = layer, found["hidden"]
-        return captured.view(-1, self._contexts, captured.shape[-1])
+        return captured.split(self._counts)
 
     def outputs(self) -> Tensor:
-        """The last layer's output at the subject's last token of each bare prompt, (requests, hidden), float32."""
-        bare = torch.arange(len(self._positions), device=self._positions.device) % self._contexts == 0
-        return self._captured(self._place, bare, output=True)
+        """The last layer's output at the subject's last token of each first context, (requests, hidden), float32."""
+        return self._captured(self._place, self._bare, output=True)
 
     def _captured(self, module: nn.Module, rows: Tensor, *, output: bool) -> Tensor:
         """Input or output of ``module`` at the subjects of these rows, float32."""
@@ -155,21 +179,6 @@ def _adds(update: LowRankUpdate) -> Any:
         return output + change.to(output.dtype)
 
     return hook
-
-
-def _subject_prompts(
-    tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], contexts: Sequence[str]
-) -> list[TokenizedPrompt]:
-    return [
-        prompt
-        for request in requests
-        for prompt in tokenize_prompts(
-            tokenizer,
-            [with_prefix(tokenizer, context, request.prompt) for context in contexts],
-            request.subject,
-            [request.separator or ""] * len(contexts),
-        )
-    ]
 
 
 def adds_to_residual(model: Any, layer: int) -> bool:

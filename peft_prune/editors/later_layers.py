@@ -96,9 +96,17 @@ class LaterLayers:
         """Logits for the states ``ahead``, then those of these rows where the loss reads them, float32."""
 
         def join(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (torch.cat([*(states.to(args[0]) for states in ahead), args[0][0]])[None], *args[1:])
+            # one matrix, not a batch of one: its gradient is then one product, without a copy of the embeddings
+            return (torch.cat([*(states.to(args[0]) for states in ahead), args[0][0]]), *args[1:])
 
-        with self._reading(rows), hooked(self._head.register_forward_pre_hook(join)):
+        def as_batch(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return output[None]
+
+        with (
+            self._reading(rows),
+            hooked(self._head.register_forward_pre_hook(join)),
+            hooked(self._head.register_forward_hook(as_batch)),
+        ):
             return self._run(keep, rows, delta)[0].float()
 
     def _run(self, keep: Tensor, rows: Batch, delta: Tensor) -> Tensor:

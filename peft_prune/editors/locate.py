@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError
@@ -21,6 +20,7 @@ from ..models.joining import asked
 from ..models.mlp import mlp_output_modules
 from ..models.probe import require_text_decoder
 from ..models.tokenization import continuation_ids
+from ..moving import moving_bar
 from ..requests import EditRequest
 from .tokens import tokenize_prompts
 
@@ -98,7 +98,7 @@ def locate(
     generator = torch.Generator().manual_seed(seed)
     effects = torch.zeros(len(places), dtype=torch.float64)
     clean = corrupted = 0.0
-    with undisturbed(model), tqdm(total=len(known), desc="Tracing", unit=" facts", disable=not progress) as bar:
+    with undisturbed(model), moving_bar(total=len(known), desc="Tracing", unit=" facts", disable=not progress) as bar:
         for fact in known:
             trace = _Trace(model, tokenizer, fact, samples, generator)
             whole, low = trace.run([])

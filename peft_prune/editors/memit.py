@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..models.decoder import hidden_size
+from ..models.mlp import key_width
 from .base import Prepared, register_editor
 from .closed_form import KeySystem, least_squares_rows, moment_inverse
-from .spread import SMALL_VALUES, SMALL_WIDTH, SpreadEditor, SpreadHyperparameters
+from .hyperparameters import SEARCH
+from .spread import SpreadEditor, SpreadHyperparameters
 from .validation import check_above_zero, check_zero_or_above
 
 
@@ -38,8 +39,13 @@ class MEMITHyperparameters(SpreadHyperparameters):
 PUBLISHED: dict[str, Any] = {"stop": "loss", "history": False, "second_try": False}
 """What makes the defaults the published method: `get_editor("memit", published=True)`."""
 
-SMALL: dict[str, Any] = {**SMALL_VALUES, "mom2_update_weight": 300.0}
-"""Values for small models, whose keys have fewer dimensions for λ to stand against."""
+WEIGHT_PER_DIMENSION = 0.25
+"""λ over the width of a key, for a model that nothing was published for.
+
+An ordinary key has kᵀ C⁻¹ k equal to that width on average, so that of what is missing at it the share
+1 / (1 + λ / width) is made up: 0.8 here. It is 0.24 by what was published for GPT-2 XL and 0.49 for Llama-3 8B, whose
+five layers make up the rest one after another.
+"""
 
 
 @register_editor
@@ -62,8 +68,8 @@ class MEMIT(SpreadEditor):
 
     @classmethod
     def adapted(cls, model: Any) -> dict[str, Any]:
-        """`SMALL` for a model narrower than `SMALL_WIDTH`, nothing for others."""
-        return dict(SMALL) if hidden_size(model) < SMALL_WIDTH else {}
+        """`SEARCH`, and λ by `WEIGHT_PER_DIMENSION`."""
+        return {**SEARCH, "mom2_update_weight": WEIGHT_PER_DIMENSION * key_width(model)}
 
     @property
     def keeps_history(self) -> bool:

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import EditFailedError, UnsupportedModelError
 from ..models.decoder import hidden_size, unwrapped
 from ..models.fingerprint import base_fingerprint
 from ..models.mlp import features
+from ..moving import moving_bar
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .base import Edit, Editor, Prepared, register_editor
@@ -190,7 +190,7 @@ class MEND(Editor):
         trainer = Trainer(model, tokenizer, self.modules(model), network, optimizer, *weights)
         done = load_network(path, network, optimizer, base) if path.exists() else 0
         losses: list[float] = []
-        with frozen(model), tqdm(total=steps, initial=done, desc="Training MEND", disable=not progress) as bar:
+        with frozen(model), moving_bar(total=steps, initial=done, desc="Training MEND", disable=not progress) as bar:
             for step in range(done, steps):
                 losses.append(trainer.step(requests, locality, f"{seed} {step}"))
                 bar.set_postfix(loss=f"{losses[-1]:.3f}")

@@ -78,7 +78,7 @@ class Network(nn.Module):
 def gradients(
     model: Any, batch: TargetBatch, modules: Sequence[str]
 ) -> tuple[dict[str, tuple[Tensor, Tensor, Tensor]], tuple[float, ...]]:
-    """x (tokens, in), δ (tokens, out) and the row of each token whose δ is not zero, for each module, float32."""
+    """x (tokens, in), δ (tokens, out) and the request of each token whose δ is not zero, for each module, float32."""
     inputs: dict[str, Tensor] = {}
     probes: dict[str, Tensor] = {}
 
@@ -100,5 +100,5 @@ def gradients(
     for name, gradient in zip(modules, gradients, strict=True):
         x, delta = by_rows(inputs[name], len(batch.ids)), by_rows(gradient, len(batch.ids))
         reached = batch.mask.bool().to(delta.device) & (delta != 0).any(-1)
-        found[name] = x[reached], delta[reached], reached.nonzero()[:, 0]
-    return found, tuple(scores.detach().exp().tolist())
+        found[name] = x[reached], delta[reached], batch.owner.to(delta.device)[reached.nonzero()[:, 0]]
+    return found, batch.by_request(scores.detach().exp())

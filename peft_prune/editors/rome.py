@@ -11,13 +11,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import EditFailedError
-from ..models.decoder import hidden_size
 from ..models.mlp import mlp_output_module
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .base import Edit, Editor, Prepared, register_editor
 from .contexts import generate_contexts
-from .hyperparameters import ValueHyperparameters
+from .hyperparameters import SEARCH, ValueHyperparameters
 from .keys import adds_to_residual, compute_keys
 from .second_moment import SecondMoments, regularized_cholesky
 from .validation import check_zero_or_above
@@ -54,18 +53,12 @@ class ROMEHyperparameters(ValueHyperparameters):
 PUBLISHED: dict[str, Any] = {"stop": "loss", "second_try": False}
 """What makes the defaults the published method: `get_editor("rome", published=True)`."""
 
-SMALL_WIDTH = 1024
-"""Hidden size below which the published values, found for widths from 1,024 to 4,096, give way to `SMALL`."""
+ADAPTED: dict[str, Any] = {**SEARCH, "average_key": False, "mom2_shrinkage": 1e-3}
+"""Values for a model that nothing was published for, with a second moment over some ten thousand tokens.
 
-SMALL: dict[str, Any] = {
-    "v_lr": 0.15,
-    "v_num_grad_steps": 81,  # 80 updates
-    "clamp_norm_factor": 6.0,
-    "stop_probability": 0.95,
-    "average_key": False,
-    "mom2_shrinkage": 1e-3,
-}
-"""Values for small models, from 60 edits of a model 256 wide: smaller steps end at smaller updates."""
+What an averaged key has of its prefixes is common to all edits and lies outside of what such a moment holds, so that
+it adds up in one direction.
+"""
 
 
 @register_editor
@@ -85,8 +78,12 @@ class ROME(Editor):
 
     @classmethod
     def adapted(cls, model: Any) -> dict[str, Any]:
-        """`SMALL` for a model narrower than `SMALL_WIDTH`, nothing for others."""
-        return dict(SMALL) if hidden_size(model) < SMALL_WIDTH else {}
+        """`ADAPTED`."""
+        return dict(ADAPTED)
+
+    @property
+    def needs_moments(self) -> bool:
+        return self.hyperparameters.mom2_adjustment
 
     def default_layers(self, depth: int) -> tuple[int, ...]:
         return (round(depth * 17 / 48),)
@@ -125,7 +122,7 @@ class ROME(Editor):
         keys = compute_keys(model, tokenizer, requests, prepared.contexts, layer)
         columns, rows = [], []
         for request, key, value in zip(requests, keys, values, strict=True):
-            direction = key.mean if self.hyperparameters.average_key else key.bare
+            direction = key.mean if self.hyperparameters.average_key else key.asked
             if self.hyperparameters.mom2_adjustment:
                 factor = self._factor(prepared, name).to(direction.device)
                 direction = torch.cholesky_solve(direction.double()[:, None], factor)[:, 0].float()
@@ -148,8 +145,8 @@ class ROME(Editor):
     def _moment(self, statistics: SecondMoments | None, name: str) -> Tensor:
         if statistics is None or name not in statistics.moments:
             raise ValueError(
-                f"statistics: ROME needs the second moment of {name}; collect it over ordinary text (--stats-text), "
-                "or set mom2_adjustment=False"
+                f"statistics: ROME needs the second moment of {name}; collect it over ordinary text (--stats-text) "
+                "or over text that the model writes itself (own_moments), or set mom2_adjustment=False"
             )
         return statistics.moments[name]
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ..models.inference import PADDING_ID
 from ..models.tokenization import continuation_ids
 from ..requests import EditRequest
-from .contexts import with_prefix
+from .asking import request_contexts, subject_prompts
 from .tokens import tokenize_prompts
 
 PASS_COST = 24
@@ -40,13 +40,13 @@ class Row:
 def request_rows(
     tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], contexts: Sequence[str]
 ) -> list[Row]:
-    """For each request its contexts, the bare prompt first, then its KL prompt."""
+    """For each request its contexts, the one that it is verified by first, then its KL prompt."""
     rows = []
     for index, request in enumerate(requests):
-        templates = [with_prefix(tokenizer, context, request.prompt) for context in contexts]
-        texts, count = [template.replace("{}", request.subject) for template in templates], len(templates)
-        pairs = continuation_ids(tokenizer, texts, [request.target_new] * count, [request.separator] * count)
-        prompts = tokenize_prompts(tokenizer, templates, request.subject, [request.separator or ""] * count)
+        asked = request_contexts(tokenizer, request, contexts)
+        texts, separators = [one.text for one in asked], [one.separator for one in asked]
+        pairs = continuation_ids(tokenizer, texts, [request.target_new] * len(asked), separators)
+        prompts = subject_prompts(tokenizer, asked)
         for prompt, pair in zip(prompts, pairs, strict=True):
             ids = pair.prompt + pair.target[:-1]
             read = tuple(range(len(pair.prompt) - 1, len(ids)))

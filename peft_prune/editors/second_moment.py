@@ -15,7 +15,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import AdapterError, InvalidRequestError
@@ -25,6 +24,7 @@ from ..models.fingerprint import base_fingerprint, same_base
 from ..models.inference import by_rows, input_device, max_positions, padded, undisturbed
 from ..models.mlp import features
 from ..models.tokenization import prompt_ids
+from ..moving import moving_bar
 from ..publishing import publisher
 from .blocks import Enough
 
@@ -180,7 +180,7 @@ def collect_second_moments(
     limit = max_length or min(max_positions(model) or DEFAULT_LENGTH, DEFAULT_LENGTH)
     sums: dict[str, Tensor] = {}
     tokens = 0
-    with undisturbed(model), tqdm(desc="Second moments", unit=" texts", disable=not progress, leave=False) as bar:
+    with undisturbed(model), moving_bar(desc="Second moments", unit=" texts", disable=not progress, leave=False) as bar:
         for batch in _batches(texts, batch_size):
             rows = [ids[:limit] for ids in prompt_ids(tokenizer, batch)]
             ids, mask = padded(rows, left=False, device=input_device(model))

@@ -24,18 +24,6 @@ from .keys import Climb, added, adds_to_residual
 from .second_moment import SecondMoments
 from .values import optimize_values
 
-SMALL_WIDTH = 1024
-"""Hidden size below which the published values, found for widths from 1,600 to 4,096, give way to others."""
-
-
-SMALL_VALUES: dict[str, Any] = {
-    "v_lr": 0.15,
-    "v_num_grad_steps": 81,  # 80 updates
-    "clamp_norm_factor": 6.0,
-    "stop_probability": 0.95,
-}
-"""How v* is searched in small models; see `peft_prune.editors.rome.SMALL`."""
-
 
 @dataclass(frozen=True)
 class SpreadHyperparameters(ValueHyperparameters):
@@ -105,9 +93,8 @@ class SpreadEditor(Editor):
         for place, layer in enumerate(prepared.layers):
             name, _ = mlp_output_module(model, layer)
             with added(model, updates):
-                found = climb.keys_by_context(layer)
+                keys[name] = climb.mean_keys(layer, self._context_weights())
                 present = climb.outputs()
-            keys[name] = (found * found.new_tensor(self._context_weights())[:, None]).sum(1)
             system = prepared.once((*self._system_key(), name), partial(self.system, prepared, name))
             history = earlier.get(name) if earlier is not None and self.keeps_history else None
             assert prepared.statistics is not None
@@ -145,11 +132,15 @@ class SpreadEditor(Editor):
             if statistics is None or name not in statistics.moments:
                 raise ValueError(
                     f"statistics: {self.pretty_name} needs the second moment of {name}; collect it over ordinary "
-                    "text (--stats-text)"
+                    "text (--stats-text), or over text that the model writes itself (own_moments)"
                 )
 
     def _system_key(self) -> tuple[Any, ...]:
         return (self.name, *(getattr(self.hyperparameters, name) for name in self.system_fields))
+
+    @property
+    def needs_moments(self) -> bool:
+        return True
 
     @property
     def keeps_history(self) -> bool:

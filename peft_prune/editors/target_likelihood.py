@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,15 +15,24 @@ from ..models.decoder import unwrapped
 from ..models.inference import input_device, padded
 from ..models.tokenization import continuation_ids
 from ..requests import EditRequest
+from .asking import request_contexts
 
 
 @dataclass(frozen=True)
 class TargetBatch:
-    """Prompts with their targets: ids and mask (rows, width), labels (rows, width), -1 where nothing is asked."""
+    """Prompts with their targets.
+
+    Args:
+        ids: Token ids, (rows, width).
+        mask: Of the attention, (rows, width).
+        labels: Token ids that are asked for, (rows, width); -1 where nothing is asked.
+        owner: The request that each row asks, (rows,).
+    """
 
     ids: Tensor
     mask: Tensor
     labels: Tensor
+    owner: Tensor
 
     @staticmethod
     def build(
@@ -40,13 +49,25 @@ class TargetBatch:
         for row, pair in enumerate(pairs):
             start = len(pair.prompt) - 1
             labels[row, start : start + len(pair.target)] = torch.tensor(pair.target, device=ids.device)
-        return TargetBatch(ids, mask, labels)
+        return TargetBatch(ids, mask, labels, torch.arange(len(ids), device=ids.device))
 
     @staticmethod
     def of(model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest]) -> TargetBatch:
-        """The new target of each request behind its bare prompt."""
-        texts, targets = [request.text for request in requests], [request.target_new for request in requests]
-        return TargetBatch.build(model, tokenizer, texts, targets, [request.separator for request in requests])
+        """The new target of each request behind its bare prompt, and in chat where it is asked so."""
+        asked = [request_contexts(tokenizer, request, [""]) for request in requests]
+        rows = [
+            (one.text, request.target_new, one.separator, index)
+            for index, (request, own) in enumerate(zip(requests, asked, strict=True))
+            for one in own
+        ]
+        texts, targets, separators, owner = zip(*rows, strict=True)
+        batch = TargetBatch.build(model, tokenizer, texts, targets, separators)
+        return replace(batch, owner=torch.tensor(owner, device=batch.ids.device))
+
+    def by_request(self, probabilities: Tensor) -> tuple[float, ...]:
+        """The least of each request's rows."""
+        least = probabilities.new_ones(int(self.owner.max()) + 1)
+        return tuple(least.scatter_reduce(0, self.owner.to(least.device), probabilities, "amin").tolist())
 
 
 def target_log_probs(model: Any, batch: TargetBatch) -> Tensor:

@@ -41,18 +41,32 @@ def tokenize_prompts(
         UnsupportedModelError: The tokenizer is a slow one and gives no offsets.
         InvalidRequestError: A template does not hold ``{}`` exactly once, or no token covers the subject's end.
     """
+    parts = []
+    for index, template in enumerate(templates):
+        if template.count("{}") != 1:
+            raise InvalidRequestError(f"prompt: {template!r} must hold the subject's place '{{}}' exactly once")
+        before, _, after = template.partition("{}")
+        parts.append((before, after + ("" if endings is None else endings[index])))
+    return tokenize_around(tokenizer, parts, subject)
+
+
+def tokenize_around(
+    tokenizer: PreTrainedTokenizerBase, parts: Sequence[tuple[str, str]], subject: str
+) -> list[TokenizedPrompt]:
+    """Tokenize texts of which is given what stands before and behind the subject.
+
+    Raises:
+        UnsupportedModelError: The tokenizer is a slow one and gives no offsets.
+        InvalidRequestError: No token covers the subject's end.
+    """
     if not tokenizer.is_fast:
         raise UnsupportedModelError(
             f"tokenizer: {type(tokenizer).__name__} gives no offsets; a fast tokenizer is accepted"
         )
     opening = opening_ids(tokenizer)
     prompts = []
-    for index, template in enumerate(templates):
-        if template.count("{}") != 1:
-            raise InvalidRequestError(f"prompt: {template!r} must hold the subject's place '{{}}' exactly once")
-        start = template.index("{}")
-        end = start + len(subject.rstrip())
-        text = template.replace("{}", subject) + ("" if endings is None else endings[index])
+    for before, after in parts:
+        text, end = before + subject + after, len(before) + len(subject.rstrip())
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         position = _covering(encoded["offset_mapping"], end - 1)
         if position is None:

@@ -7,6 +7,7 @@ where the loss reads them, and all requests of a batch run together until each h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from ..requests import EditRequest
 from .later_layers import LaterLayers
 from .objective import Objective
 from .rows import Batch, grouped, request_rows
+from .steps import AdamSteps, PolyakSteps, Steps
 from .target_likelihood import frozen
 
 
@@ -30,7 +32,9 @@ class ValueSettings:
     """How v* is searched (Meng et al. 2022, section 3.1, equation 4; the published code's names in brackets).
 
     Args:
+        optimizer: "adam" as published, or "polyak", steps as long as the loss has still to fall (`steps.PolyakSteps`).
         learning_rate: Of Adam [v_lr].
+        longest_step: Of Polyak's steps, the longest, as a multiple of ‖v‖.
         steps: Most updates [v_num_grad_steps - 1: the published loop leaves before its last one].
         weight_decay: Weight of ‖δ‖ / ‖v‖² in the loss [v_weight_decay].
         clamp_factor: Limit of ‖δ‖ / ‖v‖ [clamp_norm_factor].
@@ -44,7 +48,9 @@ class ValueSettings:
         autocast: Dtype of the forward passes, or None for the model's own; the vector stays float32.
     """
 
+    optimizer: str = "adam"
     learning_rate: float = 0.5
+    longest_step: float = 0.15
     steps: int = 20
     weight_decay: float = 0.5
     clamp_factor: float = 4.0
@@ -115,7 +121,7 @@ def _descend(
         output[part.batch.request[part.batch.is_bare]] = part.outputs[part.batch.is_bare].float()
     norms = output.norm(dim=1)
     delta = torch.zeros_like(output, requires_grad=True)
-    optimizer = torch.optim.Adam([delta], lr=settings.learning_rate)
+    move = _steps(delta, norms, settings)
     objective = Objective(norms, settings.kl_factor, settings.weight_decay)
     before = torch.zeros(count)
     last: dict[int, tuple[float, float, int]] = {}
@@ -136,17 +142,19 @@ def _descend(
         active[active.nonzero().flatten()[done]] = False
         if step == settings.steps or not bool(active.any()):
             break
-        optimizer.zero_grad()
-        losses[~done].sum().backward()
-        before_step = delta.detach().clone()
-        optimizer.step()
+        move(losses[~done], active)
         with torch.no_grad():
-            limit = settings.clamp_factor * norms
-            size = delta.norm(dim=1)
-            delta.mul_((limit / size.clamp(min=1e-12)).clamp(max=1.0)[:, None])
-            # Adam's momentum, and rounding at the limit, would move requests that have converged
-            delta[~active] = before_step[~active]
+            limit = settings.clamp_factor * norms[active]
+            size = delta[active].norm(dim=1)
+            delta[active] *= (limit / size.clamp(min=1e-12)).clamp(max=1.0)[:, None]
     return [
         OptimizedValue(delta[i].detach(), output[i], float(before[i]), last[i][1], last[i][0], last[i][2])
         for i in range(count)
     ]
+
+
+def _steps(delta: Tensor, norms: Tensor, settings: ValueSettings) -> Steps:
+    if settings.optimizer == "adam":
+        return AdamSteps(delta, settings.learning_rate)
+    arrived = settings.stop_probability if settings.stop == "probability" else math.exp(-settings.stop_loss)
+    return PolyakSteps(delta, norms, arrived, settings.longest_step)

@@ -10,6 +10,7 @@ from .fluency import ngram_entropy, request_entropies
 from .harness import harness_figures, harness_model
 from .intervals import bootstrap_interval, unvaried_interval, wilson_interval
 from .kinds import KINDS, FigureKind, kind_of
+from .merging import MergeReport, merge_report
 from .moments import ImmediateScores
 from .perplexity import load_texts, perplexity, perplexity_figure, perplexity_of, text_losses
 from .scores import difference, differences, harmonic_score
@@ -29,6 +30,7 @@ __all__ = [
     "FigureKind",
     "ImmediateScores",
     "Mean",
+    "MergeReport",
     "Proportion",
     "RequestAnswers",
     "ability_outcomes",
@@ -49,6 +51,7 @@ __all__ = [
     "load_facts",
     "load_texts",
     "measure_ability",
+    "merge_report",
     "next_tokens",
     "ngram_entropy",
     "perplexity",

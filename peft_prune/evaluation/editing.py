@@ -9,14 +9,33 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..models.answers import answers_with, normalized
-from ..models.generation import SPELLING_TOKENS, greedy_answers
+from ..editors.asking import asks_in_chat, chat_question
+from ..models.answers import answers_with, normalized, same_in_chat
+from ..models.chat import chat_prompt
+from ..models.generation import CHAT_TOKENS, SPELLING_TOKENS, greedy_answers
 from ..models.inference import Progress, require_fit
 from ..models.joining import asked
 from ..models.tokenization import continuation_ids, prompt_ids
 from ..requests import EditRequest, Question
+from ..requests.asking import question_form
+from ..session.verification import gives
 from .estimates import Proportion
 from .token_probabilities import token_log_probabilities
+
+
+@dataclass(frozen=True)
+class ChatAnswers:
+    """One model's greedy answers in chat to the prompts of one request, each some tokens longer than its target.
+
+    Args:
+        prompt: The answer to its question.
+        paraphrases: The answers to its paraphrase prompts, as questions.
+        others: The answers to its neighborhood prompts and unrelated questions, as questions.
+    """
+
+    prompt: str
+    paraphrases: tuple[str, ...]
+    others: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -30,6 +49,7 @@ class RequestAnswers:
         portability: The answers to the portability questions.
         unrelated: The answers to the unrelated questions, each as many tokens long as its longest right answer.
         asked: The bare prompts that were asked, by which answers to other requests are noticed.
+        chat: The answers in chat; None for a request that is not asked so.
     """
 
     prompts: tuple[str, ...]
@@ -38,6 +58,7 @@ class RequestAnswers:
     portability: tuple[tuple[str, ...], ...]
     unrelated: tuple[tuple[str, ...], ...]
     asked: tuple[str, ...] = ()
+    chat: tuple[ChatAnswers | None, ...] = ()
 
 
 def request_answers(
@@ -71,6 +92,39 @@ def request_answers(
         portability=tuple(portability),
         unrelated=tuple(unrelated),
         asked=tuple(request.text for request in requests),
+        chat=chat_answers(model, tokenizer, requests, batch_size=batch_size, progress=progress),
+    )
+
+
+def chat_answers(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[EditRequest],
+    *,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> tuple[ChatAnswers | None, ...]:
+    """Let ``model`` answer in chat the prompts of those requests that are asked so; None for the others.
+
+    Raises:
+        InvalidRequestError: The chat template fails on a prompt, or a prompt does not fit the model.
+    """
+    asked_so = [request for request in requests if asks_in_chat(request)]
+    if not asked_so:
+        return (None,) * len(requests)
+    prompts, limits = _asked_in_chat(tokenizer, asked_so)
+    found = iter(
+        greedy_answers(model, tokenizer, prompts, max_new_tokens=limits, batch_size=batch_size, progress=progress)
+    )
+    return tuple(
+        ChatAnswers(
+            next(found),
+            tuple(next(found) for _ in request.paraphrase_prompts),
+            tuple(next(found) for _ in (*request.neighborhood_prompts, *request.unrelated)),
+        )
+        if asks_in_chat(request)
+        else None
+        for request in requests
     )
 
 
@@ -81,7 +135,23 @@ def require_answerable(model: Any, tokenizer: PreTrainedTokenizerBase, request: 
         InvalidRequestError: A prompt or a target gives no token, or does not fit the model.
     """
     prompts, limits = _asked(tokenizer, [request])
+    if asks_in_chat(request):
+        spoken, longer = _asked_in_chat(tokenizer, [request])
+        prompts, limits = prompts + spoken, limits + longer
     require_fit(model, [len(ids) + limit for ids, limit in zip(prompt_ids(tokenizer, prompts), limits, strict=True)])
+
+
+def _asked_in_chat(tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest]) -> tuple[list[str], list[int]]:
+    """Every prompt of the requests as a question in the chat template, and for each the most tokens of its answer."""
+    prompts, limits = [], []
+    for request, (_, longest) in zip(requests, _target_lengths(tokenizer, requests), strict=True):
+        own = chat_question(tokenizer, request)
+        others = [*request.paraphrase_prompts, *request.neighborhood_prompts]
+        others += [one.prompt for one in request.unrelated]
+        spoken = [chat_prompt(tokenizer, question_form(prompt)) for prompt in others]
+        prompts += [asked(own.text, own.separator), *(asked(one.before, one.separator) for one in spoken)]
+        limits += [longest + CHAT_TOKENS] * (1 + len(spoken))
+    return prompts, limits
 
 
 def _asked(tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest]) -> tuple[list[str], list[int]]:
@@ -126,6 +196,12 @@ def score_requests(
     * ``locality_greedy``: share of neighborhood prompts and unrelated questions whose answer is the *base model's own*
       answer, over as many tokens as the longer of the request's targets (or the question's longest answer) has. For the
       base itself it is 1 by definition.
+
+    In chat, of the requests that are asked so, each prompt as a question in the chat template:
+
+    * ``efficacy_chat``, ``generalization_chat``: share of answers that say ``target_new``
+      (:func:`~peft_prune.models.answers.says`);
+    * ``locality_chat``: share of neighborhood prompts and unrelated questions whose first sentence is the base's own.
 
     Args:
         model: The model to score.
@@ -181,7 +257,10 @@ def request_outcomes(
         if given is not None:
             _require_match(name, given, requests)
     prefers_new = partial(_preferences, model, tokenizer, batch_size=batch_size, progress=progress)
-    return _by_probability(requests, prefers_new) | _by_answer(requests, answers, base_answers)
+    return _by_probability(requests, prefers_new) | {
+        **_by_answer(requests, answers, base_answers),
+        **_in_chat(requests, answers, base_answers),
+    }
 
 
 def _by_probability(requests: Sequence[EditRequest], prefers_new: Any) -> dict[str, list[tuple[bool, ...]]]:
@@ -250,6 +329,30 @@ def _by_answer(
     }
 
 
+def _in_chat(
+    requests: Sequence[EditRequest], answers: RequestAnswers, base_answers: RequestAnswers | None
+) -> dict[str, list[tuple[bool, ...]]]:
+    """The figures in chat; none where no request is asked so."""
+    chat = answers.chat or (None,) * len(requests)
+    if not any(chat):
+        return {}
+    base = (None,) * len(requests) if base_answers is None else base_answers.chat or (None,) * len(requests)
+    pairs = list(zip(requests, chat, strict=True))
+    return {
+        "efficacy_chat": [() if own is None else (gives(one, own.prompt, chat=True),) for one, own in pairs],
+        "generalization_chat": [
+            () if own is None else tuple(gives(one, answer, chat=True) for answer in own.paraphrases)
+            for one, own in pairs
+        ],
+        "locality_chat": [
+            ()
+            if own is None or other is None
+            else tuple(same_in_chat(a, b) for a, b in zip(own.others, other.others, strict=True))
+            for own, other in zip(chat, base, strict=True)
+        ],
+    }
+
+
 def _unchanged(answers: RequestAnswers, base_answers: RequestAnswers) -> list[tuple[bool, ...]]:
     both = [
         [(*near, *far) for near, far in zip(given.neighborhood, given.unrelated, strict=True)]
@@ -291,3 +394,6 @@ def _require_match(name: str, answers: RequestAnswers, requests: Sequence[EditRe
     others = bool(answers.asked) and answers.asked != tuple(request.text for request in requests)
     if given != expected or len(answers.prompts) != len(requests) or others:
         raise ValueError(f"{name}: hold answers to {len(given)} other requests than the {len(requests)} given")
+    given_in_chat = [one is not None for one in answers.chat]
+    if answers.chat and given_in_chat != [asks_in_chat(request) for request in requests]:
+        raise ValueError(f"{name}: hold answers in chat to other requests than those that are asked so")

@@ -12,6 +12,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..editors.asking import default_ask, settled
 from ..models.inference import Progress, undisturbed
 from ..requests import EditRequest
 from .abilities import EXTRACTORS, STOPS, score_ability, whole_answer
@@ -38,6 +39,7 @@ def evaluate(
     full: bool = False,
     fluency_tokens: int = 0,
     batch_size: int = 64,
+    ask: str | None = None,
     progress: StageProgress | None = None,
 ) -> dict[str, Any]:
     """Measure a model before and after its edits.
@@ -58,13 +60,16 @@ def evaluate(
         fluency_tokens: Tokens generated for each request's ``fluency``; 0 leaves it out, since it takes longer than all
             else together.
         batch_size: Most prompts in one batch.
+        ask: "plain", "chat" or "both" for requests that do not say it themselves; both if not given and the model has
+            a chat template. The plain figures are always taken, those in chat of requests that are asked so.
         progress: Called with the name of what is being measured, the number of prompts done and their total.
 
     Returns:
         ``{"n_requests", "before": M, "after": M}``, ready for JSON. M holds ``efficacy``, ``efficacy_greedy``,
         ``generalization``, ``generalization_greedy``, ``locality``, ``locality_greedy`` and ``recall``, each
         ``{"value", "n", "low", "high"}``; ``perplexity``, a number or None where no text was given; and ``abilities``
-        by name where some were given; ``portability_greedy`` where a request has portability questions. In
+        by name where some were given; ``portability_greedy`` where a request has portability questions;
+        ``efficacy_chat``, ``generalization_chat`` and ``locality_chat`` where a request is asked in chat. In
         "before", ``locality_greedy`` is 1 by definition. With ``full``, "difference" holds for every figure of the
         edited facts "after" minus "before" on the same prompts, with the bootstrap interval over requests.
 
@@ -72,6 +77,7 @@ def evaluate(
         InvalidRequestError: A prompt, a target, a fact or an item cannot be used; the message names it.
         ValueError: The adapter is merged or disabled, so that the base or the edits could not be seen.
     """
+    requests = settled(requests, default_ask(tokenizer, ask))
     if facts is not None:
         facts = exclude_subjects(facts, requests)
     measure = partial(
@@ -112,6 +118,7 @@ class _Measured:
 
     def figures(self, full: bool) -> dict[str, Any]:
         names = [f"{kind}{form}" for kind in SCORED for form in ("", "_greedy")]
+        names += [f"{kind}_chat" for kind in SCORED if any(self.outcomes.get(f"{kind}_chat", ()))]
         if any(self.outcomes["portability_greedy"]):
             names.append("portability_greedy")
         shares = {name: Proportion.of_clusters(self.outcomes[name]).to_json() for name in names}

@@ -18,7 +18,11 @@ from ..folders import whole_file
 from .plan import Plan, Unit
 from .store import Measured, Outcomes, Store, stored_facts
 
-EDITING = (*(kind + form for form in ("", "_greedy") for kind in SCORED), "portability_greedy")
+EDITING = (
+    *(kind + form for form in ("", "_greedy") for kind in SCORED),
+    "portability_greedy",
+    *(f"{kind}_chat" for kind in SCORED),
+)
 LAYER_FIGURES = (
     "condition_number",
     "condition_number_base",

@@ -9,13 +9,14 @@ from typing import Any
 
 from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..editors import Editor, SecondMoments
+from ..editors.asking import default_ask, settled
 from ..evaluation import RequestAnswers, request_answers
 from ..models.fingerprint import base_fingerprint
 from ..models.inference import undisturbed
+from ..moving import moving_bar
 from ..requests import EditRequest
 from ..session import EditSession
 from ..session.facts import moments_digest
@@ -49,8 +50,11 @@ class Experiment:
         folder: Where histories and measurements are kept; one that holds the same experiment is gone on with.
         statistics: Second moments, for editors that need them.
         material: What else is measured.
+        ask: "plain", "chat" or "both" for requests that do not say it themselves; both if not given and the model has
+            a chat template.
 
     Raises:
+        UnsupportedModelError: The model is to be asked in chat and has no template, or one that fails.
         ValueError: There are too few requests, or the editor or a hyperparameter is unknown.
     """
 
@@ -64,9 +68,11 @@ class Experiment:
         *,
         statistics: SecondMoments | None = None,
         material: Material | None = None,
+        ask: str | None = None,
     ) -> None:
         self.plan, self.tokenizer, self.folder = plan, tokenizer, folder
-        self._model, self._requests, self._statistics = model, list(requests), statistics
+        requests = settled(requests, default_ask(tokenizer, ask))
+        self._model, self._requests, self._statistics = model, requests, statistics
         self._material = material or Material(fluency_tokens=plan.fluency_tokens)
         self.editor: Editor = plan.get_editor(model)
         self._orders = {seed: plan.order(len(self._requests), seed) for seed in range(plan.seeds)}
@@ -94,7 +100,7 @@ class Experiment:
         total = sum(self.plan.marks[-1] + len(self.plan.marks) * len(unit.variants) for unit in units)
         with (
             Store(self.folder / "measurements.sqlite", self.facts()) as store,
-            tqdm(total=total, desc="Base model", disable=not progress, smoothing=0.1) as bar,
+            moving_bar(total=total, desc="Base model", disable=not progress, smoothing=0.1) as bar,
         ):
             self._base(store)
             for unit in units:
@@ -115,7 +121,7 @@ class Experiment:
                 outcomes = measure(self._model, self.tokenizer, requests, answers, self._material, answers)
                 store.write_base(outcomes | {"requests": [[float(index)] for index in chosen]})
 
-    def _unit(self, unit: Unit, store: Store, bar: tqdm) -> None:
+    def _unit(self, unit: Unit, store: Store, bar: Any) -> None:
         order = self._orders[unit.seed]
         with self._session(unit) as session, _unloaded_at_the_end(session):
             done = session.history.last_edit
@@ -168,7 +174,7 @@ class Experiment:
         rows = [{kind: [own[place]] for kind, own in found.items()} for place in range(len(new))]
         store.write_immediate(unit.name, known, rows)
 
-    def _mark(self, unit: Unit, mark: int, session: EditSession, store: Store, bar: tqdm) -> None:
+    def _mark(self, unit: Unit, mark: int, session: EditSession, store: Store, bar: Any) -> None:
         strengths: dict[int, float] = {}
 
         def least() -> dict[int, float]:

@@ -15,7 +15,18 @@ from .store import said, same_fact
 
 SHOWN = (
     *("efficacy", "generalization", "locality", "score", "efficacy_greedy", "generalization_greedy"),
-    *("locality_greedy", "score_greedy", "portability_greedy", "fluency", "abilities", "recall", "perplexity"),
+    *(
+        "locality_greedy",
+        "score_greedy",
+        "efficacy_chat",
+        "generalization_chat",
+        "locality_chat",
+        "portability_greedy",
+        "fluency",
+        "abilities",
+        "recall",
+        "perplexity",
+    ),
 )
 COMPARED = ("efficacy_greedy", "score", "score_greedy", "abilities", "recall", "perplexity")
 PREDICTORS = {

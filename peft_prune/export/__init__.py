@@ -2,6 +2,20 @@
 
 from .door import FORMATS, Export, export_lora, require_format
 from .lost import lost_edits
+from .merged_gguf import QUANTIZATIONS, MergedGguf, lost_in_gguf, merge_into_gguf, require_quantization
 from .servers import SERVERS, Server
 
-__all__ = ["FORMATS", "SERVERS", "Export", "Server", "export_lora", "lost_edits", "require_format"]
+__all__ = [
+    "FORMATS",
+    "QUANTIZATIONS",
+    "SERVERS",
+    "Export",
+    "MergedGguf",
+    "Server",
+    "export_lora",
+    "lost_edits",
+    "lost_in_gguf",
+    "merge_into_gguf",
+    "require_format",
+    "require_quantization",
+]

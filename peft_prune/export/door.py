@@ -67,7 +67,8 @@ def export_lora(
     """Write an adapter as a plain LoRA: one rank r in all layers, lora_alpha = r, so that every server scales it by 1.
 
     Args:
-        adapter: A PEFT model with a PRUNE_EDIT adapter, or the adapter's folder. A pending restraint is applied.
+        adapter: A PEFT model with a PRUNE_EDIT adapter, the adapter's folder, or ``user/name[@revision]`` on the Hub.
+            A pending restraint is applied.
         out: Folder to write.
         format: ``lora`` (vLLM, SGLang, TGI, LoRAX, PEFT, transformers), ``gguf`` (llama.cpp, Ollama) or ``mlx``.
         rank: r; the largest rank of a layer if not given. Smaller ones are padded with zeros.

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import AdapterError
+from ..hub import adapter_folder
 from ..models.mlp import features
 from ..models.naming import public_name
 from ..models.quantization import form_of
@@ -54,17 +55,18 @@ def source_of(adapter: Any, base: Any = None, adapter_name: str | None = None) -
     A pending restraint is applied, as saving does; in a folder it can only be where the base is given.
 
     Args:
-        adapter: A PEFT model with a PRUNE_EDIT adapter, or the adapter's folder.
+        adapter: A PEFT model with a PRUNE_EDIT adapter, the adapter's folder, or ``user/name[@revision]`` on the Hub.
         base: For a folder: the model it was made for.
         adapter_name: Which of a model's adapters; the active one if not given.
 
     Raises:
         AdapterError: The folder or the model has no whole PRUNE_EDIT adapter, it holds no edits, or something that
             no LoRA holds; it was made for another base; a restraint is pending and the base is not given.
+        HubError: The repository cannot be fetched.
     """
     if not isinstance(adapter, (str, Path)):
         return _of_model(adapter, adapter_name)
-    folder = Path(adapter)
+    folder = adapter_folder(adapter)
     config = _config(folder)
     if base is None:
         return _of_folder(folder, config)

@@ -12,10 +12,12 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from ..cards import own_text, take_text
+from ..cards import has_section, own_text, take_text
 from ..errors import AdapterError
 from ..tuner.card import write_card
-from ..tuner.stored import CONFIG, LORA, WEIGHTS, read_config, store_in_own_basis, store_lora
+from ..tuner.card_layers import SECTION as LAYERS
+from ..tuner.card_layers import write_layers
+from ..tuner.stored import CONFIG, LORA, WEIGHTS, read_config, store_in_own_basis, store_lora, updates_of
 from .errors import HubError, on_the_hub
 from .measured import PICTURE, write_measured
 from .names import HubName
@@ -144,6 +146,8 @@ def _stage(folder: Path, staged: Path, *, also_lora: bool) -> None:
         store_lora(staged, fan_in_fan_out=fan_in_fan_out)
     try:
         write_card(staged / "README.md", read_config(staged), lora=(staged / LORA).is_dir())
+        if not has_section(staged / "README.md", LAYERS):
+            write_layers(staged / "README.md", updates_of(staged))
     except ValueError as error:
         raise AdapterError(str(error)) from None
 

@@ -41,6 +41,13 @@ _WORD_GOES_ON = re.compile(
 _SIGNS = "+#$£€¥₹₽₩¢%‰&@"
 _SUFFIX = re.compile(r"['-]([^\W\d_])")
 
+_SENTENCE_END = re.compile(r"[.!?](?=[\"'”’)]*\s+[\"'“‘(]*[^\W_a-z])|[。！？](?=.)")
+_NO_END = re.compile(
+    r"(?:^|[\s(\"'])(?:[^\W\d_]|(?:[^\W\d_]\.)+[^\W\d_]|Mr|Mrs|Ms|Dr|St|Sr|Jr|Prof|Mt|Ft|vs|No|Gen|Lt|Col)\.$"
+)
+
+_NUMBER_SO_FAR = re.compile(r"\d[.,':/]$")
+
 _KOREAN_ENDINGS = (
     *"은 는 이 가 을 를 의 에 에서 에게 한테 께 께서 로 으로 로서 으로서 로써 으로써 와 과 도 만".split(),
     *"까지 부터 보다 처럼 나 이나 랑 이랑 하고 마다 조차 마저 밖에 뿐 며 이며 고 이고 이자".split(),
@@ -84,6 +91,81 @@ def answers_with(answer: str, target: str) -> bool:
         return False
     rest = _behind(answer, _folded(target))
     return rest is not None and not (rest and _goes_on(answer[: len(answer) - len(rest)], rest, target))
+
+
+def says(answer: str, target: str, *, instead_of: str | None = None, subject: str | None = None) -> bool:
+    """Whether what a model says in chat gives ``target``: in the first sentence, and not beside ``instead_of``.
+
+    A sentence may name things in any order ("The capital of France is Rome."), so the target may begin at any word of
+    it, where it must end as :func:`answers_with` says. What belongs to the name of the subject gives no target, nor
+    does what belongs to the other target: "York" is not given by "New York" where that is the true one.
+
+    Args:
+        answer: The whole answer; see :func:`first_sentence`.
+        target: What it shall give.
+        instead_of: What it must not give, such as the true target; None for nothing.
+        subject: What the question is about.
+    """
+    sentence = first_sentence(answer)
+    named = "" if subject is None else _even(subject)
+    new, old = _even(target), "" if instead_of is None else _even(instead_of)
+    gone = [_places(sentence, named)] if named and normalized(named) != normalized(new) else []
+    longer, shorter = (old, new) if _folded(new) in _folded(old) else (new, old)
+    of_longer = _outside(_places(sentence, longer), gone)
+    of_shorter = _outside(_places(sentence, shorter), [*gone, of_longer])
+    given, kept = (of_shorter, of_longer) if longer is old else (of_longer, of_shorter)
+    return bool(given) and not kept
+
+
+def first_sentence(text: str) -> str:
+    """What stands in ``text``, a model's answer, up to the end of its first sentence or line.
+
+    A sentence ends at ".", "!" or "?" before a space and a capital letter, a digit or a quote, or at their full-width
+    forms; not behind an initial or a short title ("J. Smith", "St. Louis").
+    """
+    line = next((part.strip() for part in text.rstrip(_CUT).splitlines() if part.strip()), "")
+    for found in _SENTENCE_END.finditer(line):
+        if not _NO_END.search(line[: found.start() + 1]):
+            return _even(line[: found.start() + 1])
+    return _even(line)
+
+
+def same_in_chat(answer: str, other: str) -> bool:
+    """Whether two answers in chat are one: their first sentences, as :func:`normalized` compares them."""
+    return normalized(first_sentence(answer)) == normalized(first_sentence(other))
+
+
+def _places(sentence: str, name: str) -> list[tuple[int, int]]:
+    """Where a name stands in a sentence as words of their own, from and to."""
+    if not name:
+        return []
+    folded, found = _folded(name), []
+    for start in range(len(sentence)):
+        if start and _joins(sentence[:start], sentence[start]):
+            continue
+        rest = _behind(sentence[start:], folded)
+        if rest is not None:
+            end = len(sentence) - len(rest)
+            if not (rest and _goes_on(sentence[start:end], rest, name)):
+                found.append((start, end))
+    return found
+
+
+def _joins(before: str, own: str) -> bool:
+    """Whether a word or a number that ends ``before`` goes on with this character."""
+    if own.isdigit() and _NUMBER_SO_FAR.search(before):
+        return True
+    last = before[-1]
+    return last.isalnum() and own.isalnum() and not is_unspaced(last) and not is_unspaced(own)
+
+
+def _outside(places: list[tuple[int, int]], others: list[list[tuple[int, int]]]) -> list[tuple[int, int]]:
+    """The places that lie in none of the others."""
+    return [
+        (start, end)
+        for start, end in places
+        if not any(low <= start and end <= high for one in others for low, high in one)
+    ]
 
 
 def _even(text: str) -> str:

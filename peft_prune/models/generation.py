@@ -26,6 +26,9 @@ from .tokenization import prompt_ids
 SPELLING_TOKENS = 3
 """Tokens generated beyond a target's own count: another spelling may take more, and a word's end must be seen."""
 
+CHAT_TOKENS = 24
+"""Tokens generated in chat beyond a target's own count: an answer may be a sentence around it."""
+
 
 def greedy_answers(
     model: Any,
@@ -56,14 +59,50 @@ def greedy_answers(
         InvalidRequestError: A prompt gives no token, or does not fit the model together with its answer.
         ValueError: ``max_new_tokens`` is below 1, has another length than ``prompts``, or ``stop`` is empty.
     """
-    limits = _limits(max_new_tokens, len(prompts))
+    return greedy_continuations(
+        model,
+        tokenizer,
+        prompt_ids(tokenizer, prompts),
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        batch_size=batch_size,
+        progress=progress,
+    )
+
+
+def greedy_continuations(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    sequences: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int | Sequence[int],
+    stop: str | None = None,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> list[str]:
+    """`greedy_answers` to texts that are tokens already, such as those of a chat template.
+
+    Args:
+        model: As for `greedy_answers`, and so are the others.
+        tokenizer: See there.
+        sequences: Ids of each text; at least one.
+        max_new_tokens: See there.
+        stop: See there.
+        batch_size: See there.
+        progress: See there.
+
+    Raises:
+        InvalidRequestError: A text does not fit the model together with its answer.
+        ValueError: As for `greedy_answers`.
+    """
+    limits = _limits(max_new_tokens, len(sequences))
     if stop == "":
         raise ValueError("stop: '' is empty; give a text, or None for no stop text")
-    sequences = prompt_ids(tokenizer, prompts)
     require_fit(model, [len(ids) + limit for ids, limit in zip(sequences, limits, strict=True)])
-    answers = [""] * len(prompts)
+    answers = [""] * len(sequences)
     done = 0
-    with undisturbed(model), _plain_greedy(model, _end_ids(model, tokenizer)) as end_ids:
+    end_ids = end_ids_of(model, tokenizer)
+    with undisturbed(model), generation_settings(model, end_ids):
         for batch in _batches([len(ids) for ids in sequences], limits, max_positions(model), batch_size):
             new_ids = _generate(
                 model, tokenizer, [sequences[i] for i in batch], max(limits[i] for i in batch), stop
@@ -72,7 +111,7 @@ def greedy_answers(
                 answers[index] = _decoded(tokenizer, ids[: limits[index]], end_ids, stop)
             done += len(batch)
             if progress is not None:
-                progress(done, len(prompts))
+                progress(done, len(sequences))
     return answers
 
 
@@ -99,7 +138,8 @@ def _batches(
             left = [index for index in left if index not in together]
 
 
-def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_ids_of(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end a text: the tokenizer's EOS and the model's own."""
     ids = {tokenizer.eos_token_id}
     own = getattr(unwrapped(model).generation_config, "eos_token_id", None)
     ids.update(own if isinstance(own, (list, tuple)) else [own])
@@ -107,18 +147,18 @@ def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 @contextmanager
-def _plain_greedy(model: Any, end_ids: list[int]) -> Iterator[list[int]]:
+def generation_settings(model: Any, end_ids: list[int], **settings: Any) -> Iterator[None]:
+    """These settings of `generate` alone, greedy where they say nothing else, in place of the model's own."""
     # generate() fills what a call leaves open from the model's own settings, such as a repetition penalty
-    plain = GenerationConfig(
-        do_sample=False, num_beams=1, use_cache=True, eos_token_id=end_ids or None, pad_token_id=PADDING_ID
-    )
+    given = {"do_sample": False, "num_beams": 1, "use_cache": True, **settings}
+    plain = GenerationConfig(**given, eos_token_id=end_ids or None, pad_token_id=PADDING_ID)
     # PEFT's generate gives settings that were put on its wrapper to the model inside
     holders = [one for one in (unwrapped(model), model) if "generation_config" in vars(one)]
     own = [one.generation_config for one in holders]
     for one in holders:
         one.generation_config = plain
     try:
-        yield end_ids
+        yield
     finally:
         for one, config in zip(holders, own, strict=True):
             one.generation_config = config

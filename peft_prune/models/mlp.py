@@ -52,6 +52,14 @@ def mlp_output_modules(model: Any, layers: Iterable[int] | None = None) -> dict[
     return found
 
 
+def key_width(model: Any) -> int:
+    """Width of a key: of what goes into the MLP output of the first layer that can be edited."""
+    name = next(iter(mlp_output_modules(model).values()))
+    shape = features(unwrapped(model).get_submodule(name))
+    assert shape is not None  # only linear maps are found
+    return shape[0]
+
+
 def refused_layers(model: Any) -> dict[int, str]:
     """The layers that cannot be edited, and why."""
     return _sorted_out(decoder_blocks(model), hidden_size(model))[1]

@@ -12,12 +12,14 @@ from .condition import (
 )
 from .guards import AbilityGuard, ConditionGuard, NormGuard, OutputGuard
 from .progress import ProgressCallback, TrackerCallback, batch_values
+from .protection import PROTECTED, ProtectionGuard
 
 __all__ = [
     "ACTIONS",
     "CONDITION_GROWTH",
     "LAYER_FIGURES",
     "OUTPUT_PERTURBATION",
+    "PROTECTED",
     "UPDATE_NORM",
     "AbilityGuard",
     "Alert",
@@ -29,6 +31,7 @@ __all__ = [
     "NormGuard",
     "OutputGuard",
     "ProgressCallback",
+    "ProtectionGuard",
     "SessionCallback",
     "TrackerCallback",
     "batch_values",

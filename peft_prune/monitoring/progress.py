@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
-from tqdm import tqdm
 
+from ..moving import moving_bar
 from .callbacks import BatchReport, SessionCallback
 
 
@@ -20,7 +20,7 @@ class ProgressCallback(SessionCallback):
         self._applied = 0
 
     def on_edit_begin(self, session: Any, total: int) -> None:
-        self._bar, self._applied = tqdm(total=total, desc="Editing", unit="edit"), 0
+        self._bar, self._applied = moving_bar(total=total, desc="Editing", unit="edit"), 0
 
     def on_batch_end(self, session: Any, report: BatchReport) -> None:
         if self._bar is None:

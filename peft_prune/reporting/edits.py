@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from ..models.answers import first_sentence
 from ..session import EditRecord, Look, Verification
+from ..session.records import Chat
+from ..session.verification import Said
 from .document import Cell, Level, Row, Table
 from .log import CAUSES, STATES, EditLog
 from .now import Now
@@ -25,8 +28,10 @@ def edits_table(log: EditLog, now: Now | None, redactor: Redactor) -> Table:
     columns = ["edit", "time (UTC)", "subject", "relation", "new target", "before", "after"]
     seen = now is None and any(record.seen is not None for record in log.records)
     columns += ["now"] if now is not None else ["last seen"] if seen else []
+    chat = any(record.chat is not None for record in log.records)
+    columns += ["in chat"] if chat else []
     columns += ["probability", "state", "why", "by"]
-    rows = [_row(log, record, now, seen, redactor) for record in reversed(log.records)]
+    rows = [_row(log, record, now, seen, chat, redactor) for record in reversed(log.records)]
     states = log.states()
     return Table(
         "edit-list",
@@ -44,7 +49,7 @@ def edits_table(log: EditLog, now: Now | None, redactor: Redactor) -> Table:
     )
 
 
-def _row(log: EditLog, record: EditRecord, now: Now | None, seen: bool, redactor: Redactor) -> Row:
+def _row(log: EditLog, record: EditRecord, now: Now | None, seen: bool, chat: bool, redactor: Redactor) -> Row:
     request, when, state = record.request, log.finished[record.id], log.state(record)
     probability = record.probability_after
     cells: list[Cell | str] = [
@@ -60,6 +65,9 @@ def _row(log: EditLog, record: EditRecord, now: Now | None, seen: bool, redactor
         cells.append(_now(now.verification.get(record.id), record, redactor))
     elif seen:
         cells.append(_now(record.seen if record.stands else None, record, redactor))
+    if chat:
+        verified = None if now is None else now.verification.get(record.id)
+        cells.append(_in_chat(record.chat if verified is None else verified.chat, record, redactor))
     cells += [
         Cell("–" if probability is None else f"{probability:.2f}", -1.0 if probability is None else probability),
         Cell(state, state, _LEVELS.get(state), mark=True),
@@ -74,6 +82,13 @@ def _now(found: Verification | Look | None, record: EditRecord, redactor: Redact
         return ""
     answer = redactor.answer(found.answer.strip(), record.request)
     return Cell(answer, None, "good") if found.holds else Cell(f"{answer} (lost)", None, "passed")
+
+
+def _in_chat(said: Chat | Said | None, record: EditRecord, redactor: Redactor) -> Cell | str:
+    if said is None:
+        return ""
+    answer = redactor.answer(first_sentence(said.answer), record.request)
+    return Cell(answer, None, "good") if said.holds else Cell(f"{answer} (not the target)", None, "passed")
 
 
 def _why(record: EditRecord, state: str, redactor: Redactor) -> str:

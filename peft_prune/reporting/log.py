@@ -27,6 +27,7 @@ CAUSES = {
     "strengths": "new strengths",
     "tune": "another restraint",
     "save": "saving",
+    "consolidate": "a consolidation",
     "verify": "a check",
 }
 """What stood before a look at the edits, in words."""
@@ -262,6 +263,8 @@ def _change(row: Mapping[str, Any], records: Sequence[EditRecord]) -> Change:
         what = f"the restraint applied: {', '.join(sorted(set(data.values())))}"
     elif kind == "look":
         what = f"seen after {CAUSES.get(data['cause'], data['cause'])}: {_seen(data['edits'])}"
+    elif kind == "consolidate":
+        what = f"{data['edits']} edits consolidated in {data['steps']} steps: {data['held'][-1]} hold"
     else:
         what = str(kind)
     return Change(_time(row["at"]), batch, what, reason, in_batch, acts)

@@ -13,6 +13,7 @@ from ..evaluation import Ability, Fact, evaluate
 from ..evaluation.evaluate import StageProgress
 from ..monitoring import LayerCondition, Monitor
 from ..requests import EditRequest
+from ..requests.asking import PLAIN
 from ..session import Verification, verify
 
 
@@ -68,6 +69,7 @@ class Now:
                 texts=texts,
                 abilities=abilities,
                 full=True,
+                ask=PLAIN,
                 progress=progress,
             )
         return cls(

@@ -84,8 +84,19 @@ def plot_course(
     condition: Mapping[str, Sequence[float]],
     ability: Mapping[str, Sequence[float]],
     path: str | Path,
+    *,
+    kept: str = "General abilities",
+    measured: str = "share solved, mean of four",
 ) -> None:
     """Draw the condition number and the mean ability over the number of edits, with and without the restraint.
+
+    Args:
+        edits: Numbers of edits.
+        condition: Condition numbers by course.
+        ability: Shares by course.
+        path: Image file.
+        kept: What the shares are of.
+        measured: How they are measured.
 
     Raises:
         MissingPackageError: matplotlib is not installed.
@@ -96,9 +107,9 @@ def plot_course(
         label = "edited with PRUNE" if name == "PRUNE" else name
         left.plot(edits, condition[name], "o-", color=colour, label=label)
         right.plot(edits, ability[name], "o-", color=colour, label=label)
-    left.set(title="Condition number of the edited layer", xlabel="edits", ylabel="κ(W₀ + ΔW)")
-    left.set_ylim(bottom=0)
-    right.set(title="General abilities", xlabel="edits", ylabel="share solved, mean of four", ylim=(-0.03, 1.03))
+    left.set(title="Condition number, largest of the edited layers", xlabel="edits", ylabel="κ(W₀ + ΔW)")
+    left.set_ylim(0, 1.08 * max(max(condition[name]) for name in _COURSES))
+    right.set(title=kept, xlabel="edits", ylabel=measured, ylim=(-0.03, 1.03))
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -8,7 +8,7 @@ import re
 import secrets
 
 from ..models.answers import answers_with, normalized
-from ..monitoring import CONDITION_GROWTH
+from ..monitoring import CONDITION_GROWTH, PROTECTED
 from ..requests import EditRequest
 
 SHORTEST_KEY = 8
@@ -33,9 +33,10 @@ _OWN_ALERTS = {
         "it is allowed",
         re.DOTALL,
     ),
+    "ProtectionGuard": re.compile(rf"\d+ of \d+ protected facts changed{_REST}: records [\d, .]+"),
 }
 """What the guards of this package say; only the name of an AbilityGuard's figure is its user's."""
-_OWN_FIGURES = ("recall", "perplexity", "fluency", CONDITION_GROWTH)
+_OWN_FIGURES = ("recall", "perplexity", "fluency", PROTECTED, CONDITION_GROWTH)
 _OWN_ABILITIES = ("reasoning", "summarization", "question_answering", "inference", "other")
 _REASONS = (
     (re.compile(r"did not take: .*", re.DOTALL), "did not take"),

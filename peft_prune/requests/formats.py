@@ -19,7 +19,7 @@ from .subject import template
 PROMPT_LISTS = ("paraphrase_prompts", "neighborhood_prompts", "generation_prompts")
 """The fields of a request that hold a list of prompts."""
 
-TEXTS = ("prompt", "subject", "target_new", "target_true", "case_id", "relation_id", "separator")
+TEXTS = ("prompt", "subject", "target_new", "target_true", "case_id", "relation_id", "separator", "question", "ask")
 """Those that hold one text."""
 
 _NEEDED = {
@@ -37,7 +37,7 @@ _MEASURES = re.compile(
 )
 """Names of fields by which something is measured."""
 
-_LEFT_ALONE = ("attribute_prompts", "prompt_full", "answer", "answer_alias", "single_hops")
+_LEFT_ALONE = ("attribute_prompts", "prompt_full", "answer", "answer_alias", "single_hops", "question")
 """Such names of published data sets that tell nothing of an edit: of the old fact, or not used there either."""
 
 
@@ -81,7 +81,10 @@ def read_record(record: Mapping[str, Any]) -> Reading:
         # what a record asks on the whole holds once all of its facts are edited
         request |= _measures(rewrite if request is not requests[-1] else {**record, **rewrite})
         request["case_id"] = record.get("case_id")
-        request["separator"] = rewrite.get("separator", record.get("separator"))
+        for name in ("separator", "ask"):
+            request[name] = rewrite.get(name, record.get(name))
+        # of a fact within a record, data sets give the question as another wording to measure by
+        request["question"] = record.get("question") if len(rewrites) == 1 else None
         if rewrite is not record and isinstance(rewrite.get("question"), str):
             request["paraphrase_prompts"] += (rewrite["question"],)
     inner = [name for _, rewrite in rewrites if rewrite is not record for name in rewrite if name != "question"]

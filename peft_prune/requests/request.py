@@ -7,8 +7,13 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from ..errors import InvalidRequestError
+from .asking import require_ask
 from .formats import PROMPT_LISTS, read_record, warn_of_unread
 from .question import Question, as_question, require_clean, require_text, shown
+from .subject import template
+
+_ADDED = ("separator", "question", "ask")
+"""Fields that earlier versions did not have."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,9 @@ class EditRequest:
         relation_id: Identifier of the relation (Wikidata's, in CounterFact), for reports.
         separator: What stands between a prompt of this request and a target: "" for nothing, " ", or any text. None
             leaves it to the language (:func:`~peft_prune.models.joining.separator_between`).
+        question: What a person would ask for this fact, with ``{}`` or the subject's name in it; made from the prompt
+            where it is not given (:func:`~peft_prune.requests.asking.question_form`). Asked in chat only.
+        ask: "plain", "chat" or "both"; None leaves it to the run.
 
     Raises:
         InvalidRequestError: A field has the wrong type, is empty, or holds a character that no text may hold, or the
@@ -47,6 +55,8 @@ class EditRequest:
     case_id: int | str | None = None
     relation_id: str | None = None
     separator: str | None = None
+    question: str | None = None
+    ask: str | None = None
 
     def __post_init__(self) -> None:
         self._settle()
@@ -101,12 +111,10 @@ class EditRequest:
     def document(self) -> dict[str, Any]:
         """The request ready for JSON, as :meth:`stored` reads it.
 
-        A separator that is not given is left out, so that what knows no separators has the same document.
+        What later versions have added is left out where it is not given, so that what knows none of it has the same
+        document.
         """
-        found = asdict(self)
-        if self.separator is None:
-            del found["separator"]
-        return found
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in _ADDED}
 
     @classmethod
     def stored(cls, document: Mapping[str, Any]) -> EditRequest:
@@ -161,10 +169,31 @@ class EditRequest:
             require_text("relation_id", self.relation_id)
         if self.separator is not None and not isinstance(self.separator, str):
             raise InvalidRequestError(f"separator: {shown(self.separator)} must be a string")
+        self._settle_asking()
+
+    def _settle_asking(self) -> None:
+        if self.ask is not None:
+            require_ask(self.ask)
+        if self.question is None:
+            return
+        require_text("question", self.question)
+        if "{}" not in self.question:
+            object.__setattr__(self, "question", template(self.question, self.subject, "question"))
+        if self.question.count("{}") != 1:
+            raise InvalidRequestError(f"question: {shown(self.question)} must hold the subject's place '{{}}' once")
 
     def _texts(self) -> Iterator[tuple[str, str]]:
         """Every text of the request, with the field that holds it."""
-        for field in ("prompt", "subject", "target_new", "target_true", "relation_id", "case_id", "separator"):
+        for field in (
+            "prompt",
+            "subject",
+            "target_new",
+            "target_true",
+            "relation_id",
+            "case_id",
+            "separator",
+            "question",
+        ):
             value = getattr(self, field)
             if isinstance(value, str):
                 yield field, value

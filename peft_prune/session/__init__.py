@@ -2,6 +2,7 @@
 
 from .attribution import Attribution, attribute
 from .composition import AdapterComparison, Conflict, EditComparison, compare_adapters, compare_edits, compose
+from .consolidating import ConsolidationResult
 from .history import History
 from .reading import adapter_of
 from .records import STATES, EditRecord, Factors, Look, state_seen
@@ -18,6 +19,7 @@ __all__ = [
     "BatchFailedError",
     "Calibration",
     "Conflict",
+    "ConsolidationResult",
     "EditComparison",
     "EditRecord",
     "EditResult",

@@ -12,11 +12,13 @@ from ..editors import Editor
 from ..errors import EditFailedError, InvalidRequestError
 from ..monitoring import BatchReport
 from ..requests import EditRequest
+from .asking import Asking
 from .records import (
     APPLIED,
     FAILED,
     REJECTED,
     BatchRecord,
+    Chat,
     EditRecord,
     Factors,
     relation_key,
@@ -25,7 +27,7 @@ from .records import (
 )
 from .replay import Addition, joined, split
 from .results import EditResult
-from .verification import Verification, require_editable, verify
+from .verification import Verification, require_editable
 from .workspace import Workspace
 
 
@@ -38,13 +40,13 @@ class Given:
     error: str | None = None
 
     @classmethod
-    def of(cls, item: Any) -> Given:
-        """Read one item of a call to ``edit``."""
+    def of(cls, item: Any, asking: Asking) -> Given:
+        """Read one item of a call to ``edit``; it is asked as it says, or as the session does."""
         if isinstance(item, EditRequest):
-            return cls(item, "")
+            return cls(asking.settled(item), "")
         raw = json.dumps({"invalid": item}, default=str)
         try:
-            return cls(EditRequest.from_record(item), raw)
+            return cls(asking.settled(EditRequest.from_record(item)), raw)
         except InvalidRequestError as error:
             return cls(None, raw, str(error))
 
@@ -118,7 +120,7 @@ class Batch:
         work = self.workspace
         usable = [index for index, item in enumerate(self.given) if self._is_usable(index, item)]
         requests = [self._request(index) for index in usable]
-        self.before = dict(zip(usable, verify(work.model, work.tokenizer, requests), strict=True))
+        self.before = dict(zip(usable, work.verify(requests), strict=True))
         replaced = [edit for edits in self.conflicts.values() for edit in edits]
         if replaced:
             work.rebuild(without=replaced)
@@ -282,7 +284,7 @@ class Batch:
         found: dict[int, Verification] = {}
         while True:
             kept = [place for place in range(len(requests)) if place not in failed]
-            answers = verify(work.model, work.tokenizer, [requests[place] for place in kept])
+            answers = work.verify([requests[place] for place in kept])
             found |= dict(zip(kept, answers, strict=True))
             new = {place for place in kept if not found[place].holds}
             if not new:
@@ -341,7 +343,7 @@ class Batch:
     def _look_again(self) -> None:
         standing = [index for index in self.attempts if self._stands(index)]
         requests = [self._request(index) for index in standing]
-        found = verify(self.workspace.model, self.workspace.tokenizer, requests)
+        found = self.workspace.verify(requests)
         for index, one in zip(standing, found, strict=True):
             self.attempts[index].after = one
 
@@ -361,6 +363,7 @@ class Batch:
                     probability_after=None if attempt.after is None else attempt.after.probability,
                     answer_before=None if before is None else before.answer,
                     answer_after=None if attempt.after is None else attempt.after.answer,
+                    chat=Chat.of(before, attempt.after),
                     stands=self._stands(index),
                     replaced=tuple(self.conflicts.get(index, ())) if self._stands(index) else (),
                     condition_numbers=conditions,
@@ -381,6 +384,7 @@ class Batch:
             probability_after=result.probability_after,
             answer_before=result.answer_before,
             answer_after=result.answer_after,
+            chat=result.chat,
             appended=attempt.appended,
             leader=attempt.leader,
             probability_taken=attempt.taken,

@@ -143,8 +143,8 @@ def compose(
     was saved restrained what acts is added as it is, with a warning.
 
     Args:
-        adapters: Folders of adapters, names on the Hub, and files of histories; where ``model`` is a PEFT model, names
-            of adapters that it holds.
+        adapters: Folders of adapters, ``user/name[@revision]`` on the Hub, and files of histories; where ``model`` is
+            a PEFT model, names of adapters that it holds.
         weights: One for each, 1 if not given; ``[1, -1]`` subtracts.
         model: The base, which then carries the new adapter alone; or a PEFT model, which gets it beside its own.
         adapter_name: Name of the new adapter; "default", or "composed" in a PEFT model, if not given.
@@ -190,7 +190,7 @@ def compare_adapters(one: str | Path, other: str | Path) -> AdapterComparison:
     """Compare two adapters of one base: their updates by layer, and, of histories, their edits.
 
     Args:
-        one: Folder of an adapter, its name on the Hub, or the file of a history.
+        one: Folder of an adapter, ``user/name[@revision]`` on the Hub, or the file of a history.
         other: The same.
 
     Raises:

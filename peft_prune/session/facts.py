@@ -27,6 +27,8 @@ RESTRAINT_FIELDS = (
     "max_update_norm",
     "max_output_perturbation",
     "max_rank",
+    "consolidate",
+    "consolidate_every",
 )
 CONFIG_FIELDS = (*RESTRAINT_FIELDS, "target_modules", "layers_to_transform", "layers_pattern")
 """Fields of the adapter's configuration that a history needs to build it again."""

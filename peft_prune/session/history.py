@@ -22,12 +22,14 @@ from safetensors import SafetensorError
 from ..errors import HistoryError, HistoryLockedError
 from ..requests import EditRequest
 from ..spectral import parse_restraint
+from .consolidations import ConsolidationRecord, read_consolidation
 from .records import (
     APPLIED,
     FAILED,
     REJECTED,
     SKIPPED,
     BatchRecord,
+    Chat,
     EditRecord,
     Factors,
     Look,
@@ -209,6 +211,7 @@ class History:
             self._execute("INSERT INTO batches VALUES (?, ?, ?, ?)", (batch.id, self.run, _now(), batch.seconds))
             for edit in batch.edits:
                 self._insert_edit(edit, batch.raw.get(edit.id))
+                self._insert_chat(edit.id, edit.chat)
                 if edit.id in batch.seen:
                     look = self._look(batch.seen[edit.id], batch.id, "edit")
                     self._insert_look(edit.id, look, edit.probability_taken)
@@ -246,6 +249,9 @@ class History:
             for edit_id, one in found.items():
                 old, look = before[edit_id], self._look(one, self.last_batch, cause)
                 self._insert_look(edit_id, look, old.reference)
+                if one.chat is not None:
+                    first = None if old.chat is None else old.chat.before
+                    self._insert_chat(edit_id, Chat(first, one.chat.answer, one.chat.holds))
                 new = replace(old, seen=look, probability_taken=old.reference).state
                 if new != old.state:
                     changed[edit_id] = new
@@ -259,6 +265,55 @@ class History:
         with self._transaction():
             self._insert_restraints(self.last_batch, restraints)
             self._event("restrain", dict(restraints), self.last_batch)
+
+    def record_consolidation(
+        self, record: ConsolidationRecord, restraints: Mapping[str, str], told: Mapping[str, Any]
+    ) -> None:
+        """Keep a consolidation in the place of the one before it, and the restraint that it began with.
+
+        Args:
+            record: Its number of the last restraint is taken from the history itself.
+            restraints: What acted, by module; nothing where nothing was pending.
+            told: For the log; see the event "consolidate" in the schema.
+        """
+        with self._transaction():
+            self._insert_restraints(self.last_batch, restraints)
+            self._execute("DELETE FROM consolidations")
+            values = (
+                *(_now(), record.batch, self.last_restraint, json.dumps({str(k): v for k, v in record.edits.items()})),
+                *(json.dumps(asdict(record.settings)), json.dumps(list(record.texts))),
+                Factors(record.updates, {}).to_bytes(),
+            )
+            self._execute(
+                "INSERT INTO consolidations (at, batch, restraint, edits, settings, texts, data) "
+                f"VALUES ({_marks(len(values))})",
+                values,
+            )
+            self._event("consolidate", told, self.last_batch)
+
+    def drop_consolidation(self) -> None:
+        """Forget the consolidation, which is then not done again."""
+        with self._transaction():
+            self._execute("DELETE FROM consolidations")
+
+    def consolidation(self) -> ConsolidationRecord | None:
+        """The last consolidation, whether or not it still stands; None where there is none.
+
+        Raises:
+            HistoryError: It is damaged.
+        """
+        rows = self._rows("consolidations", "ORDER BY id DESC LIMIT 1") if self._has("consolidations") else []
+        return read_consolidation(rows[0], self._name) if rows else None
+
+    def standing_consolidation(self, records: Sequence[EditRecord]) -> ConsolidationRecord | None:
+        """The last consolidation, where it is that of these edits and no restraint has acted since."""
+        found = self.consolidation()
+        return found if found is not None and found.stands(records, self.last_restraint) else None
+
+    @property
+    def last_restraint(self) -> int:
+        """Number of the last time that the restraint acted; 0 before the first."""
+        return self._number("SELECT coalesce(max(id), 0) FROM restraints")
 
     def record_strengths(self, strengths: Mapping[int, float], restraints: Mapping[str, str]) -> None:
         """Set the strengths of edits, and note the restraint that acted afterwards."""
@@ -449,19 +504,25 @@ class History:
 
     def _records(self, rule: str, values: Sequence[Any] = ()) -> list[EditRecord]:
         rows = self._rows("edits", rule, values)
-        looks = {}
-        if self._has("looks"):
-            chosen = f"WHERE edit IN (SELECT id FROM edits {rule})"
-            looks = {row["edit"]: row for row in self._rows("looks", chosen, values)}
+        looks, chats = (self._of_edits(table, rule, values) for table in ("looks", "chats"))
         last = self.last_edit
-        return [self._record(row, looks.get(row["id"]), last) for row in rows]
+        return [self._record(row, looks.get(row["id"]), chats.get(row["id"]), last) for row in rows]
+
+    def _of_edits(self, table: str, rule: str, values: Sequence[Any]) -> dict[int, dict[str, Any]]:
+        """The rows of a table that later versions have added, by the edit that each belongs to."""
+        if not self._has(table):
+            return {}
+        chosen = f"WHERE edit IN (SELECT id FROM edits {rule})"
+        return {row["edit"]: row for row in self._rows(table, chosen, values)}
 
     def _has(self, table: str) -> bool:
         with named(self._name):
             query = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
             return bool(self._execute(query, (table,)).fetchone()[0])
 
-    def _record(self, row: Mapping[str, Any], look: Mapping[str, Any] | None, last: int) -> EditRecord:
+    def _record(
+        self, row: Mapping[str, Any], look: Mapping[str, Any] | None, chat: Mapping[str, Any] | None, last: int
+    ) -> EditRecord:
         where = f"history: {self._name}: edit {row['id']}: its request"
         document = read_json(row["request"], where)
         if not isinstance(document, dict):
@@ -478,6 +539,8 @@ class History:
         except (ValueError, TypeError) as error:
             raise HistoryError(f"{where} is damaged: {error}") from None
         values = {name: value for name, value in row.items() if name not in _KEYS}
+        if chat is not None:
+            values["chat"] = Chat(chat["before"], chat["answer"], bool(chat["holds"]))
         if look is None:
             return EditRecord(request=request, **values)
         seen = Look(**{name: look[name] for name in _LOOK}, holds=bool(look["holds"]))
@@ -522,6 +585,11 @@ class History:
     def _insert_look(self, edit_id: int, look: Look, taken: float | None) -> None:
         row = (edit_id, *asdict(look).values(), taken)
         self._execute(f"INSERT OR REPLACE INTO looks VALUES ({_marks(len(row))})", row)
+
+    def _insert_chat(self, edit_id: int, chat: Chat | None) -> None:
+        if chat is not None:
+            values = (edit_id, chat.before, chat.answer, chat.holds)
+            self._execute("INSERT OR REPLACE INTO chats VALUES (?, ?, ?, ?)", values)
 
     def _insert_restraints(self, batch: int, restraints: Mapping[str, str]) -> None:
         for module, text in restraints.items():

@@ -27,5 +27,7 @@ def adapter_of(history: History, model: Any) -> Any:
     require_base(facts, model, history.path or "in memory")
     require_bare(model)
     edited = get_peft_model(model, config_of(facts, history.path or "in memory")).eval()
-    replay(edited, additions(history.edits(standing=True), fitting(edited, history.factors)), history.restraints())
+    records = history.edits(standing=True)
+    steps = additions(records, fitting(edited, history.factors))
+    replay(edited, steps, history.restraints(), history.standing_consolidation(records))
     return edited

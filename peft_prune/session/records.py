@@ -10,11 +10,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from ..models.answers import answers_with
+from ..editors.asking import asks_plainly
 from ..monitoring import Alert, LayerCondition
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
-from .verification import Verification
+from .verification import Verification, gives
 
 APPLIED, FAILED, REJECTED, SKIPPED = "applied", "failed", "rejected", "skipped"
 WEAKENED, LOST, UNDONE = "weakened", "lost", "undone"
@@ -85,6 +85,29 @@ class Look:
     holds: bool
 
 
+@dataclass(frozen=True)
+class Chat:
+    """What a model said in chat to an edit that is asked both ways.
+
+    Args:
+        before: Greedy answer to its question in the chat template, before the edit; None where it was not asked.
+        answer: The same as it was seen last.
+        holds: Whether that gives the target.
+    """
+
+    before: str | None
+    answer: str
+    holds: bool
+
+    @classmethod
+    def of(cls, before: Verification | None, after: Verification | None) -> Chat | None:
+        """What two looks have seen, None where the edit is not asked both ways."""
+        if after is None or after.chat is None:
+            return None
+        first = None if before is None or before.chat is None else before.chat.answer
+        return cls(first, after.chat.answer, after.chat.holds)
+
+
 def state_seen(holds: bool, probability: float | None, taken: float | None) -> str:
     """What an edit that took has become: "applied", "weakened" or "lost".
 
@@ -124,6 +147,7 @@ class EditRecord:
         undone_reason: Why.
         probability_taken: Of the target when the edit took, before any restraint.
         seen: The last look at it; None in a history of an earlier version, and where nothing was added.
+        chat: What is said to it in chat, where it is asked both ways.
     """
 
     id: int
@@ -144,6 +168,7 @@ class EditRecord:
     undone_reason: str | None = None
     probability_taken: float | None = None
     seen: Look | None = None
+    chat: Chat | None = None
 
     @property
     def stands(self) -> bool:
@@ -171,7 +196,9 @@ class EditRecord:
         """Whether the model gave the target once the edit's own batch, with its restraint, was done."""
         if self.status != APPLIED or self.request is None:
             return False
-        return self.answer_after is None or answers_with(self.answer_after, self.request.target_new)
+        if self.answer_after is None:
+            return True
+        return gives(self.request, self.answer_after, chat=not asks_plainly(self.request))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ..editors.closed_form import CONDENSED_AT, condensed
 from ..errors import HistoryError
 from ..spectral import LowRankUpdate
 from ..tuner import PruneEditLayer
+from .consolidations import ConsolidationRecord
 from .records import EditRecord, Factors, RestraintRecord
 
 
@@ -46,8 +47,15 @@ def additions(records: Iterable[EditRecord], factors: Callable[[int], Factors]) 
     return found
 
 
-def replay(model: Any, steps: Sequence[Addition], restraints: Sequence[RestraintRecord]) -> None:
+def replay(
+    model: Any,
+    steps: Sequence[Addition],
+    restraints: Sequence[RestraintRecord],
+    consolidation: ConsolidationRecord | None = None,
+) -> None:
     """Make the adapter hold these additions, restrained where and when the history says so.
+
+    A consolidation that still stands takes the place of F(raw) at its moment.
 
     F is applied to the raw sum, so of several restraints of a layer the last alone leaves a trace; only the compounding
     schedule needs them all. What lies between two of them is added at once: the cost grows linearly with the edits.
@@ -63,6 +71,13 @@ def replay(model: Any, steps: Sequence[Addition], restraints: Sequence[Restraint
         if record.module not in layers:
             raise HistoryError(f"history: its restraint of {record.module!r} is of no adapted module")
         points[record.module].append(record.batch)
+    if consolidation is not None:
+        later = [step for step in steps if step.batch > consolidation.batch]
+        replay(model, [step for step in steps if step.batch <= consolidation.batch], restraints)
+        set_consolidated(model, consolidation.updates)
+        for name, layer in layers.items():
+            _append(layer, adapter, name, [step for step in later if name in step.updates])
+        return
     ordered = sorted(steps, key=lambda step: step.batch)
     for name, layer in layers.items():
         device = layer.effective_update(adapter).device
@@ -72,6 +87,21 @@ def replay(model: Any, steps: Sequence[Addition], restraints: Sequence[Restraint
             _append(layer, adapter, name, [waiting.popleft() for _ in range(_until(waiting, batch))])
             layer.apply_restraint(adapter)
         _append(layer, adapter, name, waiting)
+
+
+def set_consolidated(model: Any, updates: Mapping[str, LowRankUpdate]) -> None:
+    """Let trained factors act in every layer.
+
+    Raises:
+        HistoryError: They are for other layers.
+    """
+    adapter, layers = model.one_adapter(None), dict(model.edited_layers())
+    shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
+    for name, update in updates.items():
+        if shapes.get(name) != tuple(update.shape):
+            raise HistoryError(f"history: its consolidation is of {name!r}, which is not adapted or of another shape")
+    for name, update in updates.items():
+        layers[name].set_consolidated(adapter, update)
 
 
 def _until(steps: Iterable[Addition], batch: int) -> int:

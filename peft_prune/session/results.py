@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import EditFailedError
 from ..requests import EditRequest
-from .records import APPLIED, LOST, UNDONE, WEAKENED, EditRecord, Look
+from .records import APPLIED, LOST, UNDONE, WEAKENED, Chat, EditRecord, Look
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class EditResult:
         replaced: Earlier edits that were undone because this one contradicts them.
         condition_numbers: κ(W0 + ΔW) of every layer after its batch, where the session monitors.
         seen: What was seen of it last, and when; None where it was not looked at since its batch.
+        chat: What is said to it in chat, where it is asked both ways; an edit that holds plainly and not in chat is
+            "applied" all the same, and this says so.
     """
 
     id: int
@@ -48,6 +50,7 @@ class EditResult:
     replaced: tuple[int, ...] = ()
     condition_numbers: Mapping[str, float] = field(default_factory=dict)
     seen: Look | None = None
+    chat: Chat | None = None
 
     @classmethod
     def of(cls, record: EditRecord) -> EditResult:
@@ -64,16 +67,24 @@ class EditResult:
             answer_after=record.answer_after,
             stands=record.stands,
             seen=record.seen,
+            chat=record.chat,
         )
 
     def as_seen(self, record: EditRecord) -> EditResult:
         """The result with what has become of the edit since."""
-        return replace(self, status=record.state, reason=_reason(record), stands=record.stands, seen=record.seen)
+        return replace(
+            self, status=record.state, reason=_reason(record), stands=record.stands, seen=record.seen, chat=record.chat
+        )
 
     @property
     def took(self) -> bool:
         """Whether the edited model gave the target when the edit was verified, whatever became of it since."""
         return self.status in (APPLIED, WEAKENED, LOST, UNDONE)
+
+    @property
+    def holds_in_chat(self) -> bool | None:
+        """Whether it was given in chat when it was seen last; None where it is not asked both ways."""
+        return None if self.chat is None else self.chat.holds and self.applied
 
     @property
     def applied(self) -> bool:

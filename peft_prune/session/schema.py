@@ -55,7 +55,14 @@ CREATE TABLE looks (
     edit INTEGER PRIMARY KEY REFERENCES edits, at TEXT NOT NULL, batch INTEGER NOT NULL, cause TEXT NOT NULL,
     answer TEXT NOT NULL, probability REAL, holds INTEGER NOT NULL, taken REAL
 );
+CREATE TABLE chats (
+    edit INTEGER PRIMARY KEY REFERENCES edits, before TEXT, answer TEXT NOT NULL, holds INTEGER NOT NULL
+);
 CREATE INDEX edits_by_addition ON edits (appended, undone_at);
+CREATE TABLE consolidations (
+    id INTEGER PRIMARY KEY, at TEXT NOT NULL, batch INTEGER NOT NULL, restraint INTEGER NOT NULL, edits TEXT NOT NULL,
+    settings TEXT NOT NULL, texts TEXT NOT NULL, data BLOB NOT NULL
+);
 """
 """What later versions add to format 1; a history without it is read as it is, and gets it when it is gone on with."""
 
@@ -74,6 +81,7 @@ _EVENTS: Mapping[str, Mapping[Any, Any]] = {
     "restrain": {str: str},
     "strengths": {str: float},
     "look": {"cause": str, "edits": {str: str}},
+    "consolidate": {"edits": int, "steps": int, "held": [int], "divergence": [float]},
 }
 _META: Mapping[str, Any] = {
     "format": str,
@@ -83,6 +91,9 @@ _META: Mapping[str, Any] = {
     "contexts": [str],
     "config": {str: object},
     "moments": {str: [float]},
+    "protect": {"facts": [{"prompt": str, "object": str}], "action": str},
+    "ask": str,
+    "serve_dtype": str,
     "limits": [{"figure": str, "value": float, "base": float, "higher_is_better": bool, "action": str}],
 }
 

@@ -13,20 +13,24 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..consolidation import ConsolidationSettings, Protection, read_protected
 from ..editors import Editor, Prepared, SecondMoments, get_editor
-from ..errors import SessionStateError
+from ..errors import EditFailedError, SessionStateError
 from ..folders import whole_folder
 from ..models.decoder import unwrapped
-from ..models.fingerprint import base_fingerprint
 from ..models.naming import model_name
-from ..monitoring import BatchReport, LayerCondition, SessionCallback
+from ..monitoring import BatchReport, LayerCondition, ProtectionGuard, SessionCallback
+from ..monitoring.callbacks import checked_action
 from ..outputs import require_outputs
 from ..publishing import publisher
 from ..requests import EditRequest
+from ..requests.asking import PLAIN
 from ..tuner import PruneEditConfig
+from .asking import Asking
 from .base import require_base
 from .batch import Batch, Given, in_batches
 from .card import write_session
+from .consolidating import Consolidating, ConsolidationResult, settings_of
 from .facts import (
     CONFIG_FIELDS,
     RESTRAINT_FIELDS,
@@ -72,9 +76,19 @@ class EditSession:
         look_again: Look at the edits that stand once something may have weakened them: at the end of a call to `edit`
             (where a tenth as many edits have been added since the last time), after an undo, a restraint, new
             strengths or a choice of the restraint, and before saving. Off leaves that to `verify`.
+        protect: Facts that must not be lost: a file of objects with ``prompt``, ``object`` and perhaps ``subject``, or
+            such objects. Their keys enter the systems of editors that keep a history, their answers what a
+            consolidation is trained on; and after each batch they are looked at. The history keeps them.
+        on_protected: What happens when a batch changes the answer to one: "warn", "restrain", "rollback" or "stop".
+        ask: How requests are asked that do not say it themselves, when they are edited and when they are verified:
+            "plain", "chat" (through the model's chat template) or "both"; both if not given and the model has one.
+        serve_dtype: "bfloat16", "float16" or "float32": the dtype in which the model will be served, and in which
+            edits are verified; the one that it has if not given.
 
     Raises:
+        InvalidRequestError: A protected fact is malformed, or the base does not know it.
         ValueError: An option is unknown, the adapter holds edits, or it does not adapt the editor's layers.
+        UnsupportedModelError: The model is to be asked in chat and has no template, or one that fails.
         HistoryError: The history exists or cannot be written.
         HistoryLockedError: Another session writes it.
     """
@@ -101,8 +115,13 @@ class EditSession:
         author: str | None = None,
         monitor: bool = True,
         look_again: bool = True,
+        protect: str | Path | Iterable[Any] | None = None,
+        on_protected: str = "warn",
+        ask: str | None = None,
+        serve_dtype: str | None = None,
     ) -> None:
         require_options(callbacks, on_failure, on_conflict, monitor)
+        asking = Asking.of(tokenizer, ask, serve_dtype, {})
         editor = get_editor(editor, model=model) if isinstance(editor, str) else editor
         config = PruneEditConfig(task_type="CAUSAL_LM", layers_to_transform=list(editor.layers(model)))
         found = _moments(statistics, model)
@@ -111,9 +130,19 @@ class EditSession:
         if any(layer.rank(adapter) for _, layer in model.edited_layers()):
             raise ValueError("model: its adapter holds edits; go on with their history by EditSession.resume")
         prepared = editor.prepare(model, tokenizer, found)
-        facts = session_facts(model, editor, prepared.contexts, model.peft_config[adapter], found)
+        facts = session_facts(model, editor, prepared.contexts, model.peft_config[adapter], found) | asking.facts()
+        protection = None
+        if protect is not None:
+            checked_action(on_protected)
+            known = read_protected(protect)
+            protection = Protection(model, tokenizer, known, editor.modules(model))
+            facts["protect"] = {"facts": [dataclasses.asdict(fact) for fact in known], "action": on_protected}
         log = History.create(history, facts, author)
-        self.workspace = Workspace(model, adapter, tokenizer, editor, found, prepared.contexts, log, _prepared=prepared)
+        self.workspace = Workspace(
+            model, adapter, tokenizer, editor, found, prepared.contexts, log, asking=asking, _prepared=prepared
+        )
+        if protection is not None:
+            self.workspace.protect(protection)
         self._begin(callbacks, on_failure, on_conflict, monitor, look_again)
 
     @classmethod
@@ -131,6 +160,8 @@ class EditSession:
         author: str | None = None,
         monitor: bool = True,
         look_again: bool = True,
+        ask: str | None = None,
+        serve_dtype: str | None = None,
     ) -> EditSession:
         """Go on with a history: the adapter is built from it, without computing an edit again.
 
@@ -142,7 +173,8 @@ class EditSession:
             statistics: As in the class; without them a session can undo, restrain, tune and save, but not edit with an
                 editor that needs them.
 
-        The other arguments are those of the class; the restraint is the history's.
+        The other arguments are those of the class; the restraint is the history's, and so are ``ask`` and
+        ``serve_dtype`` where they are not given. What stands is asked as it was.
 
         Raises:
             HistoryError: The history is missing or damaged, or belongs to another model or other second moments.
@@ -152,6 +184,7 @@ class EditSession:
         log = History.open(history, author)
         try:
             facts = log.meta
+            asking = Asking.of(tokenizer, ask, serve_dtype, {"ask": PLAIN} | facts)
             require_base(facts, model, history)
             if editor is None:
                 editor = editor_of(facts, history)
@@ -166,7 +199,12 @@ class EditSession:
                 setattr(model.peft_config[adapter], name, getattr(config, name))
             session = cls.__new__(cls)
             contexts = tuple(facts["contexts"])
-            session.workspace = Workspace(model, adapter, tokenizer, editor, found, contexts, log)
+            session.workspace = Workspace(model, adapter, tokenizer, editor, found, contexts, log, asking=asking)
+            if asking.facts() != {name: facts[name] for name in asking.facts() if name in facts}:
+                log.update_meta(**asking.facts())
+            if "protect" in facts:
+                known = read_protected(facts["protect"]["facts"])
+                session.workspace.protect(Protection(model, tokenizer, known, editor.modules(model)))
             session.workspace.rebuild()
             session._begin(callbacks, on_failure, on_conflict, monitor, look_again)
         except BaseException:
@@ -255,10 +293,13 @@ class EditSession:
         self._call("on_edit_begin", len(given))
         self._note_limits()
         try:
-            for batch in in_batches([Given.of(item) for item in given], batch_size):
+            for batch in in_batches([Given.of(item, self.workspace.asking) for item in given], batch_size):
                 results += self._batch(batch) if self._stopped is None else self._skip(batch)
+                if self._consolidating.is_due:
+                    self._consolidate(self._kept_texts, self._kept_settings)
                 if self._failed(results):
                     break
+            self._consolidate_again()
             if self.look_again:
                 self.workspace.look_if_due()
         finally:
@@ -299,19 +340,93 @@ class EditSession:
         with self.workspace.intact():
             self.workspace.rebuild(without=chosen)
             self.history.record_undo(chosen, reason)
+        self._consolidate_again()
         self._look("undo")
         self._call("on_undo", chosen)
 
     def restrain(self) -> None:
-        """Apply the restraint to the raw sum in every layer now, whatever the schedule."""
+        """Apply the restraint to the raw sum in every layer now, whatever the schedule.
+
+        The effective factors are F(raw) afterwards, also where they were consolidated before.
+        """
         self._require_open()
         with self.workspace.intact():
-            self.model.restrain()
-            words = self.restraints()
-            self.history.record_restraint(words)
-            self.workspace.note_pending()
+            words = self._restrain()
+            self._consolidating.drop()
         self._look("restraint")
         self._call("on_restrain", list(words))
+
+    def _restrain(self) -> dict[str, str]:
+        self.model.restrain()
+        words = self.restraints()
+        self.history.record_restraint(words)
+        self.workspace.note_pending()
+        return words
+
+    def consolidate(
+        self,
+        texts: Sequence[str] | None = None,
+        settings: ConsolidationSettings | None = None,
+        *,
+        progress: bool = False,
+        **values: Any,
+    ) -> ConsolidationResult:
+        """Train the effective factors of all edits that stand together, within the restraint's singular values.
+
+        The raw factors and the edits in the history stay what they were. What is consolidated stays so: an undo, a
+        replacement, new strengths and a restraint on the schedule are followed by another consolidation with the same
+        settings, seed and texts; `restrain` ends that.
+
+        Args:
+            texts: Retention texts, on which the model shall go on saying what the base says; None lets the base write
+                them.
+            settings: How; see `ConsolidationSettings`.
+            progress: Show a bar with both losses.
+            values: Fields that differ from ``settings``.
+
+        Raises:
+            SessionStateError: No edit stands, the session is closed, or an adapter is merged.
+            InvalidRequestError: No retention text has two tokens.
+            EditFailedError: The loss became NaN or Inf, or fewer edits hold than before; nothing has changed.
+            ValueError: A setting is unknown or not accepted.
+        """
+        self._require_open()
+        return self._consolidate(texts, settings_of(settings, values), progress=progress)
+
+    def _consolidate(
+        self, texts: Sequence[str] | None, settings: ConsolidationSettings, progress: bool = False
+    ) -> ConsolidationResult:
+        with self.workspace.intact():
+            result = self._consolidating.run(texts, settings, progress)
+        self._look("consolidate")
+        return result
+
+    def _consolidate_again(self) -> None:
+        """Do again what something has taken away since."""
+        if self._consolidating.was_taken_away:
+            try:
+                with self.workspace.intact():
+                    again = self._consolidating.again()
+            except EditFailedError as error:
+                # what led here, an undo for instance, is written and stays
+                warnings.warn(f"{error}; the adapter is restrained and no longer consolidated")
+                return
+            if again is not None:
+                self.workspace.note_change()
+
+    @property
+    def _consolidating(self) -> Consolidating:
+        return Consolidating(self.workspace)
+
+    @property
+    def _kept_settings(self) -> ConsolidationSettings:
+        kept = self.history.consolidation()
+        return ConsolidationSettings() if kept is None else kept.settings
+
+    @property
+    def _kept_texts(self) -> Sequence[str] | None:
+        kept = self.history.consolidation()
+        return None if kept is None else kept.texts
 
     def restraints(self) -> dict[str, str]:
         """The restraint of every layer as a word, such as "log:1.2", by module name."""
@@ -346,8 +461,10 @@ class EditSession:
         """
         inputs = {"history": self.history.path, "base model": getattr(unwrapped(self.model), "name_or_path", None)}
         require_outputs(folders={"path": Path(path)}, inputs=inputs, overwrite=overwrite)
-        if self.model.restraint_is_pending():
-            self.restrain()
+        if self._open and self._consolidating.is_due_before_saving:
+            self._consolidate(self._kept_texts, self._kept_settings)
+        elif self.model.restraint_is_pending():
+            self._restrain_pending()
         if self._open:
             self.workspace.note_foreign_restraint()
             if self.look_again:
@@ -356,8 +473,18 @@ class EditSession:
         with whole_folder(Path(path), overwrite=overwrite) as folder:
             if card.is_file():
                 shutil.copyfile(card, folder / "README.md")  # what people wrote into it stays
+            if self.workspace.monitor is not None:
+                self.figures()  # what is known when the adapter is saved stands in its card
             self.model.save_pretrained(str(folder), also_lora=also_lora)
             self.write_card(folder / "README.md")
+
+    def _restrain_pending(self) -> None:
+        self._require_open()
+        with self.workspace.intact():
+            words = self._restrain()
+        self._consolidate_again()
+        self._look("restraint")
+        self._call("on_restrain", list(words))
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Publish the adapter with its card, but not the history; the URL of the commit or the pull request.
@@ -377,8 +504,7 @@ class EditSession:
     def write_card(self, path: Path) -> None:
         """Write what the session knows into the card beside a saved adapter: no fact, no name, no text of a user's."""
         counts = Counter(record.state for record in self.history.edits())
-        figures = {} if self.workspace.monitor is None else self.figures()
-        write_session(path, self.editor, figures, counts)
+        write_session(path, self.editor, counts)
 
     def close(self) -> None:
         """End the session and give the history free; the model keeps its adapter."""
@@ -421,6 +547,7 @@ class EditSession:
             self.model.restrain()
             self.history.record_strengths(strengths, self.restraints())
             self.workspace.note_pending()
+        self._consolidate_again()
         self._look("strengths")
 
     def choose_restraints(self, restraints: Mapping[str, str], why: Mapping[str, Any] | None = None) -> None:
@@ -443,6 +570,7 @@ class EditSession:
             for name, value in before.items():
                 setattr(self.config, name, value)
             raise
+        self._consolidate_again()
         self._look("tune")
 
     def conflicts(self, request: EditRequest) -> list[int]:
@@ -452,7 +580,7 @@ class EditSession:
     def _begin(
         self, callbacks: Sequence[SessionCallback], on_failure: str, on_conflict: str, monitor: bool, look_again: bool
     ) -> None:
-        self.callbacks, self.look_again = list(callbacks), look_again
+        self.callbacks, self.look_again = [*self._guards(), *callbacks], look_again
         self.on_failure, self.on_conflict = on_failure, on_conflict
         self._stopped, self._open = None, True
         self.workspace.monitor = self.workspace.new_monitor() if monitor else None
@@ -460,6 +588,13 @@ class EditSession:
         self.model.set_second_moments({} if moments is None else moments.moments)
         self.workspace.note_pending()
         self._call("on_session_begin")
+
+    def _guards(self) -> list[SessionCallback]:
+        """The guard of the protected facts, where there are some."""
+        protection = self.workspace.protection
+        if protection is None:
+            return []
+        return [ProtectionGuard(protection.kept, self.history.meta["protect"]["action"])]
 
     def _require_not_closed(self) -> None:
         if not self._open:
@@ -569,7 +704,7 @@ def require_moments_for(callbacks: Sequence[SessionCallback], model: Any, statis
 
 def _moments(statistics: SecondMoments | str | Path | None, model: Any) -> SecondMoments | None:
     if isinstance(statistics, (str, Path)):
-        statistics = SecondMoments.load(statistics, base=base_fingerprint(model))
+        statistics = SecondMoments.from_pretrained(statistics, model)
     if statistics is not None:
         statistics.require_fit(model)
     return statistics

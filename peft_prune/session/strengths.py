@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from ..editors.contexts import with_prefix
+from ..editors.asking import request_contexts
+from ..moving import moving_bar
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .replay import joined
@@ -70,7 +70,7 @@ def calibrate_strengths(
         raise ValueError(f"rounds: {rounds} must be at least 1")
     state = session.model.edit_state()
     try:
-        with tqdm(total=rounds + 2 + REPAIRS, desc="Strengths", disable=not progress) as bar:
+        with moving_bar(total=rounds + 2 + REPAIRS, desc="Strengths", disable=not progress) as bar:
             calibration = _bisect(_Scaled(session, contexts, bar), margin, rounds)
     finally:
         session.model.restore_edit_state(state)
@@ -131,12 +131,10 @@ class _Scaled:
         self._edit: list[int] = []
         for index, members in enumerate(requests):
             for request in members:
-                for prefix in prefixes:
-                    self._texts.append(
-                        with_prefix(session.tokenizer, prefix, request.prompt).replace("{}", request.subject)
-                    )
+                for context in request_contexts(session.tokenizer, request, prefixes):
+                    self._texts.append(context.text)
                     self._targets.append(request.target_new)
-                    self._separators.append(request.separator)
+                    self._separators.append(context.separator)
                     self._edit.append(index)
 
     def look(self, strengths: Tensor) -> Tensor:

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tqdm import tqdm
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import SessionStateError
+from ..moving import moving_bar
 from ..requests import EditRequest
 from ..spectral import LogRestraint, parse_restraint, restraint_text
 from .session import EditSession
@@ -126,11 +127,11 @@ def tune_restraint(
         requests = [record.request for record in records if record.request is not None and record.status == "applied"]
     if not requests or tokenizer is None:
         raise ValueError("requests, tokenizer: there must be edits to look at, and a tokenizer")
-    sweep = _Sweep(model, tokenizer, requests, probe)
+    sweep = _Sweep(model, tokenizer, requests, probe, None if session is None else session.workspace.asking.dtype)
     parts = _groups(groups, sweep.modules)
     words = _settings(settings, sweep.configured)
     total = 1 + len(words) * (1 + (len(parts) if len(parts) > 1 else 0))
-    with sweep.untouched(), tqdm(total=total, desc="Restraints", disable=not progress) as bar:
+    with sweep.untouched(), moving_bar(total=total, desc="Restraints", disable=not progress) as bar:
         reference = sweep.tried(sweep.configured, bar)
         best = sweep.recommended(reference, [dict.fromkeys(sweep.modules, word) for word in words], bar)
         if len(parts) > 1:
@@ -163,10 +164,15 @@ class _Sweep:
     """Tries settings on a model, each once, and remembers what they gave."""
 
     def __init__(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], probe: Probe
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        requests: Sequence[EditRequest],
+        probe: Probe,
+        dtype: torch.dtype | None,
     ) -> None:
         self._model, self._tokenizer, self._requests, self._probe = model, tokenizer, requests, probe
-        adapter = model.one_adapter(None)
+        adapter, self._dtype = model.one_adapter(None), dtype
         self._adapter, self._layers = adapter, dict(model.edited_layers())
         for name, layer in self._layers.items():
             if layer.prune_edit_update[adapter].raw_lost:
@@ -194,7 +200,7 @@ class _Sweep:
             self._model.restrain()
             given = self._probe(self._model)
             retention = [float(given)] if isinstance(given, (int, float)) else [float(score) for score in given]
-            held = [float(one.holds) for one in verify(self._model, self._tokenizer, self._requests)]
+            held = [float(one.holds) for one in verify(self._model, self._tokenizer, self._requests, dtype=self._dtype)]
             condition = max(
                 layer.condition().of(layer.effective_update(self._adapter)).condition_number
                 for layer in self._layers.values()

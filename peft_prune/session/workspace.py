@@ -12,6 +12,7 @@ from typing import Any
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
+from ..consolidation import Passage, Protection
 from ..editors import Editor, Prepared, SecondMoments
 from ..errors import SessionStateError
 from ..models.answers import normalized
@@ -20,6 +21,7 @@ from ..monitoring import LayerCondition, Monitor
 from ..requests import EditRequest
 from ..spectral import restraint_text
 from ..tuner import PRUNE_EDIT, PruneEditConfig
+from .asking import Asking
 from .base import require_bare
 from .history import History
 from .records import EditRecord, Factors, relation_key, subject_key
@@ -43,7 +45,10 @@ class Workspace:
         contexts: Prefixes that the editor puts before a prompt.
         history: All edits.
         monitor: Takes the figures of the layers, where they are asked for.
-        keys: Of the edits that stand, one under the other, by module, for editors that keep a history.
+        keys: Of the protected facts and then of the edits that stand, one under the other, by module, for editors that
+            keep a history.
+        protection: The facts that must not be lost, where there are some.
+        asking: How requests are asked that do not say it themselves, and in which dtype.
     """
 
     model: Any
@@ -55,6 +60,8 @@ class Workspace:
     history: History
     monitor: Monitor | None = None
     keys: JoinedKeys = field(default_factory=JoinedKeys)
+    protection: Protection | None = None
+    asking: Asking = field(default_factory=lambda: Asking())
     _prepared: Prepared | None = None
     _pending: dict[str, int] = field(default_factory=dict)
     _unseen: int = 0
@@ -77,6 +84,10 @@ class Workspace:
                 found = self.editor.prepare(self.model, self.tokenizer, self.statistics)
             self._prepared = dataclasses.replace(found, contexts=self.contexts)
         return self._prepared
+
+    def verify(self, requests: Sequence[EditRequest]) -> list[Verification]:
+        """What the model says to requests now, in the dtype in which it will be served."""
+        return verify(self.model, self.tokenizer, requests, dtype=self.asking.dtype)
 
     def restraints(self) -> dict[str, str]:
         """The restraint of every layer as a word, such as "log:1.2", by module name."""
@@ -134,9 +145,24 @@ class Workspace:
         ]
         # read once, for the factors and for the keys
         read = cache(fitting(self.model, self.history.factors))
-        replay(self.model, [*additions(records, read), *new], self.history.restraints())
-        self.keys = JoinedKeys([*(read(record.id) for record in records if record.leader == record.id), *new_keys])
+        kept = self.history.standing_consolidation(records)
+        replay(self.model, [*additions(records, read), *new], self.history.restraints(), kept)
+        self.keys = JoinedKeys(
+            [*self._protected_keys(), *(read(record.id) for record in records if record.leader == record.id), *new_keys]
+        )
         self.note_pending()
+
+    def protect(self, protection: Protection) -> None:
+        """Keep these facts beside the edits, from here on."""
+        self.protection = protection
+        self.keys = JoinedKeys(self._protected_keys()).plus([Factors({}, dict(self.keys))] if len(self.keys) else [])
+
+    def protected_passages(self) -> Sequence[Passage]:
+        """The protected facts with their answers."""
+        return () if self.protection is None else self.protection.passages
+
+    def _protected_keys(self) -> list[Factors]:
+        return [] if self.protection is None else [Factors({}, self.protection.keys)]
 
     def note_batch(self, added: int, changed: bool) -> None:
         """Remember that a batch has added edits, which it has looked at itself, or has changed the adapter at all."""
@@ -173,7 +199,7 @@ class Workspace:
         return [record for record in self.history.edits(standing=True) if record.request is not None]
 
     def _look(self, records: Sequence[EditRecord], cause: str) -> dict[int, Verification]:
-        answers = verify(self.model, self.tokenizer, [record.request for record in records if record.request])
+        answers = self.verify([record.request for record in records if record.request])
         found = {record.id: one for record, one in zip(records, answers, strict=True)}
         self.history.record_looks(found, cause)
         self._unseen, self._changed = 0, False

@@ -326,14 +326,13 @@ class _DiagonalPlusLowRank:
     """diag(λ) + N Fᵀ + F Nᵀ + N G Nᵀ, (n, n), with its extreme eigenvalues; N, F (n, r), G (r, r), float64."""
 
     def __init__(self, values: Tensor, projected: ProjectedUpdate) -> None:
-        identity = torch.eye(projected.gram.shape[0], dtype=values.dtype, device=values.device)
+        near, far, gram_of = _evened(projected)
+        identity = torch.eye(gram_of.shape[0], dtype=values.dtype, device=values.device)
         zeros = torch.zeros_like(identity)
         self.values = values
-        self.columns = torch.cat([projected.near, projected.far], dim=1)
-        self.core = torch.cat([torch.cat([projected.gram, identity], dim=1), torch.cat([identity, zeros], dim=1)])
-        self.core_inverse = torch.cat(
-            [torch.cat([zeros, identity], dim=1), torch.cat([identity, -projected.gram], dim=1)]
-        )
+        self.columns = torch.cat([near, far], dim=1)
+        self.core = torch.cat([torch.cat([gram_of, identity], dim=1), torch.cat([identity, zeros], dim=1)])
+        self.core_inverse = torch.cat([torch.cat([zeros, identity], dim=1), torch.cat([identity, -gram_of], dim=1)])
 
     def times(self, x: Tensor) -> Tensor:
         return self.values * x + self.columns @ (self.core @ (self.columns.T @ x))
@@ -372,6 +371,18 @@ class _DiagonalPlusLowRank:
             return diagonal * x - scaled @ small[:, 0]
 
         return apply
+
+
+def _evened(projected: ProjectedUpdate) -> tuple[Tensor, Tensor, Tensor]:
+    """N, F and G with columns of N and rows of A brought to like norms by powers of two, which round nothing.
+
+    Pivots are chosen by size: without this, columns of very different norms would be solved wrong, by luck or not.
+    """
+    near, far, inner = projected.near, projected.far, projected.gram
+    sizes, others = torch.linalg.vector_norm(near, dim=0), inner.diagonal().clamp(min=0).sqrt()
+    ratio = torch.where((sizes > 0) & (others > 0), others / sizes, torch.ones_like(sizes))
+    scale = torch.exp2((torch.log2(ratio) / 2).round())
+    return near * scale, far / scale, inner / scale / scale[:, None]
 
 
 def _grown_gram(known: Tensor, columns: Tensor) -> Tensor:

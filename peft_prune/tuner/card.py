@@ -80,9 +80,6 @@ def adapter_text(
     made_for = config.get("base_fingerprint")
     edits = config.get("edits") or 0
     weights = f" (weights `{short_form(made_for)}`)" if made_for else ""
-    ranks = {name: rank for name, rank in (config.get("ranks") or {}).items() if rank}
-    layers = "".join(f"| `{name}` | {rank} |\n" for name, rank in ranks.items())
-    table = f"\n| layer | rank |\n|---|---|\n{layers}" if layers else ""
     return f"""\
 # {edits or "No"} edit{"" if edits == 1 else "s"} of {base or "a language model"}
 
@@ -111,10 +108,11 @@ model = PeftModel.from_pretrained(base, "THIS_FOLDER_OR_REPOSITORY")
 
 - restraint: {_restraint(config)}
 - edits: {edits}
+- consolidation: {_consolidation(config)}
 - base: {base or "not named"}{weights}
 - licence of the base: {licence or "not named on this machine; see the base's own card"}
 - PEFT {peft.__version__}
-{table}
+
 ### What this adapter gives away
 
 {_OWN_BASIS if own_basis else _AS_LEFT}
@@ -160,6 +158,16 @@ def _restraint(config: Mapping[str, Any]) -> str:
     own = ", some layers by their own" if config.get("restraint_pattern") else ""
     state = "applied to these factors" if config.get("restrained") else "not applied to these factors"
     return f"{word}{alpha}{own}, {state}"
+
+
+def _consolidation(config: Mapping[str, Any]) -> str:
+    """Whether the factors are those that edits left, or were trained for all of them together."""
+    count, edits = config.get("consolidated") or 0, config.get("edits") or 0
+    if not count:
+        return "none; the factors are those that the edits and the restraint left"
+    rest = f", the other {edits - count} were added afterwards" if edits > count else ""
+    whose = "the edit was" if edits == count == 1 else f"all {count} edits were" if edits <= count else f"{count} were"
+    return f"{whose} trained together within the restraint's singular values{rest}"
 
 
 def hide_places(card: Path, places: Iterable[str], name: str) -> None:

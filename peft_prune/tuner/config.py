@@ -21,6 +21,7 @@ from .patterns import require_bounded
 from .registration import PRUNE_EDIT
 
 SCHEDULES = ("every", "merge", "threshold", "compounding")
+CONSOLIDATIONS = ("demand", "save", "every")
 
 
 @dataclass
@@ -136,6 +137,20 @@ class PruneEditConfig(PeftConfig):
             "restraint acts; no limit if not given."
         },
     )
+    consolidate: Literal["demand", "save", "every"] = field(
+        default="demand",
+        metadata={
+            "help": "When a session consolidates: trains the effective factors of all edits together against the "
+            "base's own predictions, within the singular values that the restraint left. 'demand': when "
+            "session.consolidate() is called. 'save': before session.save. 'every': after each consolidate_every "
+            "edits, and before session.save. What was consolidated once stays so: after an undo, for instance, it is "
+            "done again."
+        },
+    )
+    consolidate_every: int = field(
+        default=100,
+        metadata={"help": "Number of edits between two consolidations, for consolidate='every'."},
+    )
     init_weights: bool = field(
         default=True,
         metadata={"help": "With r > 0: start as the identity (True) or with small random factors, for tests (False)."},
@@ -173,6 +188,13 @@ class PruneEditConfig(PeftConfig):
     edits: int = field(
         default=0,
         metadata={"help": "Written when the adapter is saved: number of edits in it."},
+    )
+    consolidated: int = field(
+        default=0,
+        metadata={
+            "help": "Written when the adapter is saved: how many of its edits were consolidated, 0 for none; those "
+            "that were added later stand beside them as they were computed."
+        },
     )
     ranks: Optional[dict[str, int]] = field(
         default=None,
@@ -302,6 +324,13 @@ class PruneEditConfig(PeftConfig):
             raise ValueError(f"restraint: {shown(self.restraint)} is not one of {', '.join(restraint_names())}")
         if self.restrain_on not in SCHEDULES:
             raise ValueError(f"restrain_on: {shown(self.restrain_on)} is not one of {', '.join(SCHEDULES)}")
+        if self.consolidate not in CONSOLIDATIONS:
+            raise ValueError(f"consolidate: {shown(self.consolidate)} is not one of {', '.join(CONSOLIDATIONS)}")
+        if self.consolidate != "demand" and self.restrain_on == "compounding":
+            raise ValueError(
+                f"consolidate: {self.consolidate!r} starts from the raw factors, which restrain_on='compounding' does "
+                "not keep; 'demand' is accepted with it"
+            )
         if not (math.isfinite(self.alpha) and self.alpha > 1):
             raise ValueError(f"alpha: {self.alpha!r} must be a finite number above 1")
         for pattern, text in (self.restraint_pattern or {}).items():
@@ -327,7 +356,8 @@ class PruneEditConfig(PeftConfig):
 
     def _check_ranks(self) -> None:
         for name, smallest, optional in (
-            ("r", 0, False), ("restrain_every", 1, False), ("max_rank", 1, True), ("edits", 0, False)
+            ("r", 0, False), ("restrain_every", 1, False), ("max_rank", 1, True), ("edits", 0, False),
+            ("consolidate_every", 1, False), ("consolidated", 0, False)
         ):  # fmt: skip
             value = getattr(self, name)
             if value is None and optional:

@@ -88,6 +88,7 @@ def record_facts(config: PruneEditConfig, layers: NamedLayers, adapter_name: str
     config.record(
         restrained=_all_restrained([layer for _, layer in named], adapter_name),
         edits=max((layer.prune_edit_update[adapter_name].edits for _, layer in named), default=0),
+        consolidated=max((layer.consolidated_edits(adapter_name) for _, layer in named), default=0),
         ranks={name: layer.rank(adapter_name) for name, layer in named},
     )
 
@@ -156,7 +157,7 @@ def updates_in(state_dict: Mapping[str, Tensor]) -> dict[str, LowRankUpdate]:
 
 def says_restrained(config: PruneEditConfig, state_dict: Mapping[str, Tensor]) -> bool:
     """Whether a saved adapter says of its factors that they are restrained."""
-    return config.restrained or any(name_in_base(key) == MARK for key in state_dict)
+    return config.restrained or config.consolidated > 0 or any(name_in_base(key) == MARK for key in state_dict)
 
 
 def renamed(own_keys: Iterable[str], state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -211,6 +212,7 @@ def loaded_state(config: PruneEditConfig, update: LowRankUpdate, restrained: boo
     return AccumulatedUpdate(
         raw_lost=restrained,
         edits=config.edits,
+        consolidated=config.consolidated,
         pending=max(config.edits, trained_pending(config)) if pending else 0,
         checksum=checksum(update) if noticed else None,
         watched=noticed,

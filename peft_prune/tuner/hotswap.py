@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import AdapterError, MergedAdapterError
+from ..publishing import publisher
 from ..spectral import LowRankUpdate
 from .config import PruneEditConfig
 from .files import check_base, loaded_state, says_restrained, updates_in
@@ -27,13 +28,16 @@ def read_adapter(place: str | Path, **hub: Any) -> tuple[PruneEditConfig, dict[s
     """The configuration and the entries of a saved adapter.
 
     Args:
-        place: A folder, or a name of the Hub.
+        place: A folder, or ``user/name[@revision]`` on the Hub.
         hub: ``revision``, ``subfolder``, ``token``, ``cache_dir``.
 
     Raises:
         AdapterError: There is no PRUNE_EDIT adapter, or it is damaged.
+        HubError: The repository cannot be fetched.
     """
     place = str(place)
+    if not Path(place).exists():
+        place, hub = _on_the_hub(place, hub)
     try:
         config = PruneEditConfig.from_pretrained(place, **hub)
         if not isinstance(config, PruneEditConfig):
@@ -49,6 +53,16 @@ def read_adapter(place: str | Path, **hub: Any) -> tuple[PruneEditConfig, dict[s
         raise AdapterError(f"adapter: {place} cannot be loaded: {reason}") from None
 
 
+def _on_the_hub(place: str, hub: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Where PEFT finds ``user/name[@revision]``: in the cache, checked; with options of the Hub's, by itself."""
+    if not hub:
+        return str(publisher("adapter_folder")(place)), hub
+    name, _, revision = place.partition("@")
+    if revision and hub.get("revision") is not None:
+        raise AdapterError(f"adapter: {place} names a revision, and revision is {hub['revision']!r}; give one of them")
+    return name, {**hub, "revision": revision} if revision else hub
+
+
 def hotswap(tuner: Any, place: str | Path, adapter_name: str, **hub: Any) -> None:
     """Let a saved adapter take the place of a loaded one, for every request that begins afterwards.
 
@@ -57,7 +71,7 @@ def hotswap(tuner: Any, place: str | Path, adapter_name: str, **hub: Any) -> Non
 
     Args:
         tuner: The `PruneEditModel`.
-        place: Folder of the new adapter, or its name on the Hub; its ranks may differ.
+        place: Folder of the new adapter, or ``user/name[@revision]`` on the Hub; its ranks may differ.
         adapter_name: The adapter whose place it takes.
         hub: As for `read_adapter`.
 

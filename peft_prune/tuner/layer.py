@@ -13,12 +13,14 @@ import torch
 from accelerate.hooks import AlignDevicesHook
 from accelerate.utils import align_module_device
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
-from peft.utils import quantization_extra_repr, resolve_quantization_backend
+from peft.utils import quantization_extra_repr
 from peft.utils.other import transpose
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import AdapterError, MergedAdapterError, NonFiniteUpdateError
+from ..errors import AdapterError, MergedAdapterError, MergeError, NonFiniteUpdateError
+from ..models.mlp import features
+from ..models.quantization import form_of
 from ..spectral import (
     ConditionNumber,
     GrownGram,
@@ -35,9 +37,10 @@ from ..spectral import (
 from .config import PruneEditConfig
 from .figures import LayerFigures
 from .in_flight import Acting, Earlier, Moment
-from .quantization import is_packed_for_cpu, packed_weight
-from .snapshot import BaseLayerSnapshot
-from .state import AccumulatedUpdate, Around, LayerState, checksum, sum_of_bits, trained_pending
+from .quantization import backend_of
+from .realised import MIN_SHARE, Realised, realised
+from .snapshot import BaseLayerSnapshot, bits_of
+from .state import AccumulatedUpdate, Around, LayerState, checksum, trained_pending
 
 
 class PruneEditLayer(BaseTunerLayer):
@@ -48,9 +51,14 @@ class PruneEditLayer(BaseTunerLayer):
 
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
         self.base_layer = base_layer
-        self.quantization_backend = resolve_quantization_backend(
-            self.get_base_layer(), get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
+        self.name_in_base: str = kwargs.get("name_in_base", "")
+        self.quantization_backend = backend_of(
+            self.get_base_layer(),
+            self.name_in_base,
+            get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass"),
         )
+        self.requantizes, self.min_share = False, MIN_SHARE
+        self.realised: dict[str, Realised] = {}
         self.prune_edit_A = nn.ModuleDict({})
         self.prune_edit_B = nn.ModuleDict({})
         self.prune_edit_config: dict[str, PruneEditConfig] = {}
@@ -58,7 +66,6 @@ class PruneEditLayer(BaseTunerLayer):
         self.prune_edit_figures: dict[str, LayerFigures] = {}
         self.scaling: dict[str, float] = {}
         self._earlier: Earlier | None = None
-        self.name_in_base = ""
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
@@ -72,7 +79,8 @@ class PruneEditLayer(BaseTunerLayer):
         base = self.get_base_layer()
         # PEFT's own rule for what is stored as (in, out)
         self.fan_in_fan_out = isinstance(base, Conv1D)
-        in_features, out_features = _get_in_out_features(base)
+        # what compressed-tensors has packed has no weight, which PEFT looks at
+        in_features, out_features = _get_in_out_features(base) if hasattr(base, "weight") else features(base) or (0, 0)
         if in_features is None or out_features is None:
             raise TypeError(f"Unsupported layer type {type(base)}; linear layers are accepted")
         self.in_features: int = in_features
@@ -93,7 +101,9 @@ class PruneEditLayer(BaseTunerLayer):
             )
         self.prune_edit_config[adapter_name] = config
         # a restrained file must not be restrained again: F(F(s)) differs from F(s)
-        self.prune_edit_update[adapter_name] = AccumulatedUpdate(raw_lost=config.restrained, edits=config.edits)
+        self.prune_edit_update[adapter_name] = AccumulatedUpdate(
+            raw_lost=config.restrained or config.consolidated > 0, edits=config.edits, consolidated=config.consolidated
+        )
         self.prune_edit_figures.pop(adapter_name, None)
         down, up = torch.zeros(r, self.in_features), torch.zeros(self.out_features, r)
         if r > 0:
@@ -104,7 +114,7 @@ class PruneEditLayer(BaseTunerLayer):
         self.prune_edit_A[adapter_name] = _factor(down)
         self.prune_edit_B[adapter_name] = _factor(up)
         self.scaling[adapter_name] = 1.0
-        if r > 0 and not config.restrained:
+        if r > 0 and not config.restrained and not config.consolidated:
             self.prune_edit_update[adapter_name].pending = trained_pending(config)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
@@ -331,11 +341,36 @@ class PruneEditLayer(BaseTunerLayer):
         effective, gram, change = self._restrained(adapter_name, raw, state.gram)
         self._set_effective(adapter_name, effective)
         state.pending, state.gram, state.change, state.watched = 0, gram, change, True
+        state.consolidated = 0
         if effective is not raw:
             compounds = self.prune_edit_config[adapter_name].restrain_on == "compounding"
             state.raw = raw
             if compounds:
                 state.forget()
+
+    def set_consolidated(self, adapter_name: str, update: LowRankUpdate) -> None:
+        """Let trained factors act in the place of F(raw); the raw ones stay, and nothing is pending.
+
+        Raises:
+            AdapterError: The raw factors are not known, or would not be afterwards.
+            MergedAdapterError: An adapter is merged.
+            NonFiniteUpdateError: A factor is not finite.
+        """
+        self.check_update(update)
+        if self.prune_edit_config[adapter_name].restrain_on == "compounding":
+            raise AdapterError(
+                f"adapter {adapter_name!r}: restrain_on='compounding' keeps no raw factors, so nothing can be "
+                "consolidated; every, merge and threshold are accepted"
+            )
+        raw = self.raw_update(adapter_name)
+        self._set_effective(adapter_name, update.to(device=raw.device, dtype=raw.dtype))
+        state = self.prune_edit_update[adapter_name]
+        state.raw, state.change, state.watched = raw, None, True
+        state.pending, state.consolidated = 0, state.edits
+
+    def consolidated_edits(self, adapter_name: str) -> int:
+        """How many edits were consolidated in the effective factors; 0 where these are F(raw) or were trained since."""
+        return self._current_update(adapter_name).consolidated
 
     def _restrained(
         self, adapter_name: str, raw: LowRankUpdate, gram: GrownGram | None
@@ -384,6 +419,10 @@ class PruneEditLayer(BaseTunerLayer):
         effective = self.effective_update(adapter_name)
         key = self._current_update(adapter_name).checksum or checksum(effective)
         return self.prune_edit_figures[adapter_name].of(effective, key, self._around(adapter_name))
+
+    def known_base(self) -> tuple[float | None, ConditionNumber | None]:
+        """σmax(W₀) and the factors of W₀, as far as something has computed them already."""
+        return self._sigma_max_base, self._condition
 
     def _around(self, adapter_name: str) -> tuple[Around, LowRankUpdate] | None:
         """An earlier raw sum, and what the effective update has more than that; None where its rank is small."""
@@ -446,13 +485,6 @@ class PruneEditLayer(BaseTunerLayer):
             finally:
                 if merged is not None:
                     merged.restore(base)
-
-    def get_base_weight(self) -> Tensor:
-        """The base layer's weight in its own orientation, dequantized."""
-        base = self.get_base_layer()
-        if self.quantization_backend is not None and is_packed_for_cpu(base):
-            return packed_weight(base, self.quantization_backend)
-        return super().get_base_weight()
 
     def leaving_update(self, adapter_name: str) -> LowRankUpdate:
         """The effective update as it leaves, at scale 1: under a pending restraint, which stays pending."""
@@ -651,22 +683,54 @@ class PruneEditLinear(nn.Module, PruneEditLayer):
 
         Raises:
             ValueError: With ``safe_merge``, the merged weight is not finite.
+            MergeError: Less than ``min_share`` of an update arrives in the weight, or the weight is quantized and
+                ``requantizes`` is not set. The base weight is as it was.
         """
         for adapter_name in check_adapters_to_merge(self, adapter_names):
             if adapter_name not in self.prune_edit_A:
                 continue
-            merged = self._merged_weight(adapter_name, safe_merge)
+            self._require_writable()
+            base = self.get_base_layer()
+            before = BaseLayerSnapshot(base)
+            self._merge_one(adapter_name, safe_merge, before)
             if self._unmerged_base is None:
-                self._unmerged_base = BaseLayerSnapshot(self.get_base_layer())
-            self.set_base_weight(merged)
-            self._merged_bits = self._base_bits()
+                self._unmerged_base = before
+            self._merged_bits = bits_of(base)
             self.merged_adapters.append(adapter_name)
 
-    def _merged_weight(self, adapter_name: str, safe_merge: bool) -> Tensor:
-        # before the restraint, which has an error of its own for factors that are not finite
+    def _require_writable(self) -> None:
+        """Raise MergeError where the base is quantized, and nobody asked for quantizing it anew or its library cannot.
+
+        Below rank 1 there is nothing to write.
+        """
+        backend = self.quantization_backend
+        if backend is None or not any(self.rank(name) for name in self.prune_edit_A):
+            return
+        what = f"{self.name_in_base}: its base weight is quantized ({form_of(self.get_base_layer())})"
+        if not backend.supports_merge:
+            raise MergeError(
+                f"{what}, and {backend.backend_name} cannot quantize a merged weight here; use merge_and_unload(), "
+                "which dequantizes, merge into the full-precision base, or leave the adapter unmerged"
+            )
+        if not self.requantizes:
+            raise MergeError(
+                f"{what}, and quantizing it anew may lose edits; merge into the full-precision base, leave the adapter "
+                "unmerged, or ask for it by name with requantize=True (merge_report tells what it loses)"
+            )
+
+    def _merge_one(self, adapter_name: str, safe_merge: bool, before: BaseLayerSnapshot) -> None:
+        """Write W + ΔW, and measure what became of ΔW; the base is as before where too little did.
+
+        Raises:
+            MergeError: Less than ``MIN_SHARE`` of ΔW arrived.
+        """
         broken = safe_merge and not _is_finite(self.effective_update(adapter_name))
         if not broken:
+            # a restraint that is pending has an error of its own for factors that are not finite
             self.apply_pending_restraint(adapter_name)
+            if self.rank(adapter_name) == 0:
+                self.realised[adapter_name] = Realised(1.0, 0.0)
+                return
             delta, weight = self.get_delta_weight(adapter_name), self.get_base_weight()
             # summed in the wider dtype, rounded to the base's once
             wide = torch.promote_types(weight.dtype, delta.dtype)
@@ -678,7 +742,19 @@ class PruneEditLinear(nn.Module, PruneEditLayer):
                 f"NaNs detected in the merged weights. The adapter {adapter_name} seems to be broken: it would leave "
                 f"NaN or Inf in the merged weights of a layer with weight {(self.out_features, self.in_features)}"
             )
-        return merged
+        self.set_base_weight(merged)
+        found = realised(weight, self.get_base_weight(), delta)
+        self.realised[adapter_name] = found
+        if found.share < self.min_share:
+            before.restore(self.get_base_layer())
+            raise MergeError(
+                f"{self.name_in_base}: of the update of adapter {adapter_name!r} a share of {found.share:.2f} would "
+                f"arrive in the merged weight ({self._said_form()}), at least {self.min_share} is accepted; nothing "
+                "was merged. Merge into a base of higher precision, or leave the adapter unmerged"
+            )
+
+    def _said_form(self) -> str:
+        return form_of(self.get_base_layer()) or str(self.get_base_weight().dtype).removeprefix("torch.")
 
     def unmerge(self) -> None:
         """Give the base layer back as it was before the first merge, bit for bit.
@@ -689,7 +765,7 @@ class PruneEditLinear(nn.Module, PruneEditLayer):
         if not self.merged or self._unmerged_base is None:
             warnings.warn("Already unmerged. Nothing to do.")
             return
-        bits = self._base_bits()
+        bits = bits_of(self.get_base_layer())
         if bits == self._merged_bits or bits is None or self._merged_bits is None or bits[0] != self._merged_bits[0]:
             self._unmerged_base.restore(self.get_base_layer())
         else:
@@ -700,10 +776,6 @@ class PruneEditLinear(nn.Module, PruneEditLayer):
             self.set_base_weight(rest.to(weight.dtype))
         self._unmerged_base, self._merged_bits = None, None
         self.merged_adapters.clear()
-
-    def _base_bits(self) -> tuple[torch.dtype, int] | None:
-        weight = self.weight
-        return None if weight.is_meta else (weight.dtype, sum_of_bits(weight.data))
 
     def forward(self, x: Tensor, *args: Any, adapter_names: Optional[list[str]] = None, **kwargs: Any) -> Tensor:
         if self.disable_adapters:

@@ -12,15 +12,17 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers, onload_layer
-from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
+from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers, onload_layer
+from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from ..errors import AdapterError, UnsupportedModelError
+from ..models.gradients import ensure_gradients
+from ..models.mlp import features
 from ..spectral import LowRankUpdate, parse_restraint, restraint_text
 from .composition import COMBINATIONS, add_weighted
 from .config import PruneEditConfig
+from .dequantization import Dequantized, is_quantized
 from .files import (
     FACTORS,
     check_base,
@@ -244,7 +246,7 @@ class PruneEditModel(BaseTuner):
         A request is one call of the PEFT model or of its ``generate``.
 
         Args:
-            place: Folder of the new adapter, or its name on the Hub; ranks may differ.
+            place: Folder of the new adapter, or ``user/name[@revision]`` on the Hub; ranks may differ.
             adapter_name: The adapter whose place it takes; the active one if not given.
             hub: ``revision``, ``subfolder``, ``token``, ``cache_dir``.
 
@@ -270,6 +272,7 @@ class PruneEditModel(BaseTuner):
         self.peft_config = AdapterConfigs(self.peft_config)
         # the one moment for all adapters: requests that are under way hold it
         self.__dict__.setdefault("moment", Moment())
+        ensure_gradients(model)
 
     def _prepare_adapter_config(self, peft_config: PruneEditConfig, model_config: dict) -> PruneEditConfig:
         return peft_config  # the default targets come from the structure of the model, in _prepare_model
@@ -307,10 +310,93 @@ class PruneEditModel(BaseTuner):
                     "with tie_word_embeddings=False, or use the adapter unmerged"
                 )
 
+    def merge_adapter(
+        self, adapter_names: list[str] | None = None, safe_merge: bool = False, *, requantize: bool = False
+    ) -> None:
+        """PEFT's, and what each weight took of its update is measured; all layers are merged, or none.
+
+        Args:
+            adapter_names: The adapters; the active ones if not given.
+            safe_merge: Check for NaN and Inf before anything is written.
+            requantize: Quantize merged weights anew where the base is quantized, which may lose edits.
+
+        Raises:
+            MergeError: A weight would take less than half of its update, or the base is quantized and ``requantize``
+                is off, or its library cannot.
+            ValueError: With ``safe_merge``, a merged weight is not finite.
+        """
+        held = [(layer, list(layer.merged_adapters)) for _, layer in all_layers(self.model)]
+        with self._requantizing(requantize):
+            try:
+                super().merge_adapter(adapter_names, safe_merge)
+            except Exception:
+                for layer, names in held:
+                    if layer.merged_adapters != names:
+                        with onload_layer(layer):
+                            layer.unmerge()
+                            if names:
+                                layer.merge(adapter_names=names)
+                raise
+
+    def merge_and_unload(
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+        *,
+        requantize: bool = False,
+    ) -> nn.Module:
+        """PEFT's, and what each weight takes of its update is measured before anything is unloaded.
+
+        A quantized base is dequantized first, whole, so that the result is a plain model; merging into the
+        full-precision base that it was made of is more exact.
+
+        Args:
+            progressbar: Show one.
+            safe_merge: Check for NaN and Inf before anything is written.
+            adapter_names: The adapters; the active ones if not given.
+            requantize: Leave a quantized base quantized, and quantize the merged weights anew, which may lose edits.
+
+        Raises:
+            MergeError: A weight would take less than half of its update, or the base cannot be dequantized or
+                quantized anew. The model is as it was.
+            ValueError: With ``safe_merge``, a merged weight is not finite.
+        """
+        self._check_merge_allowed()
+        if not requantize and is_quantized(self.model):
+            dequantized = Dequantized(self.model)
+            try:
+                return self.merge_and_unload(progressbar, safe_merge, adapter_names, requantize=True)
+            except Exception:
+                dequantized.undo()
+                raise
+        with self._requantizing(requantize):
+            self._try_merge(safe_merge, adapter_names)
+            return super().merge_and_unload(progressbar, safe_merge, adapter_names)
+
+    @contextmanager
+    def _requantizing(self, requantize: bool) -> Iterator[None]:
+        layers = [layer for _, layer in all_layers(self.model)]
+        for layer in layers:
+            layer.requantizes = requantize
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.requantizes = False
+
+    def _try_merge(self, safe_merge: bool, adapter_names: list[str] | None) -> None:
+        """Merge one layer after the other and take it back, for what would be an error in the midst of unloading."""
+        for _, layer in all_layers(self.model):
+            if not layer.merged:
+                with onload_layer(layer):
+                    layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+                    if layer.merged:
+                        layer.unmerge()
+
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
         if merge:
             # PEFT takes a layer's innermost module, so other methods beneath ours would be left out
-            self._check_merge_allowed()
             for _, layer in all_layers(self.model):
                 inner: Any = layer.base_layer
                 while hasattr(inner, "base_layer"):
@@ -347,8 +433,8 @@ class PruneEditModel(BaseTuner):
             target.update_layer(adapter_name, rank, config=peft_config)
             return
         kwargs = get_quantization_kwargs(self)
+        kwargs["name_in_base"] = name_in_base(current_key)
         new_module = self._create_new_module(peft_config, adapter_name, target, r=rank, **kwargs)
-        new_module.name_in_base = name_in_base(current_key)
         if adapter_name not in self.active_adapters:
             new_module.requires_grad_(False)
         self._replace_module(parent, target_name, new_module, target)
@@ -362,8 +448,7 @@ class PruneEditModel(BaseTuner):
     def _create_new_module(
         config: PruneEditConfig, adapter_name: str, target: nn.Module, **kwargs: Any
     ) -> PruneEditLinear:
-        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        if not isinstance(base, (nn.Linear, Conv1D)) and not _has_linear_backend(base, **kwargs):
+        if features(target) is None:
             raise UnsupportedModelError(
                 f"Target module {target} is not supported: only torch.nn.Linear, transformers.pytorch_utils.Conv1D "
                 "and quantized linear layers can be edited."
@@ -414,9 +499,3 @@ class PruneEditModel(BaseTuner):
         entries = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         require_entries_fit(model, entries)
         return entries
-
-
-def _has_linear_backend(base: nn.Module, **kwargs: Any) -> bool:
-    kwargs.pop("r", None)
-    backend = resolve_quantization_backend(base, **kwargs)
-    return backend is not None and backend.layer_type == "linear"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from .state import sum_of_bits
 
 
 class BaseLayerSnapshot:
@@ -20,9 +24,13 @@ class BaseLayerSnapshot:
     """
 
     def __init__(self, layer: nn.Module) -> None:
-        self._attributes = {name: copy.copy(value) for name, value in vars(layer).items() if _belongs_to_weight(name)}
+        self._attributes = {name: _kept(value) for name, value in vars(layer).items() if _belongs_to_weight(name)}
+        # a tensor of a library's own class is replaced when it is written, never changed; the layer's dictionary of
+        # parameters, which is remembered above, leads back to it
         self._tensors: list[tuple[nn.Parameter, Tensor, dict[str, Any]]] = [
-            (parameter, parameter.data, dict(vars(parameter))) for parameter in layer.parameters(recurse=False)
+            (parameter, parameter.data, dict(vars(parameter)))
+            for parameter in layer.parameters(recurse=False)
+            if not _is_composed(parameter)
         ]
 
     def restore(self, layer: nn.Module) -> None:
@@ -33,7 +41,34 @@ class BaseLayerSnapshot:
             vars(parameter).update(attributes)
         for name, value in self._attributes.items():
             # copied once more, so that this snapshot can be restored again after the layer has changed its attribute
-            object.__setattr__(layer, name, copy.copy(value))
+            object.__setattr__(layer, name, _kept(value))
+
+
+def bits_of(layer: nn.Module) -> tuple[torch.dtype, int] | None:
+    """Dtype and sum of the bits of a layer's weight, by which any change is noticed; None where it is not at hand."""
+    tensors = [
+        part
+        for name, parameter in layer.named_parameters(recurse=False)
+        if name != "bias"
+        for part in _parts(parameter)
+    ]
+    if not tensors or any(tensor.is_meta for tensor in tensors):
+        return None
+    return tensors[0].dtype, sum(sum_of_bits(tensor) for tensor in tensors)
+
+
+def _is_composed(tensor: Tensor) -> bool:
+    """Whether a tensor is one of a library's own class that holds others, such as codes and scales."""
+    return hasattr(tensor, "__tensor_flatten__")
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    if not _is_composed(tensor):
+        yield tensor.data
+        return
+    names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+    for name in names:
+        yield from _parts(getattr(tensor, name))
 
 
 def _as_moved(data: Tensor, parameter: Tensor) -> Tensor:
@@ -41,6 +76,11 @@ def _as_moved(data: Tensor, parameter: Tensor) -> Tensor:
     if data.is_meta or parameter.is_meta or not (data.is_floating_point() and parameter.is_floating_point()):
         return data
     return data.to(device=parameter.device, dtype=parameter.dtype)
+
+
+def _kept(value: Any) -> Any:
+    # methods that a library has put on the layer are no state, and some cannot be copied
+    return value if callable(value) else copy.copy(value)
 
 
 def _belongs_to_weight(name: str) -> bool:

@@ -44,6 +44,7 @@ class AccumulatedUpdate:
         checksum: Of the effective factors as they were last set, by which later training is noticed.
         watched: Training makes the restraint pending: it has acted before, or acts on training as well.
         trained: The factors hold training that no edit has made.
+        consolidated: Number of edits in the update when its effective factors were consolidated; 0 where they are not.
         gram: Gram matrix of the raw sum on the shorter side, which the next restraint of a large rank needs.
         change: Effective minus raw sum as factors; None where that is not known.
         reference: The raw sum at an earlier moment.
@@ -59,6 +60,7 @@ class AccumulatedUpdate:
     checksum: tuple[torch.dtype, int, int] | None = None
     watched: bool = False
     trained: bool = False
+    consolidated: int = 0
     gram: GrownGram | None = None
     change: LowRankUpdate | None = None
     reference: Around | None = None
@@ -81,6 +83,7 @@ class AccumulatedUpdate:
     def forget(self) -> None:
         """The effective factors are the raw ones from here on."""
         self.raw = self.unsummed = self.gram = self.change = self.reference = self.since = None
+        self.consolidated = 0
 
 
 @dataclass(frozen=True)

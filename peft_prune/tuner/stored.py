@@ -96,6 +96,15 @@ def factors_in(entries: Mapping[str, Tensor]) -> dict[str, LowRankUpdate]:
         raise AdapterError(f"adapter: its factors do not fit together: {error}") from None
 
 
+def updates_of(folder: Path) -> dict[str, LowRankUpdate]:
+    """The update of each layer of a saved adapter, by its name in the base.
+
+    Raises:
+        AdapterError: The file is missing or damaged.
+    """
+    return {name_in_base(name): update for name, update in factors_in(read_entries(folder)).items()}
+
+
 def read_entries(folder: Path) -> dict[str, Tensor]:
     """All tensors of a saved adapter.
 

@@ -70,7 +70,9 @@ def require_layers(config: PruneEditConfig, model: nn.Module) -> None:
 def tied_to(model: nn.Module, layer: BaseTunerLayer) -> str | None:
     """Name of another module that uses the base weight of this layer, as an output head uses the embeddings' weight."""
     base: Any = layer.get_base_layer()
-    weight = base.weight
+    weight = getattr(base, "weight", None)
+    if weight is None:
+        return None  # a library keeps it in a form of its own, which nothing else can use
     for name, module in model.named_modules():
         if module is base or module is layer:
             continue
@@ -110,6 +112,8 @@ def _share(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are the same one or lie, at least in part, in the same memory."""
     if one is other:
         return True
+    if any(hasattr(tensor, "__tensor_flatten__") for tensor in (one, other)):
+        return False  # composed of others; a library makes one for each layer
     if one.is_meta or other.is_meta or one.device != other.device or one.numel() == 0 or other.numel() == 0:
         return False
     if one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr():

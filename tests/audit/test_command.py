@@ -95,9 +95,7 @@ def test_bad_input_gives_one_line_and_no_file(capsys, scene: Path, tmp_path: Pat
 
 
 def test_what_cannot_be_shows_before_anything_is_compared(capsys, scene: Path, tmp_path: Path, monkeypatch) -> None:
-    import peft_prune.cli.audit as command
-
-    monkeypatch.setattr(command, "audit_checkpoints", lambda *_, **__: pytest.fail("the audit has begun"))
+    monkeypatch.setattr("peft_prune.audit.audit", lambda *_, **__: pytest.fail("the audit has begun"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
     for options, message in (

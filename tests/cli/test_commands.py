@@ -58,7 +58,7 @@ def edit(capsys: pytest.CaptureFixture[str], folder: Path, out: Path, *more: obj
     code, output, errors = run(
         capsys, "edit", "--model", folder / "model", "--requests", folder / "requests.json", "--layers", 1,
         "--stats-text", folder / "texts.json", "--set", "v_num_grad_steps=40", "--set", "clamp_norm_factor=20",
-        "--set", "context_lengths=[[4, 3]]", "--out", out, "--json", *more,
+        "--set", "context_lengths=[[4, 3]]", "--editor", "rome", "--batch-size", 1, "--out", out, "--json", *more,
     )  # fmt: skip
     assert code == 0, errors
     return json.loads(output)
@@ -145,11 +145,31 @@ def test_restrain_does_what_it_is_asked_for_whatever_the_adapter_says_of_single_
 
 def test_a_setting_is_read_as_python_writes_it_too(capsys, folder, tmp_path) -> None:
     arguments = ["edit", "--model", folder / "model", "--requests", folder / "requests.json", "--layers", 1]
+    arguments += ["--editor", "rome"]
     arguments += ["--limit", 1, "--set", "v_num_grad_steps=25", "--set", "clamp_norm_factor=20"]
-    code, _, errors = run(capsys, *arguments, "--out", tmp_path / "out")
-    assert code == 2 and "(--stats-text), or set mom2_adjustment=False" in errors
     code, _, errors = run(capsys, *arguments, "--set", "mom2_adjustment=False", "--out", tmp_path / "out")
     assert code == 0, errors
+
+
+def test_without_texts_the_model_writes_its_own_and_they_are_kept(capsys, folder, tmp_path, own_cache) -> None:
+    arguments = ["edit", "--model", folder / "model", "--requests", folder / "requests.json", "--layers", 1]
+    arguments += ["--editor", "rome"]
+    arguments += ["--limit", 1, "--set", "clamp_norm_factor=20", "--stats-tokens", 500, "--editor", "rome"]
+    kept = own_cache / "moments"
+    before = set(kept.glob("*")) if kept.exists() else set()
+    code, _, errors = run(capsys, *arguments, "--out", tmp_path / "first")
+    (moments,) = set(kept.glob("*")) - before
+    assert code == 0 and "500 tokens that the model writes itself" in errors and str(kept) in errors
+    made = moments.stat().st_mtime_ns
+    code, _, errors = run(capsys, *arguments, "--out", tmp_path / "second")
+    assert code == 0 and "writes itself" not in errors and moments.stat().st_mtime_ns == made
+    a, b = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("first", "second"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    moments.write_bytes(b"damaged")
+    code, _, errors = run(capsys, *arguments, "--out", tmp_path / "third")
+    assert code == 0 and "writes itself" in errors
+    code, _, errors = run(capsys, *arguments, "--stats-tokens", 0, "--out", tmp_path / "fourth")
+    assert code == 2 and "stats_tokens: 0 must be at least 1" in errors
 
 
 def test_merge_writes_a_plain_checkpoint_that_answers_like_the_adapter(capsys, folder, adapter, tmp_path) -> None:
@@ -224,7 +244,7 @@ def test_bad_requests_give_one_line_code_two_and_no_folder(capsys, folder, tmp_p
 )
 def test_bad_options_name_the_thing_and_what_is_accepted(capsys, folder, tmp_path, options, message) -> None:
     arguments = ("--model", folder / "model", "--requests", folder / "requests.json", "--out", tmp_path / "out")
-    code, _, errors = run(capsys, "edit", *arguments, *options)
+    code, _, errors = run(capsys, "edit", *arguments, "--editor", "rome", *options)
     assert code == 2 and message in errors and errors.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
@@ -261,7 +281,7 @@ def test_an_existing_folder_is_kept_unless_overwriting_is_asked_for(capsys, fold
 def test_nothing_is_written_when_no_edit_took(capsys, folder, tmp_path) -> None:
     arguments = ("--model", folder / "model", "--requests", folder / "requests.json", "--out", tmp_path / "out")
     weak = ("--set", "clamp_norm_factor=0.0001", "--set", "mom2_adjustment=false")
-    code, _, errors = run(capsys, "edit", *arguments, "--layers", 1, *weak)
+    code, _, errors = run(capsys, "edit", *arguments, "--layers", 1, "--editor", "rome", *weak)
     assert code == 2 and "none of 4 edits took" in errors and not list(tmp_path.iterdir())
 
 
@@ -314,9 +334,26 @@ def test_abilities_of_one_form_keep_names_of_their_own(tmp_path: Path) -> None:
 
 
 def test_an_option_may_have_several_values_or_be_repeated() -> None:
-    from peft_prune.cli.options import repeated
+    from peft_prune.cli.command import repeated
 
     given = ["--base", "b", "--edited", "x", "y", "--out", "o", "--edited", "z", "--json"]
     assert repeated(given, {"--edited"}) == [
         *("--base", "b", "--edited", "x", "--edited", "y", "--out", "o", "--edited", "z", "--json")
     ]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("--gguf-type", "q8_0"), "gguf_type: acts together with --gguf alone"),
+        (("--gguf", "none.gguf", "--quantization", "8bit"), "gguf: is written from a base in full precision"),
+        (("--gguf", "none.gguf", "--gguf-type", "q2_k"), "quantization: 'q2_k' is not one of keep, f16, q8_0, q4_0"),
+        (("--gguf", "none.gguf", "--dtype", "float16"), "dtype: does not go with --gguf"),
+        (("--gguf", "none.gguf"), "gguf: none.gguf is no file"),
+    ],
+)
+def test_what_merge_cannot_write_into_a_gguf_is_one_line(capsys, folder, adapter, words, said, tmp_path) -> None:
+    pytest.importorskip("gguf")
+    code, _, errors = run(capsys, "merge", adapter, "--model", folder / "model", "--out", tmp_path / "x", *words)
+    assert code == 2 and said in errors and len(errors.strip().splitlines()) == 1
+    assert not (tmp_path / "x").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -162,7 +163,10 @@ def test_limits_on_the_command_line_are_watched_and_written_down(capsys, folder,
         (("--set", "layers=[0]"), "set: layers is given twice; give it once"),
         (("--set", "mom2_adjustment=No"), "mom2_adjustment: 'No' must be true or false"),
         (("--watch-facts", "{facts}", "--max-drop", 5), "max_drop: 5.0 must be below 1, recall cannot lose more"),
-        (("--watch-facts", "{zero}", "--history", "{new}"), "zero.json: probe: recall gives 0.0 on the base model"),
+        (
+            ("--set", "mom2_adjustment=false", "--watch-facts", "{zero}", "--history", "{new}"),
+            "zero.json: probe: recall gives 0.0 on the base model",
+        ),
     ],
 )
 def test_limits_that_cannot_be_give_one_line(capsys, folder, tmp_path, options, message) -> None:  # noqa: F811
@@ -172,13 +176,13 @@ def test_limits_that_cannot_be_give_one_line(capsys, folder, tmp_path, options, 
     options = [str(option).format(**names) for option in options]
     code, _, errors = run(
         capsys, "edit", "--model", folder / "model", "--requests", folder / "requests.json", "--layers", 1,
-        "--out", tmp_path / "out", *options,
+        "--editor", "rome", "--quiet", "--out", tmp_path / "out", *options,
     )  # fmt: skip
     assert code == 2 and message in errors and errors.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 def test_after_an_interruption_the_rest_of_the_file_is_gone_on_with(capsys, folder, tmp_path, monkeypatch) -> None:  # noqa: F811
-    from peft_prune.cli.edit import EditProgress
+    from peft_prune.cli.bars import EditProgress
 
     log, original = tmp_path / "edits.db", EditProgress.on_batch_end
 
@@ -188,7 +192,7 @@ def test_after_an_interruption_the_rest_of_the_file_is_gone_on_with(capsys, fold
             raise KeyboardInterrupt
 
     monkeypatch.setattr(EditProgress, "on_batch_end", stopping)
-    model = ("--model", folder / "model", "--requests", folder / "requests.json")
+    model = ("--model", folder / "model", "--requests", folder / "requests.json", "--batch-size", 1)
     more = ("--layers", 1, "--stats-text", folder / "texts.json", "--history", log, "--out", tmp_path / "adapter")
     code, _, errors = run(capsys, "edit", *model, *more)
     done = History.read(log).last_edit
@@ -249,7 +253,7 @@ def test_what_saving_restrained_away_is_told(capsys, folder, tmp_path) -> None: 
     code, output, _ = run(capsys, "history", tmp_path / "edits.db", "--status", "lost")
     assert code == 0 and output.count("lost") >= len(document["lost"])
     shown = [index + 1 for index in states if states[index] == "lost"]
-    assert all(f"│ {edit} " in output for edit in shown)
+    assert all(re.search(rf"^ *{edit} ", output, re.MULTILINE) for edit in shown)
 
 
 def by_state(history: History) -> dict:
@@ -296,9 +300,6 @@ def test_the_limits_of_norm_and_output_are_watched_and_written_down(capsys, fold
     assert (
         "size of ΔW as a share of σmax(W₀)" in document["tiles"] and "change of ordinary outputs" in document["tiles"]
     )
-    plain = ("--model", folder / "model", "--requests", folder / "requests.json", "--out", tmp_path / "none")
-    code, _, errors = run(capsys, "edit", *plain, "--max-output-change", 0.1)
-    assert code == 2 and "max_output_change: 0.1 needs second moments" in errors and not (tmp_path / "none").exists()
 
 
 def test_what_people_typed_is_printed_as_it_is_and_steers_no_terminal(capsys, tmp_path) -> None:

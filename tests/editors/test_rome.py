@@ -15,7 +15,7 @@ from peft_prune.editors import (
     editor_names,
     get_editor,
 )
-from peft_prune.editors.rome import PUBLISHED, SMALL, SMALL_WIDTH
+from peft_prune.editors.rome import ADAPTED, PUBLISHED
 from peft_prune.editors.second_moment import regularized_cholesky
 from peft_prune.editors.tokens import tokenize_prompts
 from peft_prune.editors.values import optimize_values
@@ -175,16 +175,15 @@ def test_second_moments_are_asked_for_where_they_are_missing() -> None:
         ROME(EASY).prepare(model, tokenizer)
 
 
-def test_defaults_are_published_ones_until_a_narrow_model_asks_for_its_own() -> None:
+def test_defaults_are_published_ones_until_a_model_that_nothing_was_published_for_is_given() -> None:
     published = get_editor("rome").hyperparameters
     assert (published.v_lr, published.v_num_grad_steps, published.average_key) == (0.5, 20, True)
     model = willing("gpt2")
     automatic = get_editor("rome", model=model, v_lr=0.3).hyperparameters
     changed = {f.name for f in fields(published) if getattr(published, f.name) != getattr(automatic, f.name)}
     assert automatic.v_lr == 0.3
-    assert changed == set(SMALL)
-    model.config.hidden_size = SMALL_WIDTH
-    assert get_editor("rome", model=model).hyperparameters == published
+    assert changed == set(ADAPTED) | {"v_lr"}
+    assert replace(automatic, v_lr=0.5) == ROMEHyperparameters(**ADAPTED)
 
 
 def test_the_published_stopping_rule_is_one_setting_away() -> None:

@@ -127,3 +127,14 @@ def test_edit_and_push(tmp_path: Path) -> None:
 def test_every_example_has_a_test() -> None:
     own = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert {path.stem for path in EXAMPLES.iterdir() if path.suffix in (".py", ".md")} - own == set()
+
+
+def test_quantized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("bitsandbytes")
+    run("quantized.py", monkeypatch, "--edits", 2, "--out", tmp_path / "edits")
+    printed = capsys.readouterr().out
+    held = re.findall(r"^(\w+): (\d) edits hold before, (\d) after", printed, re.M)
+    assert [into for into, *_ in held] == ["dequantized", "requantized"]
+    # merging into dequantized weights keeps what holds
+    assert held[0][1] == held[0][2] == "2"
+    assert (tmp_path / "edits" / "adapter_model.safetensors").is_file()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
-from peft_prune.experiment import Plan, Schedule, Variant
+from peft_prune.cli.experiment import experiment
+from peft_prune.experiment import MARKS, RESTRAINTS, Plan, Schedule, Variant
 
 
 @pytest.mark.parametrize("word", ["none", "clip", "log:1.2", "log:e", "matched:log:1.2", "strengths:none"])
@@ -74,3 +77,9 @@ def test_a_plan_is_read_back_from_its_facts() -> None:
 def test_too_few_requests_are_named() -> None:
     with pytest.raises(ValueError, match="edits: 100 is more than the 20 requests"):
         Plan(model="m", editor="rome").order(20, 0)
+
+
+def test_the_command_starts_from_the_published_restraints_and_marks() -> None:
+    defaults = {name: one.default for name, one in inspect.signature(experiment).parameters.items()}
+    assert defaults["restraints"].split(",") == list(RESTRAINTS)
+    assert defaults["edits"].split(",") == [str(mark) for mark in MARKS]

@@ -1,4 +1,4 @@
-"""A Hub on loopback, and the client in processes of their own, since it reads its environment when it is imported."""
+"""A Hub on loopback, and its client in processes apart, since it reads its environment when it is imported."""
 
 from __future__ import annotations
 
@@ -23,28 +23,71 @@ IMPATIENT = "import time; time.sleep = lambda seconds: None\n"
 COMMAND = IMPATIENT + "import sys; from peft_prune.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
+@dataclass(frozen=True)
+class Done:
+    """What a piece of code has said, and its exit status."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Client:
+    """The process that knows this Hub alone, and forks for every piece of code.
+
+    Args:
+        url: The Hub's address.
+        home: Folder for the client's caches and what is said.
+    """
+
+    def __init__(self, url: str, home: Path) -> None:
+        unset = ("HF_HUB_OFFLINE", "HF_TOKEN", "TRANSFORMERS_OFFLINE", "http_proxy", "https_proxy", "all_proxy")
+        own = {name: value for name, value in os.environ.items() if name not in unset and name.lower() not in unset}
+        own |= {"HF_ENDPOINT": url, "HF_HOME": str(home / "home"), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
+        own |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
+        own |= {"TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "agg"}
+        self._said = home
+        line = [sys.executable, "-m", "tests.hub.client"]
+        self._process = subprocess.Popen(
+            line, cwd=ROOT, env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._answer() == "ready"
+
+    def run(self, code: str, arguments: list[str], environment: dict[str, str]) -> Done:
+        job = {"code": code, "arguments": arguments, "environment": environment, "folder": str(self._said)}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        status = int(self._answer())
+        return Done(status, *((self._said / name).read_text() for name in ("out", "err")))
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the client has ended"
+        return line.strip()
+
+
 @dataclass
 class Loopback:
     """The Hub of a test.
 
     Args:
         url: Its address.
-        home: Folder for the client's caches.
+        client: What talks to it.
     """
 
     url: str
-    home: Path
+    client: Client
 
-    def run(self, code: str, *arguments: object, token: str | None = OWNER, home: str = "home", **more: str) -> Any:
-        """A Python process that knows this Hub alone, as user of ``token``."""
-        unset = ("HF_HUB_OFFLINE", "HF_TOKEN", "TRANSFORMERS_OFFLINE", "http_proxy", "https_proxy", "all_proxy")
-        own = {name: value for name, value in os.environ.items() if name not in unset and name.lower() not in unset}
-        own |= {"HF_ENDPOINT": self.url, "HF_HOME": str(self.home / home), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
-        own |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1", **more}
-        if token is not None:
-            own["HF_TOKEN"] = token
-        line = [sys.executable, "-c", code, *map(str, arguments)]
-        return subprocess.run(line, cwd=ROOT, env=own, capture_output=True, text=True, timeout=120)
+    def run(self, code: str, *arguments: object, token: str | None = OWNER, **more: str) -> Done:
+        """A piece of code in a process of its own, as user of ``token``."""
+        own = more if token is None else {"HF_TOKEN": token, **more}
+        return self.client.run(code, [str(one) for one in arguments], own)
 
     def command(self, *arguments: object, **options: Any) -> Any:
         """``peft-prune`` with these words."""
@@ -79,7 +122,12 @@ def loopback(folder: Path) -> Iterator[Loopback]:
                 break
             assert server.poll() is None, "the server has ended"
             time.sleep(0.1)
-        yield Loopback(f"http://127.0.0.1:{port.read_text()}", folder)
+        url = f"http://127.0.0.1:{port.read_text()}"
+        client = Client(url, folder)
+        try:
+            yield Loopback(url, client)
+        finally:
+            client.close()
     finally:
         server.kill()
         server.wait()

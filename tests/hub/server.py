@@ -204,8 +204,8 @@ async def batch(request: Request) -> Response:
 
 
 async def put(request: Request) -> Response:
+    content = await request.body()  # answered before it is read, a client may see the connection end instead
     called(request, "put")
-    content = await request.body()
     if hub.failures.get("damage"):
         hub.failures["damage"].pop()
         content = content[:-1] + b"?"

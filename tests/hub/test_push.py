@@ -150,7 +150,7 @@ except hub.HubError as error:
     print("GOT", error)
 """
     hub.fail("damage_on_the_way", 1, 1)
-    first, second = (hub.run(code, home="fresh") for _ in range(2))
+    first, second = (hub.run(code) for _ in range(2))
     assert "adapter_model.safetensors arrived damaged" in first.stdout
     assert "arrived damaged" not in second.stdout and "GOT" in second.stdout, second.stderr
 
@@ -190,3 +190,46 @@ except AdapterError as error:
     assert "- mine" in cards["model"] and "What this adapter gives away" in cards["model"]
     assert "[More Information Needed]" not in "".join(cards.values()) and "over" in cards["moments"]
     assert "edits.db" not in " ".join(hub.files("someone/session"))
+
+
+def test_python_takes_the_names_that_the_commands_take(hub: Loopback, adapter: Path, place: Path, base: Path) -> None:
+    assert pushed(hub, adapter, "someone/named")[0].startswith("done")
+    code = """
+import sys
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+from peft_prune import AdapterError, compare_adapters, compose, export_lora
+from peft_prune.hub import HubError
+
+place, base, out = sys.argv[1:]
+name, module = "someone/named@main", "model.layers.1.mlp.down_proj"
+
+def acting(model):
+    layer = dict(model.base_model.edited_layers())[module]
+    return layer.effective_update(model.base_model.active_adapters[0]).dense()
+
+def loaded():
+    return AutoModelForCausalLM.from_pretrained(base)
+
+model = PeftModel.from_pretrained(loaded(), place)
+expected = acting(model)
+print("SAID", torch.allclose(acting(compose([name, place], [2, -1], model=loaded())), expected, atol=1e-5))
+print("SAID", compare_adapters(name, place).layers[module].difference < 1e-5)
+model.base_model.hotswap(name)
+print("SAID", torch.allclose(acting(model), expected, atol=1e-5))
+model.base_model.hotswap("someone/named", revision="main")
+print("SAID", export_lora(name, out).rank == 5)
+for options in ({"revision": "main"}, {}):
+    try:
+        model.base_model.hotswap(name if options else "someone/named@never", **options)
+    except (AdapterError, HubError) as error:
+        print("SAID", error)
+"""
+    done = hub.run(code, adapter, base, place / "lora-of-a-name")
+    said = [line.removeprefix("SAID ") for line in done.stdout.splitlines() if line.startswith("SAID ")]
+    assert done.returncode == 0, done.stderr
+    assert said[:4] == ["True"] * 4
+    assert "names a revision, and revision is 'main'" in said[4] and "has no such revision (404)" in said[5]
+    exported = hub.command("export", "someone/named@main", "--out", place / "exported")
+    assert exported.returncode == 0, exported.stderr

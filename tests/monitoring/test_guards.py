@@ -201,7 +201,7 @@ def test_callbacks_hear_of_every_event_in_order() -> None:
 def test_a_bar_shows_how_many_took(capsys) -> None:
     session(callbacks=[ProgressCallback()]).edit(REQUESTS[:2])
     shown = capsys.readouterr().err
-    assert "2/2" in shown and "took=2" in shown
+    assert "2 of 2" in shown and "took=2" in shown
 
 
 def test_tensorboard_gets_the_figures(tmp_path) -> None:

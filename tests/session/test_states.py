@@ -134,9 +134,9 @@ def test_looks_are_ten_for_each_edit_at_most_and_saving_looks_at_all(monkeypatch
     asked: list[int] = []
     original = workspace.verify
 
-    def counting(model, tokenizer, requests) -> list[Verification]:
+    def counting(model, tokenizer, requests, **options) -> list[Verification]:
         asked.append(len(requests))
-        return original(model, tokenizer, requests)
+        return original(model, tokenizer, requests, **options)
 
     monkeypatch.setattr(workspace, "verify", counting)
     run = scripted_session(restraint="none")

@@ -47,6 +47,8 @@ def values(scene: Scene, draw: random.Random) -> Iterator[Case]:
         "restrain_on": ("", "never", "7"),
         "on_limit": ("", "cry", "Warn"),
         "dtype": ("", "float99", "int8", "fp32"),
+        "serve_dtype": ("", "float99", "int8", "fp32"),
+        "ask": ("", "aloud", "chat", "both"),  # the model has no template
         "layers": ("", "a", "1.5", "99", "-1", "1,,2", "1;2", "1,1", "9" * 30),
         "set": (
             *("a", "=1", "nonsense=1", "v_num_grad_steps=a", "v_num_grad_steps=-1", "v_lr=nan", "clamp_norm_factor=[]"),

@@ -52,7 +52,8 @@ class Scene:
         return self.folder / FILES[name]
 
     def edit(self, **files: Any) -> list[str]:
-        return ["edit", *options({"model": self.model, "requests": self.requests, "layers": 1, "out": "out", **files})]
+        fixed = {"model": self.model, "requests": self.requests, "layers": 1, "editor": "rome", "out": "out"}
+        return ["edit", *options({**fixed, **files})]
 
     def evaluate(self, **files: Any) -> list[str]:
         return [

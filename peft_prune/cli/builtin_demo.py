@@ -1,0 +1,72 @@
+"""The demonstration on the built-in model, on any machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peft import get_peft_model
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..builtin import ability_items, ability_names, edit_requests, held_out_texts, load_builtin_model, plain_texts
+from ..editors import Editor, SecondMoments, collect_second_moments, get_editor
+from ..evaluation import EXTRACTORS, comparison_table, score_ability, without_subjects
+from ..requests import EditRequest
+from ..session import EditSession
+from ..tuner import PruneEditConfig
+from .demonstration import Course, CourseWatch, agreement, compared, condition_table, result, say_agreement, title
+from .progress import progress_bar
+
+LAYER = 0
+"""Edits of the built-in model hardly take in its later layers."""
+TEXTS = 3000
+
+
+def run_builtin(folder: Path, edits: int, alpha: float, items: int, console: Console) -> dict[str, Any]:
+    """Edit, compare and draw; what `peft-prune demo` writes into demo.json."""
+    base, tokenizer = load_builtin_model()
+    requests = [EditRequest.from_record(record) for record in edit_requests(edits)]
+    editor = get_editor("rome", model=base, layers=(LAYER,))
+    config = PruneEditConfig(
+        restraint="log",
+        alpha=alpha,
+        restrain_on="merge",
+        layers_to_transform=list(editor.layers(base)),
+        task_type="CAUSAL_LM",
+    )
+    statistics = _statistics(base, tokenizer, editor, requests)
+    model = get_peft_model(base, config)
+
+    def kept(edited: Any) -> float:
+        return _mean_ability(edited, tokenizer)
+
+    course = Course()
+    course.measure(model, 0, kept)
+    with progress_bar(quiet=console.quiet) as progress:
+        watch = CourseWatch(course, len(requests), progress, kept)
+        with EditSession(model, tokenizer, editor, statistics=statistics, callbacks=[watch], monitor=False) as session:
+            outcomes = session.edit(requests)
+    abilities = {name: ability_items(name, items, held_out=True, seed=1) for name in ability_names()}
+    columns = compared(model, tokenizer, requests, quiet=console.quiet, texts=held_out_texts(), abilities=abilities)
+    console.print(comparison_table({name: figures for name, (figures, _) in columns.items()}, title=title(outcomes)))
+    console.print(condition_table(columns))
+    course.draw(console, folder / "course.png")
+    differences = agreement(model, load_builtin_model()[0], tokenizer, requests, folder / "adapter")
+    say_agreement(console, differences)
+    return result(outcomes, columns, course, differences)
+
+
+def _statistics(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, editor: Editor, requests: list[EditRequest]
+) -> SecondMoments:
+    texts = without_subjects(plain_texts(TEXTS), requests)
+    return collect_second_moments(base, tokenizer, texts, editor.modules(base), progress=False)
+
+
+def _mean_ability(model: Any, tokenizer: PreTrainedTokenizerBase, items: int = 25) -> float:
+    scores = [
+        score_ability(model, tokenizer, ability_items(name, items, held_out=True), extract=EXTRACTORS[name]).value
+        for name in ability_names()
+    ]
+    return sum(score or 0.0 for score in scores) / len(scores)

@@ -1,0 +1,87 @@
+"""`peft-prune consolidate`: train all edits of a history together, within the restraint's singular values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from ..outputs import require_outputs
+from .edit import say_fallen, standing_by_state
+from .options import BaseModel, Dtype, GgufFile, HistoryFile
+from .placement import Placement, placed
+from .places import in_gguf
+from .plain import close_with, shows_progress
+
+if TYPE_CHECKING:
+    from ..session import ConsolidationResult
+
+
+@placed
+def consolidate(
+    history: HistoryFile,
+    model: BaseModel,
+    out: Annotated[Path, typer.Option(help="Folder for the consolidated adapter.")],
+    texts: Annotated[
+        Optional[Path],
+        typer.Option(
+            help="Texts on which the model shall go on saying what the base says: a JSON list or a .txt file; the base "
+            "writes them itself if not given."
+        ),
+    ] = None,
+    steps: Annotated[Optional[int], typer.Option(help="Most steps; follows the number of edits if not given.")] = None,
+    beta: Annotated[Optional[float], typer.Option(help="Weight of those texts against the edits.")] = None,
+    learning_rate: Annotated[
+        Optional[float], typer.Option(help="Follows the size of the factors if not given.")
+    ] = None,
+    margin: Annotated[
+        float, typer.Option(help="By how many nats each target shall stand before the next best token.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of texts, contexts and batches.")] = 0,
+    dtype: Dtype = "float32",
+    gguf_file: GgufFile = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    placement: Placement,
+) -> None:
+    """Train the effective factors of all edits that stand together; raw factors and edits stay in the history."""
+    from ..consolidation import ConsolidationSettings
+    from ..evaluation import load_texts
+    from .models import print_json, resumed
+
+    model = in_gguf(model, gguf_file)
+    values: dict[str, Any] = {"steps": steps, "beta": beta, "learning_rate": learning_rate}
+    settings = ConsolidationSettings(margin=margin, seed=seed, **values)  # what is wrong shows before a model is loaded
+    given = None if texts is None else load_texts(texts)
+    require_outputs(
+        folders={"out": out}, inputs={"history": history, "model": model, "texts": texts}, overwrite=overwrite
+    )
+    with resumed(history, model, dtype, placement) as session:
+        found = session.consolidate(given, settings, progress=shows_progress(json_output))
+        session.save(out, overwrite=overwrite)
+        results = session.results
+    if json_output:
+        print_json({**_told(found), **standing_by_state(results), "adapter": str(out)})
+        return
+    before = sum(margin > 0 for margin in found.margins_before.values())
+    close_with(
+        f"{found.held} of {len(found.edits)} edits hold ({before} before) after {found.steps} steps; divergence from "
+        f"the base {found.divergence:.4f} nats a token ({found.divergence_before:.4f} before); adapter in {out}"
+    )
+    say_fallen(results)
+
+
+def _told(found: ConsolidationResult) -> dict[str, Any]:
+    return {
+        "edits": len(found.edits),
+        "steps": found.steps,
+        "held": {"before": sum(margin > 0 for margin in found.margins_before.values()), "after": found.held},
+        "divergence": {"before": found.divergence_before, "after": found.divergence},
+        "unreached": [{"edit": edit, "margin": margin} for edit, margin in found.unreached.items()],
+        "learning_rate": found.settings.learning_rate,
+        "beta": found.settings.beta,
+        "seed": found.settings.seed,
+        "seconds": found.seconds,
+    }

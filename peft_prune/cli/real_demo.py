@@ -1,0 +1,180 @@
+"""The demonstration on a real language model: famous facts changed by MEMIT, without and with PRUNE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import get_peft_model
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedTokenizerBase
+
+from ..editors import collect_second_moments, get_editor, own_texts
+from ..evaluation import Fact, comparison_table, load_texts, recall, without_subjects
+from ..evaluation.subjects import names_any
+from ..models.generation import greedy_answers
+from ..models.inference import undisturbed
+from ..real import load_real_model, real_model
+from ..requests import EditRequest, load_requests, read_records
+from ..session import EditSession
+from ..tuner import PruneEditConfig
+from .demonstration import (
+    RESTRAINED,
+    Course,
+    CourseWatch,
+    agreement,
+    compared,
+    condition_table,
+    result,
+    say_agreement,
+    title,
+)
+from .plain import plain
+from .progress import progress_bar
+
+BATCH = 10
+"""Requests that MEMIT computes together."""
+OWN_TOKENS = 5_000
+"""Tokens of the model's own text that second moments are taken over."""
+ANSWER_TOKENS = 16
+SHOWN = 3
+"""Facts whose answers are shown."""
+COURSE_STEP = 2
+"""Of the facts that are to stand, each second one is asked while editing, all of them in the end."""
+KEPT = {"kept": "Facts that no edit is about", "measured": "share still answered"}
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a demonstration works on.
+
+    Args:
+        model: Name of the real model.
+        requests: The facts that are changed.
+        questions: What a person would ask for each in chat.
+        others: Facts that are to stand.
+        texts: For perplexity.
+    """
+
+    model: str
+    requests: tuple[EditRequest, ...]
+    questions: tuple[str, ...]
+    others: tuple[Fact, ...]
+    texts: tuple[str, ...] | None
+
+
+def require_real(model: str, requests: Path | None, text: Path | None, edits: int) -> Given:
+    """What is asked for, read and checked before the model is made.
+
+    Raises:
+        UnsupportedModelError: There is no such real model.
+        MissingPackageError: Its package is not installed.
+        ValueError: No requests are given, or fewer than ``edits``.
+        InvalidRequestError: A file is malformed.
+    """
+    real_model(model).parts()
+    if requests is None:
+        raise ValueError(f"requests: {model} needs facts to change, such as examples/facts.jsonl")
+    found = load_requests(requests)
+    if len(found) < edits:
+        raise ValueError(f"edits: {edits} are asked for, {requests} holds {len(found)} facts")
+    records = read_records(requests)
+    asked = [record.get("question") for record in records] if len(records) == len(found) else [None] * len(found)
+    questions = [str(question or request.text) for question, request in zip(asked, found, strict=True)]
+    others = [Fact(one.text, one.target_true) for one in found[edits:] if one.target_true is not None]
+    texts = None if text is None else tuple(load_texts(text))
+    return Given(model, tuple(found[:edits]), tuple(questions[:edits]), tuple(others), texts)
+
+
+def run_real(folder: Path, given: Given, alpha: float, console: Console) -> dict[str, Any]:
+    """Edit, measure and show; the adapter and the figure are left in ``folder``.
+
+    Args:
+        folder: Where to.
+        given: What `require_real` gave.
+        alpha: Base of the restraint's logarithm.
+        console: Where tables are shown.
+    """
+    base, tokenizer = load_real_model(given.model)
+    requests = given.requests
+    editor = get_editor("memit", model=base)
+    texts = without_subjects(own_texts(base, tokenizer, OWN_TOKENS, progress=not console.quiet), requests)
+    statistics = collect_second_moments(base, tokenizer, texts, editor.modules(base), progress=not console.quiet)
+    layers = list(editor.admitted(base))
+    options: dict[str, Any] = {"restraint": "log", "alpha": alpha, "restrain_on": "merge"}
+    model = get_peft_model(base, PruneEditConfig(layers_to_transform=layers, task_type="CAUSAL_LM", **options)).eval()
+
+    def kept(edited: Any) -> float:
+        return recall(edited, tokenizer, given.others[::COURSE_STEP]).value or 0.0
+
+    course = Course()
+    course.measure(model, 0, kept)
+    with progress_bar(quiet=console.quiet) as progress:
+        watch = CourseWatch(course, len(requests), progress, kept)
+        with EditSession(model, tokenizer, editor, statistics=statistics, callbacks=[watch], monitor=False) as session:
+            outcomes = session.edit(requests, batch_size=BATCH)
+    answers: dict[str, dict[str, list[str]]] = {}
+    with undisturbed(model), model.disable_adapter():
+        answers["before"] = _answers(model, tokenizer, given)
+
+    def between() -> None:
+        answers["edited"] = _answers(model, tokenizer, given)
+
+    columns = compared(
+        model, tokenizer, requests, between, quiet=console.quiet, facts=given.others or None, texts=given.texts
+    )
+    answers[RESTRAINED] = _answers(model, tokenizer, given)
+    console.print(comparison_table({name: figures for name, (figures, _) in columns.items()}, title=title(outcomes)))
+    console.print(condition_table(columns))
+    shown = [outcome.id - 1 for outcome in outcomes if outcome.took][:SHOWN]
+    console.print(_answers_table(given, answers, shown))
+    in_chat = {name: _named(requests, found["chat"]) for name, found in answers.items()}
+    if answers["before"]["chat"]:
+        counts = ", ".join(f"{name} {count}" for name, count in in_chat.items())
+        console.print(f"Of {len(requests)} questions in chat, answers that name the new target: {counts}", markup=False)
+    course.draw(console, folder / "course.png", **KEPT)
+    differences = agreement(model, load_real_model(given.model)[0], tokenizer, requests, folder / "adapter")
+    say_agreement(console, differences)
+    found = {"model": given.model, **result(outcomes, columns, course, differences)}
+    return {**found, "answers": answers, "named_in_chat": in_chat}
+
+
+def _answers(model: Any, tokenizer: PreTrainedTokenizerBase, given: Given) -> dict[str, list[str]]:
+    """What the model says to every request, plainly and, where it has a template, in chat."""
+    asked = {"plain": [request.text for request in given.requests], "chat": _in_chat(tokenizer, given.questions)}
+    return {
+        way: greedy_answers(model, tokenizer, prompts, max_new_tokens=ANSWER_TOKENS) if prompts else []
+        for way, prompts in asked.items()
+    }
+
+
+def _in_chat(tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]) -> list[str]:
+    if not getattr(tokenizer, "chat_template", None):
+        return []
+    turns = [[{"role": "user", "content": question}] for question in questions]
+    return [str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)) for turn in turns]
+
+
+def _named(requests: Sequence[EditRequest], answers: Sequence[str]) -> int:
+    """How many answers name the new target."""
+    return sum(names_any(answer, [one.target_new]) for answer, one in zip(answers, requests, strict=bool(answers)))
+
+
+def _answers_table(given: Given, answers: dict[str, dict[str, list[str]]], shown: Sequence[int]) -> Table:
+    table = Table(title="What the model answers", show_lines=True)
+    for heading in ("asked", *answers):
+        table.add_column(heading)
+    for place in shown:
+        request = given.requests[place]
+        for way, asked in (("plain", request.text), ("chat", given.questions[place])):
+            if answers["before"][way]:
+                said = [plain(_first_line(found[way][place])) for found in answers.values()]
+                table.add_row(plain(f"{way}: {asked}"), *said)
+    return table
+
+
+def _first_line(answer: str) -> str:
+    return next((line for line in answer.strip().splitlines() if line), "–")

@@ -1,0 +1,118 @@
+"""One consolidation of an adapter: its material, the training, and what came of each edit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import EditFailedError
+from ..models.inference import undisturbed
+from ..requests import EditRequest
+from ..spectral import LowRankUpdate
+from ..tuner import PruneEditLayer
+from .own_texts import own_texts
+from .passages import Passage, edit_passages, text_passages
+from .settings import ConsolidationSettings
+from .training import Material, Progress, Trained, train
+
+PROBE_SHARE = 5
+"""One in so many pieces of retention text is kept for the probe, but no more than `LARGEST_PROBE`."""
+LARGEST_PROBE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Consolidated:
+    """What a consolidation gave.
+
+    Args:
+        trained: Factors, settings with what was filled in, and all looks.
+        texts: The retention texts.
+    """
+
+    trained: Trained
+    texts: tuple[str, ...]
+
+    @property
+    def factors(self) -> Mapping[str, LowRankUpdate]:
+        """By module."""
+        return self.trained.factors
+
+    @property
+    def margins(self) -> tuple[float, ...]:
+        """By how many nats each edit's target stands before the next best token; below 0 it is not the answer."""
+        return self.trained.seen[-1].margins
+
+    @property
+    def unreached(self) -> list[int]:
+        """Indices of the edits whose target is not the most probable answer, under the bound."""
+        return [index for index, margin in enumerate(self.margins) if not margin > 0]
+
+
+def consolidate(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[EditRequest],
+    settings: ConsolidationSettings,
+    texts: Sequence[str] | None = None,
+    protected: Sequence[Passage] = (),
+    progress: Progress | None = None,
+) -> Consolidated:
+    """Train the effective factors of ``model``'s adapter for all ``requests``; the adapter itself is not changed.
+
+    Args:
+        model: A PEFT model whose adapter holds F(raw) of these edits.
+        tokenizer: Its tokenizer.
+        requests: The edits that stand.
+        settings: How.
+        texts: Retention texts; None lets the base write them.
+        protected: Facts with their answers.
+        progress: Called after every step.
+
+    Raises:
+        InvalidRequestError: No retention text has two tokens.
+        EditFailedError: The loss became NaN or Inf, or fewer edits hold than before.
+    """
+    adapter = model.base_model.one_adapter(None)
+    layers: dict[str, PruneEditLayer] = {
+        name: layer for name, layer in model.base_model.edited_layers(adapter) if layer.rank(adapter) > 0
+    }
+    start = {name: layer.effective_update(adapter).to(torch.float32) for name, layer in layers.items()}
+    settings = settings.for_edits(len(requests))
+    chosen = _texts(model, tokenizer, texts, settings)
+    pieces = text_passages(tokenizer, chosen, settings.text_length)
+    every = max(PROBE_SHARE, len(pieces) // LARGEST_PROBE)
+    probe = pieces[::every]
+    kept = [piece for index, piece in enumerate(pieces) if index % every] or probe
+    edits = edit_passages(tokenizer, requests, chosen, settings.contexts, settings.seed)
+    trained = train(model, layers, start, start, Material(edits, kept, probe, protected), settings, progress)
+    require_no_loss(trained)
+    return Consolidated(trained, tuple(chosen))
+
+
+def require_no_loss(trained: Trained) -> None:
+    """Raise EditFailedError where fewer edits hold than before the training."""
+    before, after = trained.seen[0], trained.seen[-1]
+    if after.held < before.held:
+        raise EditFailedError(
+            f"consolidation: {after.held} of {len(after.margins)} edits hold after {after.step} steps, {before.held} "
+            "held before, so nothing has changed; take more steps or a smaller beta"
+        )
+
+
+def _texts(
+    model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] | None, settings: ConsolidationSettings
+) -> list[str]:
+    """The given texts, as many as are asked for; or those that the base writes."""
+    count = settings.texts or 1
+    if texts is None:
+        with undisturbed(model), model.disable_adapter():
+            return own_texts(model, tokenizer, count, settings.text_length, settings.seed)
+    given = list(texts)
+    if len(given) <= count:
+        return given
+    return random.Random(settings.seed).sample(given, count)

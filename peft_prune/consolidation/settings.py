@@ -1,0 +1,131 @@
+"""How consolidation is done, and the rule by which what is not given follows from the adapter itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ..spectral import LowRankUpdate
+
+STEP_SHARE = 0.04
+"""A step moves an entry of a factor by this share of the entries' root mean square, on a model that is worn."""
+LOOKS_PER_EDIT = 16
+"""How often each edit is read in all."""
+FEWEST_STEPS = 60
+LOOKS_PER_TEXT = 3
+"""How often each retention text is read: what is read more often is learnt by heart, and the rest forgotten."""
+WORN = 0.25
+"""Divergence from the base, in nats a token, from which on a model is worn."""
+LEAST_WEAR = 0.1
+LARGEST_BETA = 4.0
+
+
+@dataclass(frozen=True)
+class ConsolidationSettings:
+    """How the effective factors are trained. What is None follows from the adapter; see `adapted`.
+
+    Args:
+        learning_rate: Of Adam on the balanced factors.
+        beta: Weight of the divergence from the base on retention texts, against the edits' loss.
+        steps: Most steps.
+        edits_per_step: Edits in a step, each behind one of its contexts.
+        texts_per_step: Pieces of retention text in a step.
+        text_length: Tokens of a piece.
+        texts: Most retention texts: how many of those given are used, and how many the model writes where none are.
+        contexts: Contexts of each edit beside its bare prompt.
+        margin: By how many nats the target must stand before the next best token, at each of its tokens.
+        look_every: Steps between two looks at the edits and at the retention probe.
+        still: Share by which the probe may still fall from look to look where training ends early.
+        bound: Hold the singular values within those that the restraint left; off is for comparison.
+        hold_every: Steps between two projections onto that bound.
+        seed: Of texts, contexts and batches.
+
+    Raises:
+        ValueError: A value is not accepted.
+    """
+
+    learning_rate: float | None = None
+    beta: float | None = None
+    steps: int | None = None
+    edits_per_step: int = 16
+    texts_per_step: int = 17
+    text_length: int = 32
+    texts: int | None = None
+    contexts: int = 5
+    margin: float = 1.0
+    look_every: int = 20
+    still: float = 0.01
+    bound: bool = True
+    hold_every: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "beta"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and math.isfinite(value) and value > 0):
+                raise ValueError(f"{name}: {value!r} must be a finite number above 0, or left out")
+        for name in ("margin", "still"):
+            value = getattr(self, name)
+            if not (_is_number(value) and math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name}: {value!r} must be a finite number of at least 0")
+        least = {"text_length": 2, "contexts": 0, "seed": 0}
+        for name in (
+            *("steps", "edits_per_step", "texts_per_step", "text_length", "texts", "contexts"),
+            *("look_every", "hold_every", "seed"),
+        ):
+            value = getattr(self, name)
+            if value is None and name in ("steps", "texts"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least.get(name, 1):
+                raise ValueError(f"{name}: {value!r} must be an integer of at least {least.get(name, 1)}")
+        if not isinstance(self.bound, bool):
+            raise ValueError(f"bound: {self.bound!r} must be true or false")
+
+    def for_edits(self, edits: int) -> ConsolidationSettings:
+        """With the number of steps and of texts, where they are None: see `adapted`."""
+        steps = self.steps or max(FEWEST_STEPS, math.ceil(edits * LOOKS_PER_EDIT / self.edits_per_step))
+        texts = self.texts or math.ceil(steps * self.texts_per_step / LOOKS_PER_TEXT)
+        return replace(self, steps=steps, texts=texts)
+
+    def adapted(self, factors: Mapping[str, LowRankUpdate], edits: int, divergence: float) -> ConsolidationSettings:
+        """With what is None filled in for an adapter.
+
+        The wear of the model is its divergence over `WORN`, between `LEAST_WEAR` and 1: where there is less to mend,
+        training is gentler and minds retention more. The learning rate is `STEP_SHARE` times the wear of the root mean
+        square of the factors' entries; β is 1 over the wear, at most `LARGEST_BETA`. Every edit is read
+        `LOOKS_PER_EDIT` times, in at least `FEWEST_STEPS` steps, and every retention text `LOOKS_PER_TEXT` times.
+
+        Args:
+            factors: Balanced factors that training starts from, by module.
+            edits: How many edits stand.
+            divergence: KL(base ‖ edited) on the retention probe before the first step, in nats a token.
+        """
+        squares = sum(float(own.square().sum()) for update in factors.values() for own in (update.B, update.A))
+        count = sum(own.numel() for update in factors.values() for own in (update.B, update.A))
+        wear = min(1.0, max(LEAST_WEAR, divergence / WORN))
+        rate = STEP_SHARE * wear * math.sqrt(squares / max(1, count))
+        beta = min(LARGEST_BETA, 1 / wear)
+        return replace(
+            self.for_edits(edits),
+            learning_rate=self.learning_rate if self.learning_rate is not None else rate,
+            beta=self.beta if self.beta is not None else beta,
+        )
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> ConsolidationSettings:
+        """Settings from their fields.
+
+        Raises:
+            ValueError: A field is unknown, or a value is not accepted.
+        """
+        known = [one.name for one in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ValueError(f"{name}: is no setting of consolidation; known are {', '.join(known)}")
+        return cls(**values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,169 @@
+"""The model from its first edited block on: what goes into that block is computed once for each passage and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..editors.blocks import Enough, hooked, replaced, states_of
+from ..models.decoder import decoder_blocks, unwrapped
+from ..models.inference import by_rows, input_device, padded
+from ..spectral import LowRankUpdate
+from ..tuner import PruneEditLayer
+from .passages import Passage
+
+FRONT_BYTES = 1 << 30
+"""What is kept of the states in front of the first edited block; beyond, they are computed whenever they are needed."""
+
+Factors = Mapping[str, LowRankUpdate]
+
+
+class Tail:
+    """Logits at the places that passages read, with other factors in the place of the adapter's.
+
+    Rows are padded on the right, where a causal model does not look, so that no mask is needed.
+
+    Args:
+        model: A PEFT model in evaluation mode.
+        layers: Its adapted layers by their name in the base model.
+    """
+
+    def __init__(self, model: Any, layers: Mapping[str, PruneEditLayer]) -> None:
+        self._model = unwrapped(model)
+        self._layers = layers
+        named = decoder_blocks(model)
+        self._blocks = [block for _, block in named]
+        self._first = min(_place_of(name, [own for own, _ in named]) for name in layers)
+        self._head = self._model.get_output_embeddings()
+        self._fronts: dict[Passage, Tensor] = {}
+        self._kept = 0
+        self._hands_on_tuples = False
+
+    def logits(self, passages: Sequence[Passage], factors: Factors | None) -> Tensor:
+        """(reads, vocabulary) float32, passage by passage; with ``factors`` None those of the base."""
+        row, column = _reads(passages)
+
+        def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (args[0][row, column][None], *args[1:])
+
+        self._remember(passages)  # before the head's places are those of these rows
+        with hooked(self._head.register_forward_pre_hook(gather)):
+            return self._run(passages, factors).logits[0].float()
+
+    @torch.no_grad()
+    def states(self, passages: Sequence[Passage], factors: Factors | None) -> Tensor:
+        """What goes into the output embeddings at those places, (reads, hidden)."""
+        row, column = _reads(passages)
+        found: list[Tensor] = []
+
+        def take(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            found.append(args[0][row, column])
+            raise Enough
+
+        self._remember(passages)
+        with hooked(self._head.register_forward_pre_hook(take)):
+            try:
+                self._run(passages, factors)
+            except Enough:
+                pass
+        return found[0]
+
+    @torch.no_grad()
+    def logits_of(self, states: Tensor) -> Tensor:
+        """Logits for what `states` gave, (reads, vocabulary) float32, by all that the model does behind its blocks."""
+
+        def put(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (states[None].to(args[0]), *args[1:])
+
+        ids = torch.zeros(1, 1, dtype=torch.long, device=input_device(self._model))
+        with hooked(self._head.register_forward_pre_hook(put)), replaced(self._blocks, self._handing_on(None)):
+            return self._model(input_ids=ids, use_cache=False).logits[0].float()
+
+    def _run(self, passages: Sequence[Passage], factors: Factors | None) -> Any:
+        self._remember(passages)
+        ids, _ = padded([passage.ids for passage in passages], left=False, device=input_device(self._model))
+        fronts = [self._fronts[passage] for passage in passages]
+        hidden = nn.utils.rnn.pad_sequence(fronts, batch_first=True)
+        try:
+            with ExitStack() as stack:
+                # the block before the first edited one hands on what is kept, those before that do nothing
+                stack.enter_context(replaced(self._blocks[: self._first], self._handing_on(hidden)))
+                stack.enter_context(acting(self._layers, factors))
+                return self._model(input_ids=ids, use_cache=False)
+        finally:
+            self._forget()
+
+    def _handing_on(self, hidden: Tensor | None) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            given = args[0] if args else kwargs["hidden_states"]
+            states = given if hidden is None else hidden
+            return (states, None) if self._hands_on_tuples else states
+
+        return forward
+
+    @torch.no_grad()
+    def _remember(self, passages: Sequence[Passage]) -> None:
+        """Compute what goes into the first edited block for those passages of which it is not kept."""
+        missing = [passage for passage in passages if passage not in self._fronts]
+        if not missing:
+            return
+        ids, _ = padded([passage.ids for passage in missing], left=False, device=input_device(self._model))
+        found: dict[str, Tensor] = {}
+
+        def note_form(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self._hands_on_tuples = isinstance(output, tuple)
+
+        def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found["hidden"] = by_rows(states_of(args[0] if args else kwargs["hidden_states"]), len(missing))
+            if self._first > 0:
+                raise Enough
+
+        with ExitStack() as stack:
+            stack.enter_context(hooked(self._blocks[self._first].register_forward_pre_hook(take, with_kwargs=True)))
+            stack.enter_context(hooked(self._blocks[max(0, self._first - 1)].register_forward_hook(note_form)))
+            try:
+                self._model(input_ids=ids, use_cache=False)
+            except Enough:
+                pass
+        for passage, states in zip(missing, found["hidden"], strict=True):
+            self._fronts[passage] = states[: len(passage.ids)].clone()
+            self._kept += self._fronts[passage].nbytes
+
+    def _forget(self) -> None:
+        if self._kept > FRONT_BYTES:
+            self._fronts.clear()
+            self._kept = 0
+
+
+@contextmanager
+def acting(layers: Mapping[str, PruneEditLayer], factors: Factors | None) -> Iterator[None]:
+    """These factors in the place of the adapter's, in every layer; the base alone where there are none."""
+
+    def forward_of(layer: PruneEditLayer, update: LowRankUpdate | None) -> Callable[..., Tensor]:
+        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            result: Tensor = layer.base_layer(x, *args, **kwargs)
+            if update is None:
+                return result
+            change = (x.to(update.dtype) @ update.A.T) @ update.B.T
+            return result + change.to(result.dtype)
+
+        return forward
+
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            update = None if factors is None else factors[name]
+            stack.enter_context(replaced([layer], forward_of(layer, update)))  # type: ignore[list-item]
+        yield
+
+
+def _place_of(module: str, blocks: Sequence[str]) -> int:
+    return next(index for index, block in enumerate(blocks) if module.startswith(f"{block}."))
+
+
+def _reads(passages: Sequence[Passage]) -> tuple[Tensor, Tensor]:
+    row = [index for index, passage in enumerate(passages) for _ in passage.read]
+    return torch.tensor(row), torch.tensor([column for passage in passages for column in passage.read])

@@ -1,0 +1,275 @@
+"""Consolidation: the effective factors are trained, all edits against the base's own predictions, under the restraint.
+
+Breadth-first mini-batches over all edits at once follow LocFT-BF (ICLR 2026); that they start from a restrained sum of
+edits, and stay within the singular values that the restraint left it, is PRUNE's part.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..editors.target_likelihood import frozen
+from ..errors import EditFailedError
+from ..spectral import LowRankUpdate
+from ..tuner import PruneEditLayer
+from .bound import Bounds, balanced
+from .passages import Passage
+from .settings import ConsolidationSettings
+from .tail import Tail
+
+LARGEST_BATCH = 64
+"""Passages that are looked at together."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is trained on.
+
+    Args:
+        edits: For each edit its bare prompt, then the prompt behind contexts.
+        texts: Pieces of retention text.
+        probe: Other pieces, on which retention is looked at.
+        protected: Facts with their answers, which are asked for as edits' targets are.
+    """
+
+    edits: Sequence[Sequence[Passage]]
+    texts: Sequence[Passage]
+    probe: Sequence[Passage]
+    protected: Sequence[Passage] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What progress shows: the number of the step, the edits' loss and the divergence from the base, nats a token."""
+
+    number: int
+    edit_loss: float
+    divergence: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One look: each edit's margin, and the divergence from the base on the probe.
+
+    Args:
+        step: Steps done.
+        margins: By how many nats the target stands before the next best token, at its weakest token.
+        divergence: KL(base ‖ edited), nats a token.
+    """
+
+    step: int
+    margins: tuple[float, ...]
+    divergence: float
+
+    @property
+    def held(self) -> int:
+        """How many edits' targets are the most probable tokens."""
+        return sum(margin > 0 for margin in self.margins)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What training gave.
+
+    Args:
+        factors: By module.
+        settings: With what was filled in.
+        seen: All looks, the first before the first step, the last at ``factors``.
+    """
+
+    factors: dict[str, LowRankUpdate]
+    settings: ConsolidationSettings
+    seen: tuple[Seen, ...]
+
+
+Progress = Callable[[Step], None]
+
+
+def train(
+    model: Any,
+    layers: Mapping[str, PruneEditLayer],
+    start: Mapping[str, LowRankUpdate],
+    limit: Mapping[str, LowRankUpdate],
+    material: Material,
+    settings: ConsolidationSettings,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train the factors of the adapted layers, beginning with ``start``; the adapter itself is not touched.
+
+    Args:
+        model: The PEFT model.
+        layers: Its adapted layers by their name in the base.
+        start: What training begins with, by module.
+        limit: F(raw), whose singular values bound what comes out, by module.
+        material: What is trained on.
+        settings: What is None in them is adapted.
+        progress: Called after every step.
+
+    Raises:
+        EditFailedError: The loss is NaN or Inf.
+    """
+    work = _Training(model, layers, start, limit, material, settings)
+    with frozen(model):
+        return work.run(progress)
+
+
+@dataclass
+class _Training:
+    model: Any
+    layers: Mapping[str, PruneEditLayer]
+    start: Mapping[str, LowRankUpdate]
+    limit: Mapping[str, LowRankUpdate]
+    material: Material
+    settings: ConsolidationSettings
+    _base: dict[Passage, Tensor] = field(default_factory=dict)
+
+    def run(self, progress: Progress | None) -> Trained:
+        self.tail = Tail(self.model, self.layers)
+        self.factors = {name: balanced(update) for name, update in self.start.items()}
+        bounds = Bounds(self.limit if self.settings.bound else {}, self.layers)
+        seen = [self._look(0)]
+        if not torch.isfinite(torch.tensor([*seen[0].margins, seen[0].divergence])).all():
+            raise EditFailedError(
+                "consolidation: the model gives NaN or Inf before the first step; nothing has changed"
+            )
+        own = self.settings = self.settings.adapted(self.factors, len(self.material.edits), seen[0].divergence)
+        assert own.steps is not None and own.learning_rate is not None
+        batches = self._batches()
+        with self._trained() as parameters:
+            optimizer = torch.optim.Adam(parameters, lr=own.learning_rate)
+            for number in range(1, own.steps + 1):
+                for group in optimizer.param_groups:
+                    group["lr"] = own.learning_rate * share_of_rate(number, own.steps)
+                step = self._step(number, *next(batches), optimizer)
+                if progress is not None:
+                    progress(step)
+                if number % own.hold_every == 0:
+                    bounds.hold(self.factors)
+                if number == own.steps or number % own.look_every == 0:
+                    bounds.settle(self.factors)
+                    seen.append(self._look(number))
+                    if self._is_still(seen):
+                        break
+        return Trained({name: _detached(update) for name, update in self.factors.items()}, own, tuple(seen))
+
+    @contextmanager
+    def _trained(self) -> Iterator[list[Tensor]]:
+        parameters = [own for update in self.factors.values() for own in (update.B, update.A)]
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        try:
+            yield parameters
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+
+    def _step(self, number: int, edits: list[Passage], texts: list[Passage], optimizer: torch.optim.Optimizer) -> Step:
+        # apart, since edits and pieces of text differ in length and padding costs as much as tokens
+        edit_loss = _target_loss(self.tail.logits(edits, self.factors), edits)
+        divergence = self._divergence(self.tail.logits(texts, self.factors), texts)
+        loss = edit_loss + (self.settings.beta or 0.0) * divergence
+        if not bool(torch.isfinite(loss)):
+            raise EditFailedError(
+                f"consolidation: the loss of step {number} is NaN or Inf, so nothing has changed; take a smaller "
+                "learning_rate"
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return Step(number, float(edit_loss.detach()), float(divergence.detach()))
+
+    def _batches(self) -> Iterator[tuple[list[Passage], list[Passage]]]:
+        """Edits and texts of each step: all edits once before any of them comes again, each behind its next context."""
+        own, draw = self.settings, random.Random(self.settings.seed)
+        rows = [[*edit] for edit in self.material.edits] + [[fact] for fact in self.material.protected]
+        for row in rows:
+            draw.shuffle(row)
+        edits, texts = _endless(len(rows), draw), _endless(len(self.material.texts), draw)
+        turn = [0] * len(rows)
+        while True:
+            chosen = []
+            for _ in range(min(own.edits_per_step, len(rows))):
+                index = next(edits)
+                chosen.append(rows[index][turn[index] % len(rows[index])])
+                turn[index] += 1
+            count = min(own.texts_per_step, len(self.material.texts))
+            yield chosen, [self.material.texts[next(texts)] for _ in range(count)]
+
+    @torch.no_grad()
+    def _look(self, step: int) -> Seen:
+        factors = {name: _detached(update) for name, update in self.factors.items()}
+        margins: list[float] = []
+        bare = [edit[0] for edit in self.material.edits]
+        for part in _parts(bare):
+            margins += _margins(self.tail.logits(part, factors), part)
+        total = tokens = 0.0
+        for part in _parts(self.material.probe):
+            count = sum(len(passage.read) for passage in part)
+            total += count * float(self._divergence(self.tail.logits(part, factors), part))
+            tokens += count
+        return Seen(step, tuple(margins), total / tokens)
+
+    def _divergence(self, logits: Tensor, texts: Sequence[Passage]) -> Tensor:
+        """KL(base ‖ edited), the mean over all places of these texts."""
+        missing = [text for text in texts if text not in self._base]
+        if missing:
+            states = self.tail.states(missing, None)
+            lengths = [len(text.read) for text in missing]
+            self._base |= dict(zip(missing, states.split(lengths), strict=True))
+        base = torch.log_softmax(self.tail.logits_of(torch.cat([self._base[text] for text in texts])), dim=-1)
+        own = torch.log_softmax(logits, dim=-1)
+        return (base.exp() * (base - own)).sum(-1).mean()
+
+    def _is_still(self, seen: Sequence[Seen]) -> bool:
+        """Whether every edit holds with its margin and the probe stands still."""
+        now, before = seen[-1], seen[-2]
+        if before.step == 0 or min(now.margins) < self.settings.margin:
+            return False
+        return now.divergence > (1 - self.settings.still) * before.divergence
+
+
+def share_of_rate(number: int, steps: int) -> float:
+    """Part of the learning rate: rising over the first twentieth, falling to a tenth over the last 40 %."""
+    rise = max(1, steps // 20)
+    return min(1.0, number / rise, 0.1 + 0.9 * (1 - number / steps) / 0.4)
+
+
+def _target_loss(logits: Tensor, passages: Sequence[Passage]) -> Tensor:
+    """Mean over the passages of the mean negative log-likelihood of each one's tokens."""
+    labels = torch.tensor([label for passage in passages for label in passage.labels], device=logits.device)
+    weights = torch.tensor(
+        [1 / len(passage.labels) for passage in passages for _ in passage.labels], device=logits.device
+    )
+    scores = torch.log_softmax(logits, dim=-1).gather(1, labels[:, None])[:, 0]
+    return -(scores * weights).sum() / len(passages)
+
+
+def _margins(logits: Tensor, passages: Sequence[Passage]) -> list[float]:
+    labels = torch.tensor([label for passage in passages for label in passage.labels], device=logits.device)
+    target = logits.gather(1, labels[:, None])[:, 0]
+    others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    return [float(part.min()) for part in (target - others).split([len(passage.labels) for passage in passages])]
+
+
+def _parts(passages: Sequence[Passage]) -> Iterator[Sequence[Passage]]:
+    for start in range(0, len(passages), LARGEST_BATCH):
+        yield passages[start : start + LARGEST_BATCH]
+
+
+def _endless(count: int, draw: random.Random) -> Iterator[int]:
+    """All numbers below ``count`` in random order, again and again."""
+    while count:
+        order = list(range(count))
+        draw.shuffle(order)
+        yield from order
+
+
+def _detached(update: LowRankUpdate) -> LowRankUpdate:
+    return LowRankUpdate(update.B.detach(), update.A.detach())

@@ -1,0 +1,164 @@
+"""The texts behind which an edit must hold: the prompt behind its prefixes, and the question in the chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from ..models.chat import (
+    SYSTEM,
+    Rendered,
+    chat_prompt_around,
+    has_chat_template,
+    require_chat_template,
+    takes_system_prompt,
+)
+from ..requests import EditRequest
+from ..requests.asking import BOTH, CHAT, PLAIN, question_form, require_ask
+from .contexts import with_prefix
+from .tokens import TokenizedPrompt, tokenize_around
+
+CHAT_SHARE = 0.5
+"""What the contexts in chat weigh together in the key of a request that is asked both ways."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """One text that asks for an edit's target.
+
+    Args:
+        before: What stands before the subject.
+        subject: The subject.
+        after: What stands behind it.
+        separator: What stands between the text and the target; None leaves it to the language.
+        is_chat: Whether it is a rendered conversation.
+    """
+
+    before: str
+    subject: str
+    after: str
+    separator: str | None
+    is_chat: bool = False
+
+    @property
+    def text(self) -> str:
+        """The whole text."""
+        return self.before + self.subject + self.after
+
+
+def default_ask(tokenizer: PreTrainedTokenizerBase, ask: str | None) -> str | None:
+    """How a run asks what does not say it itself: as it is told, or both ways where the model has a chat template.
+
+    Args:
+        tokenizer: The model's.
+        ask: "plain", "chat" or "both"; None for what fits the model.
+
+    Returns:
+        The way; None for a model without a template, whose requests say nothing of it.
+
+    Raises:
+        UnsupportedModelError: The model is to be asked in chat, and has no template or one that fails.
+        InvalidRequestError: ``ask`` is unknown.
+    """
+    if ask is not None:
+        require_ask(ask)
+    if not has_chat_template(tokenizer) and ask in (None, PLAIN):
+        return None
+    ask = ask or BOTH
+    if ask != PLAIN:
+        require_chat_template(tokenizer)
+    return ask
+
+
+def settled(requests: Sequence[EditRequest], ask: str | None) -> list[EditRequest]:
+    """The requests, each with the way in which it is asked: its own, or the run's, as `default_ask` gives it."""
+    return [request if request.ask is not None or ask is None else replace(request, ask=ask) for request in requests]
+
+
+def asks_in_chat(request: EditRequest) -> bool:
+    """Whether a request is asked through the chat template."""
+    return request.ask in (CHAT, BOTH)
+
+
+def asks_plainly(request: EditRequest) -> bool:
+    """Whether a request is asked by its prompt as it stands."""
+    return request.ask != CHAT
+
+
+def question_of(request: EditRequest) -> str:
+    """The question of a request, with ``{}`` in the subject's place."""
+    return request.question or question_form(request.prompt)
+
+
+def chat_question(tokenizer: PreTrainedTokenizerBase, request: EditRequest, system: str | None = None) -> Context:
+    """A request's question in the chat template, ready to be answered.
+
+    Raises:
+        InvalidRequestError: The template fails on it.
+    """
+    return _spoken(tokenizer, request, question_of(request), system)
+
+
+def request_contexts(
+    tokenizer: PreTrainedTokenizerBase, request: EditRequest, prefixes: Sequence[str]
+) -> list[Context]:
+    """All texts behind which a request is to hold, the one that it is verified by first.
+
+    Plainly these are the prompt behind every prefix. In chat the question without a system prompt, the same with one
+    (where the template takes one), and the prompt itself as what the user says.
+
+    Raises:
+        InvalidRequestError: The template fails on a question.
+    """
+    found = _plain(tokenizer, request, prefixes) if asks_plainly(request) else []
+    return found + (_chat(tokenizer, request) if asks_in_chat(request) else [])
+
+
+def subject_prompts(tokenizer: PreTrainedTokenizerBase, contexts: Sequence[Context]) -> list[TokenizedPrompt]:
+    """Token ids of each context, with its separator, and where its subject ends."""
+    return [
+        tokenize_around(tokenizer, [(one.before, one.after + (one.separator or ""))], one.subject)[0]
+        for one in contexts
+    ]
+
+
+def _plain(tokenizer: PreTrainedTokenizerBase, request: EditRequest, prefixes: Sequence[str]) -> list[Context]:
+    found = []
+    for prefix in prefixes:
+        before, _, after = with_prefix(tokenizer, prefix, request.prompt).partition("{}")
+        found.append(Context(before, request.subject, after, request.separator))
+    return found
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase, request: EditRequest) -> list[Context]:
+    found = [chat_question(tokenizer, request)]
+    if takes_system_prompt(tokenizer):
+        found.append(chat_question(tokenizer, request, SYSTEM))
+    found.append(_spoken(tokenizer, request, request.prompt, None))
+    return list(dict.fromkeys(found))
+
+
+def _spoken(tokenizer: PreTrainedTokenizerBase, request: EditRequest, question: str, system: str | None) -> Context:
+    subject = request.subject.strip()
+    found: Rendered = chat_prompt_around(tokenizer, question, subject, system)
+    return Context(found.before, subject, found.after, found.separator, is_chat=True)
+
+
+def shares(requests_contexts: Sequence[Sequence[Context]], plain: Sequence[float]) -> list[list[float]]:
+    """What each context of each request weighs in its key; the shares of one request add up to 1.
+
+    Args:
+        requests_contexts: The contexts of every request.
+        plain: Shares of the plain contexts among themselves.
+    """
+    found = []
+    for contexts in requests_contexts:
+        chat = sum(context.is_chat for context in contexts)
+        if chat == 0:
+            found.append(list(plain))
+            continue
+        of_chat = CHAT_SHARE if chat < len(contexts) else 1.0
+        found.append([(1 - of_chat) * share for share in plain[: len(contexts) - chat]] + [of_chat / chat] * chat)
+    return found

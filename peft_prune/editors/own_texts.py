@@ -1,0 +1,147 @@
+"""Texts that the model itself writes: ordinary text where nobody has brought any, seeded and so the same every time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import cycle
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import InvalidRequestError
+from ..models.generation import end_ids_of, generation_settings
+from ..models.inference import input_device, max_positions, padded, undisturbed
+from ..models.tokenization import text_ids
+from ..moving import moving_bar
+from .second_moment import SecondMoments, collect_second_moments
+
+OWN_TOKENS = 20_000
+"""Tokens of own text that second moments are taken over where no other number is given."""
+
+OWN_LENGTH = 128
+"""Tokens of one text, where the model does not end it before."""
+
+OWN_BATCH = 32
+"""Texts written together; another number gives other texts."""
+
+LARGEST_MASS = 0.95
+"""Tokens are drawn among the most probable ones that together have this probability (Holtzman et al. 2020, top-p)."""
+
+OPENINGS = (
+    *("The", "A", "In", "It", "He", "She", "They", "We", "I", "You", "This", "When", "If", "What", "How", "Why"),
+    *("There", "For", "At", "On", "After", "Before", "Because", "Although", "One", "Two", "Many", "Some", "Most"),
+    *("According to", "The first", "The most", "In the", "As a", "To", "From", "My", "His", "Her", "Our", "Is", "Can"),
+    *("People", "Scientists", "Today", "Once upon a time", "The city", "The country", "The company", "The book"),
+    *("The president", "The team", "The film", "A new", "During", "Since", "While", "By", "With", "However", "Please"),
+    *("Question:", "Step 1:", "Dear", "Here is", "Let"),
+)
+"""How texts begin: no names, so that the model fills in those that it knows."""
+
+
+def own_texts(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: int = OWN_TOKENS,
+    *,
+    seed: int = 0,
+    length: int = OWN_LENGTH,
+    progress: bool = True,
+) -> list[str]:
+    """Texts of together at least so many tokens, drawn from the model by its own probabilities.
+
+    Each begins with one of `OPENINGS` in turn, and ends where the model ends it or after ``length`` tokens. The model,
+    the tokenizer and torch's random state are left as they were.
+
+    Args:
+        model: The unedited model.
+        tokenizer: Its tokenizer.
+        tokens: Least number of tokens in all.
+        seed: Of the drawing.
+        length: Most tokens of a text.
+        progress: Show a bar.
+
+    Raises:
+        ValueError: ``tokens`` or ``length`` is below 1.
+        InvalidRequestError: No opening gives a token, or the model has no room for a text or writes none.
+    """
+    for name, value in (("tokens", tokens), ("length", length)):
+        if value < 1:
+            raise ValueError(f"{name}: {value} must be at least 1")
+    found: list[str] = []
+    count = 0
+    device = input_device(model)
+    most = min(length, max_positions(model) or length)
+    rows = _openings(tokenizer, max(1, most // 2))
+    own_device = [] if device.index is None else [device.index]
+    ends = end_ids_of(model, tokenizer)
+    drawing = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": LARGEST_MASS}
+    with (
+        undisturbed(model),
+        generation_settings(model, ends, **drawing),
+        torch.random.fork_rng(own_device, device_type=device.type),
+        moving_bar(total=tokens, desc="Own texts", unit=" tokens", disable=not progress, leave=False) as bar,
+    ):
+        torch.manual_seed(seed)
+        while count < tokens:
+            begun = [next(rows) for _ in range(OWN_BATCH)]
+            before = count
+            written = [_decoded(tokenizer, ids).strip() for ids in _continued(model, begun, most, device, ends)]
+            written = [text for text in written if text]
+            # counted as they are read, which need not be in the tokens that they were written in
+            for text, ids in zip(written, text_ids(tokenizer, written), strict=True):
+                if count < tokens:
+                    found.append(text)
+                    count += len(ids)
+                    bar.update(len(ids))
+            if count == before:
+                raise InvalidRequestError("texts: the model writes none of its own, it ends every one at once")
+    return found
+
+
+def own_moments(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    modules: Sequence[str],
+    *,
+    tokens: int = OWN_TOKENS,
+    seed: int = 0,
+    progress: bool = True,
+) -> SecondMoments:
+    """Second moments of the inputs of ``modules`` over `own_texts`, for those who have no texts at hand.
+
+    Raises:
+        ValueError: ``tokens`` is below 1.
+        InvalidRequestError: The model can write no text.
+    """
+    texts = own_texts(model, tokenizer, tokens, seed=seed, progress=progress)
+    return collect_second_moments(model, tokenizer, texts, modules, progress=progress)
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _openings(tokenizer: PreTrainedTokenizerBase, most: int) -> Iterator[tuple[int, ...]]:
+    """The openings in turn, of each at most so many tokens."""
+    rows = [ids[:most] for ids in text_ids(tokenizer, OPENINGS) if ids]
+    if not rows:
+        raise InvalidRequestError("texts: no beginning of a text gives a token, so the model can write none")
+    return cycle(rows)
+
+
+def _continued(
+    model: Any, rows: Sequence[tuple[int, ...]], most: int, device: torch.device, ends: Sequence[int]
+) -> list[list[int]]:
+    """The rows with what the model writes behind them, up to where it ends or to ``most`` tokens."""
+    ids, mask = padded(rows, left=True, device=device)
+    room = most - ids.shape[1]
+    if room < 1:
+        raise InvalidRequestError(f"texts: the model has no room for a text of {ids.shape[1] + 1} tokens")
+    written = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=room)[:, ids.shape[1] :].tolist()
+    return [[*row, *_before_end(new, ends)] for row, new in zip(rows, written, strict=True)]
+
+
+def _before_end(ids: list[int], ends: Sequence[int]) -> list[int]:
+    place = next((index for index, token in enumerate(ids) if token in ends), len(ids))
+    return ids[:place]

@@ -1,0 +1,191 @@
+"""Consolidation in a session: on demand, on the schedule, and again where something has taken it away."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..consolidation import ConsolidationSettings, Step, consolidate
+from ..errors import SessionStateError
+from ..moving import moving_bar
+from .consolidations import ConsolidationRecord
+from .records import EditRecord
+from .replay import set_consolidated
+from .workspace import Workspace
+
+NAMED = 3
+"""Edits that are named in a warning before the rest is counted."""
+
+
+@dataclass(frozen=True)
+class ConsolidationResult:
+    """What a consolidation did.
+
+    Args:
+        edits: Numbers of the edits it was for.
+        steps: Steps done.
+        margins: By how many nats each edit's target stands before the next best token, by number of the edit; below 0
+            the bound did not let it be reached.
+        margins_before: The same of F(raw).
+        divergence: KL(base ‖ edited) on the retention probe, nats a token.
+        divergence_before: The same of F(raw).
+        settings: With what was filled in.
+        seconds: What it took.
+    """
+
+    edits: tuple[int, ...]
+    steps: int
+    margins: dict[int, float]
+    margins_before: dict[int, float]
+    divergence: float
+    divergence_before: float
+    settings: ConsolidationSettings
+    seconds: float
+
+    @property
+    def held(self) -> int:
+        """How many edits hold."""
+        return sum(margin > 0 for margin in self.margins.values())
+
+    @property
+    def unreached(self) -> dict[int, float]:
+        """Margins of the edits that do not hold, by their number."""
+        return {edit: margin for edit, margin in self.margins.items() if not margin > 0}
+
+
+class Consolidating:
+    """Consolidates what a workspace holds and keeps it consolidated.
+
+    Args:
+        workspace: Adapter, keys and history.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._work = workspace
+
+    @property
+    def was_taken_away(self) -> bool:
+        """Whether the history has a consolidation that the adapter no longer holds."""
+        return not self._is_held and self._work.history.consolidation() is not None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether so many edits have been added since the last one that the schedule asks for another."""
+        config = self._work.config
+        if config.consolidate != "every":
+            return False
+        return self._added_since() >= config.consolidate_every
+
+    @property
+    def is_due_before_saving(self) -> bool:
+        """Whether the schedule asks for one before the adapter leaves."""
+        if self._work.config.consolidate == "demand":
+            return False
+        return self._work.history.standing > 0 and not (self._is_held and self._added_since() == 0)
+
+    def run(self, texts: Sequence[str] | None, settings: ConsolidationSettings, progress: bool) -> ConsolidationResult:
+        """Consolidate the edits that stand; the caller sees to it that an error leaves everything as it was.
+
+        Raises:
+            SessionStateError: No edit stands.
+        """
+        work, start = self._work, time.perf_counter()
+        records = [record for record in work.history.edits(standing=True) if record.request is not None]
+        if not records:
+            raise SessionStateError("history: it holds no request that stands, so there is nothing to consolidate")
+        restrained = self._restrained()
+        requests = [record.request for record in records if record.request is not None]
+        with _bar(progress) as show:
+            found = consolidate(work.model, work.tokenizer, requests, settings, texts, work.protected_passages(), show)
+        set_consolidated(work.model, found.factors)
+        first, last = found.trained.seen[0], found.trained.seen[-1]
+        record = ConsolidationRecord(
+            *(work.history.last_batch, work.history.last_restraint, {one.id: one.strength for one in records}),
+            *(settings, found.texts, found.factors),
+        )
+        told: dict[str, Any] = {"edits": len(records), "steps": last.step, "held": [first.held, last.held]}
+        told |= {"divergence": [first.divergence, last.divergence]}
+        work.history.record_consolidation(record, restrained, told)
+        work.note_pending()
+        ids = [record.id for record in records]
+        _warn_of_unreached(records, last.margins)
+        return ConsolidationResult(
+            tuple(ids),
+            last.step,
+            dict(zip(ids, last.margins, strict=True)),
+            dict(zip(ids, first.margins, strict=True)),
+            last.divergence,
+            first.divergence,
+            found.trained.settings,
+            time.perf_counter() - start,
+        )
+
+    def again(self) -> ConsolidationResult | None:
+        """Consolidate as the last time: with its settings, its seed and its texts; None where no edit stands."""
+        kept = self._work.history.consolidation()
+        if kept is None or not self._work.history.standing:
+            return None
+        return self.run(kept.texts, kept.settings, progress=False)
+
+    def drop(self) -> None:
+        """Forget the last consolidation, so that it is not done again."""
+        if self._work.history.consolidation() is not None:
+            self._work.history.drop_consolidation()
+
+    @property
+    def _is_held(self) -> bool:
+        adapter = self._work.adapter
+        return any(layer.consolidated_edits(adapter) for _, layer in self._work.model.edited_layers())
+
+    def _added_since(self) -> int:
+        kept = self._work.history.consolidation()
+        records = self._work.history.edits(standing=True)
+        return len(records) if kept is None else sum(record.batch > kept.batch for record in records)
+
+    def _restrained(self) -> dict[str, str]:
+        """Begin with F(raw): what is pending is restrained, and what was trained before gives way.
+
+        What has acted is written with the consolidation, so that one that fails leaves no trace.
+        """
+        if not self._is_held and not self._work.model.restraint_is_pending():
+            return {}
+        self._work.model.restrain()
+        return self._work.restraints()
+
+
+def settings_of(given: ConsolidationSettings | None, values: dict[str, Any]) -> ConsolidationSettings:
+    """The settings, with these fields replaced.
+
+    Raises:
+        ValueError: A field is unknown, or a value is not accepted.
+    """
+    return ConsolidationSettings.of({**dataclasses.asdict(given or ConsolidationSettings()), **values})
+
+
+class _bar:
+    """A bar over the steps with both losses."""
+
+    def __init__(self, shown: bool) -> None:
+        self._bar = moving_bar(desc="Consolidating", unit="step", disable=not shown)
+
+    def __enter__(self) -> Callable[[Step], None]:
+        return self._show
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def _show(self, step: Step) -> None:
+        self._bar.update()
+        self._bar.set_postfix({"edits": f"{step.edit_loss:.3f}", "retention": f"{step.divergence:.4f}"})
+
+
+def _warn_of_unreached(records: Sequence[EditRecord], margins: Sequence[float]) -> None:
+    failed = [(record, margin) for record, margin in zip(records, margins, strict=True) if not margin > 0]
+    if failed:
+        named = ", ".join(f"edit {record.id} (margin {margin:.2f})" for record, margin in failed[:NAMED])
+        rest = f" and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
+        warnings.warn(f"consolidation: not reached under the bound: {named}{rest}; its target is not the answer")

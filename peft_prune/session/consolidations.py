@@ -1,0 +1,66 @@
+"""The consolidation that a history keeps: what it gave, and all that it is done again by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from ..consolidation import ConsolidationSettings
+from ..errors import HistoryError
+from ..spectral import LowRankUpdate
+from .records import EditRecord, Factors
+from .schema import read_json
+
+
+@dataclass(frozen=True)
+class ConsolidationRecord:
+    """The last consolidation of a history.
+
+    Args:
+        batch: The last batch before it.
+        restraint: Number of the last restraint in the history before it.
+        edits: The strength of every edit that stood, by its number.
+        settings: As they were given.
+        texts: The retention texts.
+        updates: The trained factors by module.
+    """
+
+    batch: int
+    restraint: int
+    edits: Mapping[int, float]
+    settings: ConsolidationSettings
+    texts: Sequence[str]
+    updates: Mapping[str, LowRankUpdate]
+
+    def stands(self, records: Iterable[EditRecord], restraint: int) -> bool:
+        """Whether it is still that of the edits that stand: nothing was undone, rescaled or restrained since.
+
+        Args:
+            records: Edits that stand.
+            restraint: Number of the last restraint in the history.
+        """
+        before = {record.id: record.strength for record in records if record.batch <= self.batch}
+        return restraint <= self.restraint and before == dict(self.edits)
+
+
+def read_consolidation(row: Mapping[str, Any], history: str | Path) -> ConsolidationRecord:
+    """A row of the table of consolidations.
+
+    Raises:
+        HistoryError: It is damaged.
+    """
+    where = f"history: {history}: its consolidation"
+    edits, settings, texts = (read_json(row[name], f"{where}: its {name}") for name in ("edits", "settings", "texts"))
+    try:
+        strengths = {int(edit): float(strength) for edit, strength in edits.items()}
+        known = ConsolidationSettings.of(settings)
+        updates = Factors.from_bytes(row["data"]).updates
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
+        raise HistoryError(f"{where} is damaged: {error}") from None
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise HistoryError(f"{where}: its texts are {texts!r:.60}, a list of texts is accepted")
+    return ConsolidationRecord(row["batch"], row["restraint"], strengths, known, texts, updates)

@@ -1,0 +1,44 @@
+"""`peft-prune consolidate`, and the options of `edit` that belong to it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from peft_prune.session import History
+from tests.cli.test_commands import edit, folder, run  # noqa: F401
+from tests.consolidation.scene import TEXTS
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_history_is_consolidated_and_its_adapter_written(capsys, folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    log = tmp_path / "edits.db"
+    edit(capsys, folder, tmp_path / "adapter", "--restraint", "clip", "--history", log)
+    (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
+    given = ["consolidate", log, "--model", folder / "model", "--out", tmp_path / "whole"]
+    options = ["--texts", tmp_path / "texts.json", "--steps", 20, "--learning-rate", 0.01, "--beta", 0.1]
+    code, output, errors = run(capsys, *given, *options, "--json")
+    assert code == 0, errors
+    told = json.loads(output)
+    assert told["edits"] == 4 and told["steps"] == 20 and told["beta"] == 0.1 and told["standing"] == 4
+    assert told["held"]["after"] >= told["held"]["before"]
+    assert json.loads((tmp_path / "whole" / "adapter_config.json").read_text())["consolidated"] == 4
+    assert History.read(log).consolidation() is not None
+    for wrong, message in (
+        (["--steps", 0], "steps: 0 must be an integer of at least 1"),
+        (["--texts", tmp_path / "none.json"], "none.json"),
+        (["--out", tmp_path / "whole"], "whole exists"),
+    ):
+        code, _, errors = run(capsys, *given[:-1], tmp_path / "other", *wrong)
+        assert code == 2 and message in errors and errors.count("\n") == 1
+
+
+def test_options_of_edit_are_checked_before_a_model_is_loaded(capsys, tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text(json.dumps([{"prompt": "{} is", "subject": "a", "target_new": "b"}]))
+    given = ["edit", "--model", tmp_path / "no", "--requests", tmp_path / "r.json", "--out", tmp_path / "out"]
+    code, _, errors = run(capsys, *given, "--consolidate", "often")
+    assert code == 2 and "consolidate: 'often' is not one of demand, save, every" in errors
+    code, _, errors = run(capsys, *given, "--consolidate-every", 0)
+    assert code == 2 and "consolidate_every: 0 must be an integer of at least 1" in errors

@@ -1,0 +1,153 @@
+"""The training itself: its losses, its order, its bound, and when it ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from peft_prune.consolidation import ConsolidationSettings, train
+from peft_prune.consolidation.passages import edit_passages, text_passages
+from peft_prune.consolidation.training import _Training, share_of_rate
+from peft_prune.errors import EditFailedError, InvalidRequestError
+from tests.consolidation.scene import GENTLE, TEXTS, adapted_layers, material
+from tests.consolidation.test_tail import whole
+from tests.session.scene import REQUESTS
+from tests.talking import spaced_tokenizer
+
+
+def test_both_losses_are_those_of_a_dense_computation() -> None:
+    model, layers, updates = adapted_layers()
+    given, seen = material(contexts=0), []
+    own = replace(GENTLE, steps=1, edits_per_step=len(REQUESTS), texts_per_step=len(given.texts))
+    train(model, layers, updates, updates, given, own, seen.append)
+    nll = 0.0
+    for (passage,) in given.edits:
+        log_probs = torch.log_softmax(whole(model, layers, updates, passage).double(), -1)
+        nll -= float(log_probs[range(len(passage.labels)), list(passage.labels)].mean()) / len(given.edits)
+    divergences = []
+    for text in given.texts:
+        base, now = (torch.log_softmax(whole(model, layers, dense, text).double(), -1) for dense in ({}, updates))
+        divergences += (base.exp() * (base - now)).sum(-1).tolist()
+    assert seen[0].edit_loss == pytest.approx(nll, rel=1e-4)
+    assert seen[0].divergence == pytest.approx(sum(divergences) / len(divergences), rel=1e-3)
+
+
+def test_every_edit_comes_once_before_any_comes_again() -> None:
+    model, layers, updates = adapted_layers()
+    given = material()
+    work = _Training(model, layers, updates, updates, given, replace(GENTLE, edits_per_step=2))
+    batches = work._batches()
+    owner = {passage: index for index, edit in enumerate(given.edits) for passage in edit}
+    rows = [passage for _ in range(15) for passage in next(batches)[0]]
+    for start in range(0, 30, 5):
+        assert sorted(owner[passage] for passage in rows[start : start + 5]) == [0, 1, 2, 3, 4]
+    assert set(rows[:15]) == set(owner)  # and each context of an edit before its first comes again
+
+
+def test_training_is_bit_identical_by_seed_and_leaves_the_adapter_alone() -> None:
+    model, layers, updates = adapted_layers()
+    before = torch.cat([p.flatten() for p in model.parameters()]).clone()
+    short = replace(GENTLE, steps=4, look_every=2)
+    one, other = (train(model, layers, updates, updates, material(), short) for _ in range(2))
+    another = train(model, layers, updates, updates, material(), replace(short, seed=1))
+    for name in updates:
+        assert torch.equal(one.factors[name].B, other.factors[name].B)
+        assert not torch.equal(one.factors[name].B, another.factors[name].B)
+    assert torch.equal(torch.cat([p.flatten() for p in model.parameters()]), before)
+    assert all(parameter.requires_grad == ("prune_edit" in name) for name, parameter in model.named_parameters())
+
+
+def test_neither_norm_nor_condition_number_exceed_what_the_restraint_left() -> None:
+    model, layers, updates = adapted_layers()
+    hot = replace(GENTLE, learning_rate=0.1, steps=20)
+    held = train(model, layers, updates, updates, material(), hot).factors
+    free = train(model, layers, updates, updates, material(), replace(hot, bound=False)).factors
+    for name, layer in layers.items():
+        with layer.base_weight() as weight:
+            base = weight.double().clone()
+        limit, found, unbound = (one[name].B.double() @ one[name].A.double() for one in (updates, held, free))
+        assert torch.linalg.matrix_norm(found, 2) <= torch.linalg.matrix_norm(limit, 2)
+        assert bool((torch.linalg.svdvals(found) <= torch.linalg.svdvals(limit) + 1e-6).all())
+        assert torch.linalg.cond(base + found) <= 1.001 * torch.linalg.cond(base + limit)
+        assert torch.linalg.matrix_norm(unbound, 2) > torch.linalg.matrix_norm(limit, 2)
+
+
+def test_training_ends_early_where_all_holds_and_retention_stands_still() -> None:
+    model, layers, updates = adapted_layers()
+    own = replace(GENTLE, bound=False, margin=0.0, still=0.0, steps=200, look_every=10, learning_rate=0.05)
+    found = train(model, layers, updates, updates, material(), own)
+    last, before = found.seen[-1], found.seen[-2]
+    assert last.step < 200 and last.held == len(REQUESTS) and last.divergence > before.divergence
+    assert all(seen.held < len(REQUESTS) or seen.step == 0 for seen in found.seen[:2])
+
+
+def test_a_loss_that_is_no_number_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, layers, updates = adapted_layers()
+    with pytest.raises(EditFailedError, match=r"the loss of step \d+ is NaN or Inf, so nothing has changed"):
+        train(model, layers, updates, updates, material(), replace(GENTLE, bound=False, learning_rate=1e30))
+
+
+def test_texts_are_cut_and_texts_without_tokens_are_refused() -> None:
+    tokenizer = spaced_tokenizer()
+    pieces = text_passages(tokenizer, TEXTS, 4)
+    assert max(len(piece.ids) for piece in pieces) == 4
+    assert [piece.ids for piece in pieces][:2] == [
+        tuple(tokenizer(TEXTS[0])["input_ids"][:4]), tuple(tokenizer(TEXTS[0])["input_ids"][4:8])
+    ]  # fmt: skip
+    with pytest.raises(InvalidRequestError, match="none of the 2 retention texts has two tokens"):
+        text_passages(tokenizer, ["", " "], 4)
+
+
+def test_contexts_stand_before_the_prompt_and_the_bare_prompt_is_the_first() -> None:
+    tokenizer = spaced_tokenizer()
+    for request, passages in zip(REQUESTS, edit_passages(tokenizer, REQUESTS, TEXTS, 3, 0), strict=True):
+        bare = tuple(tokenizer(request.text)["input_ids"])
+        assert len(passages) == 4
+        assert passages[0].ids[: len(bare)] == bare and passages[0].read[0] == len(bare) - 1
+        for passage in passages:
+            text = tokenizer.decode([*passage.ids, passage.labels[-1]])
+            assert text.endswith(f"{request.text} {request.target_new}")
+        assert any(text.startswith(tokenizer.decode(passages[1].ids)[:3]) for text in TEXTS)
+
+
+def test_what_is_not_given_follows_from_the_adapter() -> None:
+    _, _, updates = adapted_layers()
+    own = ConsolidationSettings()
+    worn, fresh = own.adapted(updates, 200, 0.5), own.adapted(updates, 10, 1e-4)
+    assert (worn.steps, worn.texts, worn.beta) == (200, 1134, 1.0)
+    assert (fresh.steps, fresh.beta) == (60, 4.0)
+    squares = torch.cat([factor.flatten() for update in updates.values() for factor in (update.B, update.A)])
+    rms = float(squares.square().mean().sqrt())
+    assert worn.learning_rate == pytest.approx(0.04 * rms, rel=1e-5)
+    assert fresh.learning_rate == pytest.approx(0.004 * rms, rel=1e-5)
+    half = own.adapted(updates, 60, 0.125)
+    assert half.beta == pytest.approx(2.0) and half.learning_rate == pytest.approx(0.02 * rms, rel=1e-5)
+    given = ConsolidationSettings(learning_rate=0.1, beta=7.0, steps=3, texts=5)
+    assert given.adapted(updates, 200, 0.5) == given
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("steps", 0, "must be an integer of at least 1"),
+        ("text_length", 1, "must be an integer of at least 2"),
+        ("beta", -1.0, "must be a finite number above 0"),
+        ("learning_rate", float("nan"), "must be a finite number above 0"),
+        ("margin", "much", "must be a finite number of at least 0"),
+        ("seed", 1.5, "must be an integer of at least 0"),
+        ("bound", 1, "must be true or false"),
+    ],
+)
+def test_a_setting_that_is_not_accepted_is_named(field: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=f"{field}: .* {message}"):
+        ConsolidationSettings(**{field: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="lr: is no setting of consolidation; known are learning_rate, beta"):
+        ConsolidationSettings.of({"lr": 1.0})
+
+
+def test_the_rate_rises_and_falls() -> None:
+    rates = [share_of_rate(number, 100) for number in range(1, 101)]
+    assert rates[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0]) and rates[59] == 1.0
+    assert rates[79] == pytest.approx(0.55) and rates[99] == pytest.approx(0.1)

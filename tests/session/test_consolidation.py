@@ -1,0 +1,218 @@
+"""Consolidation in a session: what it changes, what it leaves, and when it is done again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from peft_prune import (
+    AdapterError,
+    EditFailedError,
+    History,
+    HistoryError,
+    InvalidRequestError,
+    PruneEditConfig,
+    SessionStateError,
+    adapter_of,
+)
+from peft_prune.consolidation.training import _Training
+from peft_prune.reporting.log import EditLog
+from peft_prune.spectral import LowRankUpdate
+from tests.consolidation.scene import GENTLE, TEXTS, edited, effective, fresh, layer_of
+from tests.session.scene import MODULE, REQUESTS, resumed
+from tests.tiny import willing
+
+SHORT = replace(GENTLE, steps=10, look_every=5)
+"""For what does not depend on how far training comes."""
+
+
+def same(one: LowRankUpdate, other: LowRankUpdate) -> bool:
+    return torch.equal(one.B, other.B) and torch.equal(one.A, other.A)
+
+
+@pytest.fixture(autouse=True)
+def any_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short training may leave fewer edits than it found; what is looked at here does not depend on that."""
+    monkeypatch.setattr("peft_prune.consolidation.run.require_no_loss", lambda *_: None)
+
+
+@pytest.mark.filterwarnings("ignore:consolidation. not reached")
+def test_more_edits_hold_within_the_norm_that_the_restraint_left(tmp_path: Path) -> None:
+    with edited(tmp_path / "edits.db") as own:
+        own.model.restrain()
+        limit, raw = effective(own), layer_of(own).raw_update("default")
+        before = sum(one.holds for one in own.verify().values())
+        found = own.consolidate(TEXTS, GENTLE)
+        after = own.verify()
+        assert sum(one.holds for one in after.values()) > before
+        assert found.edits == (1, 2, 3, 4, 5) and found.steps == 60
+        assert {edit for edit, margin in found.margins.items() if margin > 0} == {
+            edit for edit, one in after.items() if one.holds
+        }
+        trained = effective(own)
+        norms = [torch.linalg.matrix_norm(u.B.double() @ u.A.double(), 2) for u in (trained, limit)]
+        assert norms[0] <= norms[1]
+        assert same(layer_of(own).raw_update("default"), raw)
+        assert own.history.standing == 5 and not own.model.restraint_is_pending()
+
+
+@pytest.mark.filterwarnings("ignore:consolidation. not reached")
+def test_a_resumed_session_has_the_same_factors_bit_for_bit(tmp_path: Path) -> None:
+    with edited(tmp_path / "edits.db") as own:
+        own.consolidate(TEXTS, SHORT)
+        trained = effective(own)
+    with resumed(tmp_path / "edits.db") as again:
+        assert same(effective(again), trained) and layer_of(again).consolidated_edits("default") == 5
+        # and the same seed gives them once more
+        again.consolidate(TEXTS, SHORT)
+        assert same(effective(again), trained)
+        again.consolidate(TEXTS, SHORT, seed=1)
+        assert not same(effective(again), trained)
+    log = History.read(tmp_path / "edits.db")
+    looked_at = adapter_of(log, willing("gpt2"))
+    assert dict(looked_at.base_model.edited_layers())[MODULE].consolidated_edits("default") == 5
+    said = [change.what for change in EditLog.of(log).changes]
+    assert sum(what.startswith("5 edits consolidated in 10 steps: ") for what in said) == 3
+
+
+@pytest.mark.filterwarnings("ignore:consolidation. not reached")
+def test_an_undo_gives_what_consolidating_the_others_alone_gives(tmp_path: Path) -> None:
+    with edited(tmp_path / "edits.db") as own:
+        own.consolidate(TEXTS, SHORT)
+        own.undo(2)
+        undone = effective(own)
+        assert layer_of(own).consolidated_edits("default") == 4
+    with edited(tmp_path / "others.db") as other:
+        other.undo(2)
+        other.consolidate(TEXTS, SHORT)
+        assert same(effective(other), undone)
+    with resumed(tmp_path / "edits.db") as again:
+        assert same(effective(again), undone)
+
+
+@pytest.mark.filterwarnings("ignore:consolidation. not reached")
+def test_edits_are_added_beside_it_and_a_restraint_is_followed_by_another(tmp_path: Path) -> None:
+    with fresh(tmp_path / "edits.db", restrain_on="every", restrain_every=2) as own:
+        own.edit(REQUESTS[:3])
+        own.consolidate(TEXTS, SHORT)
+        trained, kept = effective(own), own.history.consolidation()
+        own.edit(REQUESTS[3])
+        beside = effective(own)
+        assert torch.equal(beside.B[:, : trained.rank], trained.B) and beside.rank == trained.rank + 1
+        assert layer_of(own).consolidated_edits("default") == 3
+    with resumed(tmp_path / "edits.db") as own:
+        assert same(effective(own), beside)
+        own.edit(REQUESTS[4])  # the second since: the schedule restrains
+        assert layer_of(own).consolidated_edits("default") == own.history.standing == 5
+        assert kept is not None and own.history.consolidation().edits != kept.edits  # type: ignore[union-attr]
+
+
+@pytest.mark.filterwarnings("ignore:consolidation. not reached")
+def test_restraining_ends_it_and_gives_f_of_the_raw_sum(tmp_path: Path) -> None:
+    with edited(tmp_path / "edits.db") as own:
+        own.model.restrain()
+        restrained = effective(own)
+        own.consolidate(TEXTS, SHORT)
+        own.restrain()
+        assert same(effective(own), restrained)
+        own.undo(1)
+        assert layer_of(own).consolidated_edits("default") == 0 and own.history.consolidation() is None
+
+
+@pytest.mark.filterwarnings("ignore:consolidation. not reached")
+@pytest.mark.parametrize("schedule", [{"consolidate": "save"}, {"consolidate": "every", "consolidate_every": 3}])
+def test_the_schedule_consolidates(tmp_path: Path, schedule: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peft_prune.session.session.ConsolidationSettings", lambda: replace(SHORT, texts=6))
+    with fresh(tmp_path / "edits.db", **schedule) as own:
+        own.edit(REQUESTS)
+        done = layer_of(own).consolidated_edits("default")
+        assert done == (0 if schedule["consolidate"] == "save" else 3)
+        own.save(tmp_path / "adapter")
+        assert layer_of(own).consolidated_edits("default") == 5
+        events = [event["data"]["edits"] for event in own.history.events() if event["kind"] == "consolidate"]
+        assert events == ([5] if schedule["consolidate"] == "save" else [3, 5])
+
+
+@pytest.mark.filterwarnings("ignore:consolidation. not reached")
+def test_a_saved_adapter_holds_the_trained_factors_and_says_so(tmp_path: Path) -> None:
+    with edited(tmp_path / "edits.db") as own:
+        own.consolidate(TEXTS, SHORT)
+        ids = torch.arange(9)[None]
+        logits = own.model(ids).logits
+        own.save(tmp_path / "adapter", also_lora=True)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["consolidated"], config["edits"]) == (5, 5)
+    assert "consolidation: all 5 edits were trained together" in (tmp_path / "adapter" / "README.md").read_text()
+    loaded = PeftModel.from_pretrained(willing("gpt2"), str(tmp_path / "adapter"))
+    assert torch.allclose(loaded(ids).logits, logits, atol=1e-4)
+    lora = PeftModel.from_pretrained(willing("gpt2"), str(tmp_path / "adapter" / "lora"))
+    assert torch.allclose(lora(ids).logits, logits, atol=1e-4)
+    with pytest.raises(AdapterError, match="raw ones are not in the file"):
+        loaded.base_model.restrain()
+
+
+def test_an_adapter_without_says_none(tmp_path: Path) -> None:
+    with edited(tmp_path / "edits.db") as own:
+        own.save(tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["consolidated"] == 0
+    assert "consolidation: none" in (tmp_path / "adapter" / "README.md").read_text()
+
+
+def test_what_goes_wrong_leaves_everything_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with edited(tmp_path / "edits.db") as own:
+        before, pending = effective(own), own.model.restraint_is_pending()
+        with pytest.raises(EditFailedError, match="NaN or Inf, so nothing has changed"):
+            own.consolidate(TEXTS, SHORT, learning_rate=1e30, bound=False)
+        with pytest.raises(InvalidRequestError, match="none of the 1 retention texts has two tokens"):
+            own.consolidate([""], SHORT)
+
+        def interrupted(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(_Training, "_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            own.consolidate(TEXTS, SHORT)
+        assert same(effective(own), before) and own.model.restraint_is_pending() == pending
+        assert own.history.consolidation() is None and own.history.restraints() == []
+        with pytest.raises(ValueError, match="pace: is no setting of consolidation"):
+            own.consolidate(TEXTS, pace=1)
+
+
+def test_a_history_without_edits_and_factors_without_raw_ones_are_refused(tmp_path: Path) -> None:
+    with edited(tmp_path / "edits.db") as own:
+        own.undo([1, 2, 3, 4, 5])
+        with pytest.raises(SessionStateError, match="it holds no request that stands"):
+            own.consolidate(TEXTS, SHORT)
+    with pytest.raises(ValueError, match="consolidate: 'every' starts from the raw factors"):
+        PruneEditConfig(consolidate="every", restrain_on="compounding")
+    with pytest.raises(ValueError, match="consolidate: 'sometimes' is not one of demand, save, every"):
+        PruneEditConfig(consolidate="sometimes")  # type: ignore[arg-type]
+    with fresh(restrain_on="compounding", restrain_every=1) as own:
+        own.edit(REQUESTS[0])
+        with pytest.raises(AdapterError, match="keeps no raw factors"):
+            own.consolidate(TEXTS, SHORT)
+
+
+def test_an_edit_that_the_bound_does_not_let_be_reached_is_named_with_its_margin(tmp_path: Path) -> None:
+    with edited(tmp_path / "edits.db") as own:
+        with pytest.warns(UserWarning, match=r"not reached under the bound: edit \d \(margin -\d"):
+            found = own.consolidate(TEXTS, SHORT, steps=1)
+        assert found.unreached and set(found.unreached) <= set(found.edits)
+
+
+@pytest.mark.filterwarnings("ignore:consolidation. not reached")
+def test_a_damaged_consolidation_is_named(tmp_path: Path) -> None:
+    with edited(tmp_path / "edits.db") as own:
+        own.consolidate(TEXTS, SHORT)
+        for column, value in (("settings", '{"pace": 1}'), ("edits", '{"1": "a"}'), ("texts", "[1]"), ("data", b"no")):
+            kept = own.history._execute(f"SELECT {column} FROM consolidations").fetchone()[0]
+            own.history._execute(f"UPDATE consolidations SET {column} = ?", (value,))
+            with pytest.raises(HistoryError, match="its consolidation"):
+                own.history.consolidation()
+            own.history._execute(f"UPDATE consolidations SET {column} = ?", (kept,))
