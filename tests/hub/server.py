@@ -13,6 +13,7 @@ import hashlib
 import json
 import socket
 import sys
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 OWNER, READER = "hf_owner", "hf_reader"
@@ -87,6 +88,10 @@ class Refused(Exception):
         )
 
 
+class Cut(Exception):
+    """No whole answer: the connection ends in the midst of one."""
+
+
 def called(request: Request, where: str) -> None:
     """Note a call, and fail where that was asked for."""
     hub.calls.append(where)
@@ -94,7 +99,7 @@ def called(request: Request, where: str) -> None:
     if left:
         status = left.pop(0)
         if status == 0:
-            raise ConnectionAbortedError("cut on request")
+            raise Cut
         raise Refused(status, f"{where} fails on request")
 
 
@@ -297,6 +302,14 @@ async def refused(request: Request, error: Exception) -> Response:
     return error.response
 
 
+async def cut(request: Request, error: Exception) -> Response:
+    async def begun() -> AsyncIterator[bytes]:
+        yield b"h"
+        raise ConnectionAbortedError("cut on request")
+
+    return StreamingResponse(begun(), headers={"content-length": "2"})
+
+
 MODEL = "/api/models/{user}/{name}"
 app = Starlette(
     routes=[
@@ -315,7 +328,7 @@ app = Starlette(
         Route("/{user}/{name}.git/info/lfs/objects/batch", batch, methods=["POST"]),
         Route("/{user}/{name}/resolve/{revision}/{path:path}", resolve, methods=["GET", "HEAD"]),
     ],
-    exception_handlers={Refused: refused},
+    exception_handlers={Refused: refused, Cut: cut},
 )
 
 

@@ -86,7 +86,7 @@ def test_what_goes_wrong_is_one_line_and_leaves_nothing_and_the_next_try_works(
         ("create", 500, 1, "the Hub cannot push now (500)"),
         ("batch", 503, 9, "the Hub cannot push now (503)"),
         ("put", 500, 9, "the Hub cannot push now (500)"),
-        ("put", 0, 9, "(5"),
+        ("put", 0, 9, "the connection failed (peer closed connection"),
         ("damage", 1, 1, "the checksum of the upload is another than announced"),
         ("verify", 502, 9, "the Hub cannot push now (502)"),
         ("commit", 500, 1, "the Hub cannot push now (500)"),
