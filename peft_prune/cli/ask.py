@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .options import Dtype, GgufFile
+from .options import Dtype, GgufFile, JsonOutput
 from .placement import Placement, placed
 from .places import in_optional_gguf
 from .plain import plain
@@ -38,7 +38,7 @@ def ask(
     stop: Annotated[Optional[str], typer.Option(help="Text that ends an answer, such as a full stop.")] = None,
     dtype: Dtype = "float32",
     gguf_file: GgufFile = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json_output: JsonOutput = False,
     *,
     placement: Placement,
 ) -> None:

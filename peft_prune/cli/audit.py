@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from ..outputs import require_outputs
+from .options import JsonOutput
 from .plain import close_with, plain, say
 from .progress import progress_bar
 
@@ -37,7 +38,7 @@ def audit(
         Optional[float], typer.Option(help="With --extract: share of the difference's energy to keep, such as 0.99.")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="With --extract: replace an existing folder.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json_output: JsonOutput = False,
 ) -> None:
     """Compare edited checkpoints with their base, shard by shard, and write a report."""
     from rich.console import Console

@@ -11,7 +11,7 @@ import typer
 from ..errors import AdapterError
 from ..folders import recover, whole_folder
 from ..outputs import require_outputs
-from .options import Dtype, GgufFile
+from .options import Dtype, GgufFile, JsonOutput, Overwrite
 from .placement import Placement, placed
 from .places import in_gguf
 from .plain import close_with, say
@@ -40,8 +40,8 @@ def compose(
     ] = "refuse",
     gguf_file: GgufFile = None,
     dtype: Dtype = "float32",
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    overwrite: Overwrite = False,
+    json_output: JsonOutput = False,
     *,
     placement: Placement,
 ) -> None:

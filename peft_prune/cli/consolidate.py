@@ -9,7 +9,7 @@ import typer
 
 from ..outputs import require_outputs
 from .edit import say_fallen, standing_by_state
-from .options import BaseModel, Dtype, GgufFile, HistoryFile
+from .options import BaseModel, Dtype, GgufFile, HistoryFile, JsonOutput, Overwrite
 from .placement import Placement, placed
 from .places import in_gguf
 from .plain import close_with, shows_progress
@@ -41,8 +41,8 @@ def consolidate(
     seed: Annotated[int, typer.Option(help="Of texts, contexts and batches.")] = 0,
     dtype: Dtype = "float32",
     gguf_file: GgufFile = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    overwrite: Overwrite = False,
+    json_output: JsonOutput = False,
     *,
     placement: Placement,
 ) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from ..folders import whole_folder
 from ..outputs import require_outputs
+from .options import JsonOutput
 from .places import BUILTIN
 from .plain import close_with
 
@@ -40,7 +41,7 @@ def demo(
         typer.Option(help="Base of the restraint's logarithm, above 1; 1.5, or 1.2 of a real model, if not given."),
     ] = None,
     items: Annotated[int, typer.Option(help="For the built-in model: items of each ability in the table.")] = 60,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json_output: JsonOutput = False,
 ) -> None:
     """Edit the built-in model or a real one, restrain the accumulated update, and compare."""
     from rich.console import Console

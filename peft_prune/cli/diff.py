@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .compose import source_of
+from .options import JsonOutput
 from .plain import plain, say
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ SAME_DIRECTION = 0.99
 def diff(
     one: Annotated[str, typer.Argument(help="Folder of an adapter, file of a history, or name on the Hub.")],
     other: Annotated[str, typer.Argument(help="The same.")],
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json_output: JsonOutput = False,
 ) -> None:
     """Compare two adapters of one base: the directions of their updates, and the edits of their histories."""
     from rich.console import Console

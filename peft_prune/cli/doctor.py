@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import PeftPruneError
-from .options import EditorName
+from .options import EditorName, JsonOutput
 from .plain import say
 
 DTYPES = ("float32", "bfloat16")
@@ -29,7 +29,7 @@ _NO_PART = ("dev", "docs")
 def doctor(
     model: Annotated[str, typer.Argument(help="Model: a folder, a Hub name or 'builtin'.")],
     editor: EditorName = "memit",
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json_output: JsonOutput = False,
 ) -> int:
     """Tell what would be edited in a model, whether it fits memory, and what is missing; loads no weights.
 

@@ -16,7 +16,7 @@ from ..folders import whole_folder
 from ..outputs import Given, require_outputs
 from ..requests import LoadedRequests
 from .moments import MomentsSource, Stats, StatsText, StatsTokens
-from .options import Ask, EditorName, GgufFile, ServeDtype, Settings
+from .options import Ask, Dtype, EditorName, GgufFile, JsonOutput, Overwrite, ServeDtype, Settings
 from .placement import Placement, placed
 from .places import in_gguf
 from .plain import close_with, say
@@ -105,11 +105,11 @@ def edit(
     max_drop: MaxDrop = None,
     on_limit: OnLimit = "warn",
     gguf_file: GgufFile = None,
-    dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
+    dtype: Dtype = "float32",
     ask: Ask = None,
     serve_dtype: ServeDtype = "auto",
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    overwrite: Overwrite = False,
+    json_output: JsonOutput = False,
     *,
     placement: Placement,
 ) -> None:

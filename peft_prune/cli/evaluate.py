@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from .options import Ask, GgufFile
+from .options import Ask, Dtype, GgufFile, JsonOutput
 from .placement import Placement, placed
 from .places import in_gguf
 from .plain import close_with, plain
@@ -44,12 +44,12 @@ def evaluate(
         bool, typer.Option(help="Add the harmonic score, and the differences with their intervals.")
     ] = False,
     gguf_file: GgufFile = None,
-    dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
+    dtype: Dtype = "float32",
     ask: Ask = None,
     strict_base: Annotated[
         bool, typer.Option(help="Refuse an adapter that was made for other weights; off warns and goes on.")
     ] = True,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json_output: JsonOutput = False,
     *,
     placement: Placement,
 ) -> None:

@@ -15,7 +15,7 @@ from ..outputs import require_apart, require_outputs
 from ..requests import EditRequest, LoadedRequests
 from .edit import hyperparameters
 from .moments import MomentsSource, Stats, StatsText, StatsTokens
-from .options import Ask, EditorName, GgufFile, Settings
+from .options import Ask, EditorName, GgufFile, JsonOutput, Settings
 from .placement import Placement, placed
 from .places import BUILTIN, has_own_name, in_gguf
 from .plain import close_with, plain, say, shows_progress
@@ -82,7 +82,7 @@ def experiment(
     gguf_file: GgufFile = None,
     dtype: Annotated[str, typer.Option(help="Dtype to load the model in.")] = "float32",
     ask: Ask = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json_output: JsonOutput = False,
     *,
     placement: Placement,
 ) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from ..outputs import require_outputs
-from .options import GgufFile
+from .options import GgufFile, JsonOutput, Overwrite
 from .placement import Placement, placed
 from .places import in_optional_gguf
 from .plain import close_with, say
@@ -52,8 +52,8 @@ def export(
         typer.Option(help="A server that must load it; repeatable. All that read the format if not given."),
     ] = None,
     gguf_file: GgufFile = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    overwrite: Overwrite = False,
+    json_output: JsonOutput = False,
     *,
     placement: Placement,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from .options import GgufFile
+from .options import Dtype, GgufFile, JsonOutput
 from .placement import Placement, placed
 from .places import in_gguf
 from .plain import plain, shows_progress
@@ -29,8 +29,8 @@ def harness(
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many items of each task.")] = None,
     batch_size: Annotated[int, typer.Option(help="Requests in one batch.")] = 8,
     gguf_file: GgufFile = None,
-    dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    dtype: Dtype = "float32",
+    json_output: JsonOutput = False,
     *,
     placement: Placement,
 ) -> None:

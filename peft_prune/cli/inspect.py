@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .options import JsonOutput
 from .plain import plain, say
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ NEEDS_BASE = "κ(W₀+ΔW), and ‖ΔW‖ against σmax(W₀), need the base:\n 
 
 def inspect(
     adapter: Annotated[Path, typer.Argument(help="Folder of the adapter, or user/name[@revision] on the Hub.")],
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json_output: JsonOutput = False,
 ) -> None:
     """Tell what a saved adapter holds, from its files alone: neither the base nor a history is needed."""
     from ..hub import adapter_folder

@@ -11,7 +11,7 @@ import typer
 
 from ..outputs import require_outputs
 from ..requests import EditRequest
-from .options import GgufFile
+from .options import Dtype, GgufFile, JsonOutput
 from .placement import Placement, placed
 from .places import in_gguf
 from .plain import say, shows_progress
@@ -31,8 +31,8 @@ def locate(
     on_bad_record: OnBadRecord = "fail",
     plot: Annotated[Optional[Path], typer.Option(help="PNG to draw the effects into.")] = None,
     gguf_file: GgufFile = None,
-    dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    dtype: Dtype = "float32",
+    json_output: JsonOutput = False,
     *,
     placement: Placement,
 ) -> None:

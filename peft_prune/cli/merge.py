@@ -11,7 +11,7 @@ import typer
 from ..errors import MergeError
 from ..folders import whole_folder
 from ..outputs import Given, require_outputs
-from .options import GgufFile
+from .options import GgufFile, JsonOutput, Overwrite
 from .placement import Placement, placed
 from .places import in_gguf
 from .plain import close_with, say
@@ -47,8 +47,8 @@ def merge(
             help="With --gguf: f16, q8_0 or q4_0; keep gives the edited tensors Q8_0 and leaves all others alone."
         ),
     ] = "keep",
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    overwrite: Overwrite = False,
+    json_output: JsonOutput = False,
     *,
     placement: Placement,
 ) -> None:

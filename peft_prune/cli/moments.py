@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from ..cache import cache_folder
 from ..errors import AdapterError
 from ..requests import EditRequest
 from .plain import say, shows_progress
@@ -32,17 +32,6 @@ StatsTokens = Annotated[
     Optional[int],
     typer.Option(help="Tokens that the model writes for the second moment, where no texts are given; 20,000 if not."),
 ]
-
-CACHE_VARIABLE = "PEFT_PRUNE_CACHE"
-"""Environment variable with the folder of what is kept for later."""
-
-
-def cache_folder() -> Path:
-    """Where what was worked out once is kept: $PEFT_PRUNE_CACHE, else peft_prune in the user's cache folder."""
-    given = os.environ.get(CACHE_VARIABLE)
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peft_prune"
 
 
 class MomentsSource:

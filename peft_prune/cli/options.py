@@ -46,3 +46,5 @@ GgufFile = Annotated[
     Optional[str],
     typer.Option(help="Name of a GGUF file in the model's folder or repository; its weights are dequantized."),
 ]
+Overwrite = Annotated[bool, typer.Option(help="Replace an existing folder.")]
+JsonOutput = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from .options import JsonOutput
 from .plain import close_with
 
 
@@ -32,7 +33,7 @@ def push(
         bool, typer.Option(help="Keep edits, and names of your own, out of the card; off lists them in the clear.")
     ] = True,
     overwrite: Annotated[bool, typer.Option(help="Put a commit on a repository that holds files already.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json_output: JsonOutput = False,
 ) -> None:
     """Publish an adapter with its card. The history is never uploaded; the token is that of `hf auth login`."""
     from ..hub import Destination, adapter_folder, push_folder

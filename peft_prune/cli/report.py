@@ -11,7 +11,7 @@ import typer
 from ..folders import recover
 from ..outputs import require_outputs
 from ..requests import EditRequest
-from .options import GgufFile
+from .options import Dtype, GgufFile
 from .placement import Placement, placed
 from .places import in_optional_gguf
 from .plain import close_with
@@ -57,7 +57,7 @@ def report(
         ),
     ] = None,
     gguf_file: GgufFile = None,
-    dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
+    dtype: Dtype = "float32",
     json_output: Annotated[bool, typer.Option("--json", help="Print the report's words and numbers as JSON.")] = False,
     *,
     placement: Placement,

@@ -10,7 +10,7 @@ import typer
 from ..errors import AdapterError
 from ..folders import whole_folder
 from ..outputs import require_outputs
-from .options import Dtype, GgufFile
+from .options import Dtype, GgufFile, JsonOutput, Overwrite
 from .placement import Placement, placed
 from .places import in_gguf
 from .plain import close_with
@@ -26,8 +26,8 @@ def restrain(
     max_rank: Annotated[Optional[int], typer.Option(help="Truncate to this rank after the restraint.")] = None,
     dtype: Dtype = "float32",
     gguf_file: GgufFile = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    overwrite: Overwrite = False,
+    json_output: JsonOutput = False,
     *,
     placement: Placement,
 ) -> None:

@@ -11,7 +11,7 @@ from ..folders import whole_folder
 from ..outputs import Given, require_outputs
 from ..requests import EditRequest, LoadedRequests
 from .edit import going_on, moments_beside, report_edits, say_fallen
-from .options import Ask, GgufFile, ServeDtype
+from .options import Ask, Dtype, GgufFile, JsonOutput, Overwrite, ServeDtype
 from .placement import Placement, placed
 from .places import in_gguf
 from .plain import close_with
@@ -53,11 +53,11 @@ def resume(
     max_drop: MaxDrop = None,
     on_limit: OnLimit = "warn",
     gguf_file: GgufFile = None,
-    dtype: Annotated[str, typer.Option(help="Dtype to load the model in; 'auto' keeps its own.")] = "float32",
+    dtype: Dtype = "float32",
     ask: Ask = None,
     serve_dtype: ServeDtype = "auto",
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    overwrite: Overwrite = False,
+    json_output: JsonOutput = False,
     *,
     placement: Placement,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from .options import JsonOutput
 from .plain import plain, say
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def editors(
     name: Annotated[Optional[str], typer.Argument(help="One of them, to see all of it.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json_output: JsonOutput = False,
 ) -> None:
     """List the editing methods, or what can be set of one: names, defaults, published values and their sources."""
     from ..editors import EDITORS, editor_names

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from .options import HistoryFile
+from .options import HistoryFile, JsonOutput
 from .plain import plain, say
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def history(
         typer.Option(help="Show these alone: applied, weakened, lost, undone, failed, rejected or skipped."),
     ] = None,
     last: Annotated[Optional[int], typer.Option(help="Show the last so many edits.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json_output: JsonOutput = False,
 ) -> None:
     """List the edits of a history and what had become of them when last seen; also while a session writes it."""
     from rich import box

@@ -10,7 +10,7 @@ import typer
 
 from ..outputs import require_outputs
 from .edit import say_fallen, standing_by_state
-from .options import BaseModel, Dtype, GgufFile, HistoryFile
+from .options import BaseModel, Dtype, GgufFile, HistoryFile, JsonOutput, Overwrite
 from .placement import Placement, placed
 from .places import in_gguf
 from .plain import close_with, plain, shows_progress
@@ -30,8 +30,8 @@ def tune(
     plot: Annotated[Optional[Path], typer.Option(help="Image file for the trade-off.")] = None,
     gguf_file: GgufFile = None,
     dtype: Dtype = "float32",
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    overwrite: Overwrite = False,
+    json_output: JsonOutput = False,
     *,
     placement: Placement,
 ) -> None:

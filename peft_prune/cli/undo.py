@@ -11,7 +11,7 @@ import typer
 
 from ..outputs import require_outputs
 from .edit import say_fallen, standing_by_state
-from .options import BaseModel, Dtype, GgufFile, HistoryFile
+from .options import BaseModel, Dtype, GgufFile, HistoryFile, JsonOutput, Overwrite
 from .placement import Placement, placed
 from .places import in_gguf
 from .plain import close_with
@@ -37,8 +37,8 @@ def undo(
     reason: Annotated[str, typer.Option(help="For the log.")] = "asked for",
     gguf_file: GgufFile = None,
     dtype: Dtype = "float32",
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    overwrite: Overwrite = False,
+    json_output: JsonOutput = False,
     *,
     placement: Placement,
 ) -> None:

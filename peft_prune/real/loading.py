@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +9,13 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..cache import cache_folder
 from ..folders import whole_folder
 from ..models.gguf import load_gguf_model, load_gguf_tokenizer, require_gguf
 from ..outputs import require_writable
 from .packages import RealModel, real_model
-
-CACHE = "PEFT_PRUNE_CACHE"
-"""The environment variable that names another cache folder."""
 
 
 def load_real_model(
@@ -61,12 +57,6 @@ def real_model_path(name: str) -> Path:
             if not path.exists():
                 _make(model, parts, path)
     return path
-
-
-def cache_folder() -> Path:
-    """Where the checkpoints are kept: beside the Hub's own cache, or where `CACHE` says."""
-    given = os.environ.get(CACHE)
-    return Path(given) if given else Path(constants.HF_HOME) / "peft_prune"
 
 
 def _make(model: RealModel, parts: list[Path], path: Path) -> None:

@@ -37,7 +37,7 @@ _MEASURES = re.compile(
 )
 """Names of fields by which something is measured."""
 
-_LEFT_ALONE = ("attribute_prompts", "prompt_full", "answer", "answer_alias", "single_hops", "question")
+_LEFT_ALONE = ("attribute_prompts", "prompt_full", "answer", "answer_alias", "single_hops")
 """Such names of published data sets that tell nothing of an edit: of the old fact, or not used there either."""
 
 

@@ -11,9 +11,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from peft_prune import load_real_model
+from peft_prune.cache import cache_folder
 from peft_prune.cli import main
 from peft_prune.errors import MissingPackageError, UnsupportedModelError
-from peft_prune.real import REAL_MODELS, RealModel, cache_folder, packages, real_model_path
+from peft_prune.real import REAL_MODELS, RealModel, packages, real_model_path
 from tests.export.tiny_gguf import write_tiny_gguf
 from tests.talking import spaced_tokenizer
 from tests.tiny import willing
