@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..editors.blocks import Enough
+from ..editors.blocks import read_inputs
 from ..editors.tokens import tokenize_prompts
 from ..errors import InvalidRequestError
 from ..models.decoder import unwrapped
-from ..models.inference import by_rows, input_device, padded, undisturbed
+from ..models.inference import input_device, padded, undisturbed
 from ..models.tokenization import continuation_ids, prompt_ids
 from ..requests import read_records
 from .passages import asked
@@ -136,25 +136,11 @@ def _keys(
         ids, mask = padded([row for row, _ in part], left=False, device=input_device(model))
         places = [(index, place) for index, (_, own) in enumerate(part) for place in own]
         row, column = torch.tensor(places).T
-        seen: set[str] = set()
 
-        def keep(name: str, row: Tensor = row, column: Tensor = column, seen: set[str] = seen, rows: int = len(ids)):  # type: ignore[no-untyped-def]
-            def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                found[name].append(by_rows(args[0], rows)[row, column].float().cpu())
-                seen.add(name)
-                if len(seen) == len(modules):
-                    raise Enough
+        def keep(name: str, states: Tensor, row: Tensor = row, column: Tensor = column) -> None:
+            found[name].append(states[row, column].float().cpu())
 
-            return hook
-
-        handles = [inner.get_submodule(name).register_forward_pre_hook(keep(name)) for name in modules]
-        try:
-            inner(input_ids=ids, attention_mask=mask, use_cache=False)
-        except Enough:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
+        read_inputs(inner, ids, mask, modules, keep)
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 

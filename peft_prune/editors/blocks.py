@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+
+from ..models.inference import by_rows
 
 
 class Enough(Exception):
@@ -41,3 +43,35 @@ def replaced(blocks: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterat
                 del block.forward
             else:
                 block.forward = before
+
+
+def read_inputs(
+    model: Any, ids: Tensor, mask: Tensor, modules: Sequence[str], take: Callable[[str, Tensor], None]
+) -> None:
+    """Run a batch up to the last of these modules, and hand on what goes into each of them.
+
+    Args:
+        model: The model without tuners around it.
+        ids: Token ids, (rows, positions).
+        mask: Of the attention, (rows, positions).
+        modules: Names in the model.
+        take: Called with a module's name and its input, (rows, positions, in).
+    """
+    waiting = set(modules)
+
+    def reading(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            take(name, by_rows(args[0], len(ids)))
+            waiting.discard(name)
+            if not waiting:
+                raise Enough
+
+        return hook
+
+    with ExitStack() as stack:
+        for name in modules:
+            stack.enter_context(hooked(model.get_submodule(name).register_forward_pre_hook(reading(name))))
+        try:
+            model(input_ids=ids, attention_mask=mask, use_cache=False)
+        except Enough:
+            pass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,12 +20,12 @@ from ..errors import AdapterError, InvalidRequestError
 from ..folders import whole_file
 from ..models.decoder import unwrapped
 from ..models.fingerprint import base_fingerprint, same_base
-from ..models.inference import by_rows, input_device, max_positions, padded, undisturbed
+from ..models.inference import input_device, max_positions, padded, undisturbed
 from ..models.mlp import features
 from ..models.tokenization import prompt_ids
 from ..moving import moving_bar
 from ..publishing import publisher
-from .blocks import Enough
+from .blocks import read_inputs
 
 DEFAULT_LENGTH = 512
 SMALLEST_SHRINKAGE = 1e-8
@@ -246,23 +245,9 @@ def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
 
 
 def _add_batch(inner: Any, ids: Tensor, mask: Tensor, modules: Sequence[str], sums: dict[str, Tensor]) -> None:
-    waiting = set(modules)
+    def add(name: str, states: Tensor) -> None:
+        keys = states[mask.bool().to(states.device)].float()
+        product = keys.T @ keys
+        sums[name] = sums[name] + product if name in sums else product
 
-    def add(name: str) -> Any:
-        def hook(module: Any, args: tuple[Tensor, ...]) -> None:
-            keys = by_rows(args[0], len(mask))[mask.bool().to(args[0].device)].float()
-            product = keys.T @ keys
-            sums[name] = sums[name] + product if name in sums else product
-            waiting.discard(name)
-            if not waiting:
-                raise Enough
-
-        return hook
-
-    with ExitStack() as stack:
-        for name in modules:
-            stack.callback(inner.get_submodule(name).register_forward_pre_hook(add(name)).remove)
-        try:
-            inner(input_ids=ids, attention_mask=mask, use_cache=False)
-        except Enough:
-            pass
+    read_inputs(inner, ids, mask, modules, add)
