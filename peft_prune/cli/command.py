@@ -88,16 +88,22 @@ def with_shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
         with quietly(shared["quiet"]):
             return function(**values)
 
-    own = inspect.signature(function)
-    parameters = [one.replace(annotation=hints[name]) for name, one in own.parameters.items()]
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters += [
-        inspect.Parameter(name, keyword, annotation=kind, default=default) for name, (kind, default) in SHARED.items()
-    ]
-    command.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {one.name: one.annotation for one in parameters} | {"return": None}
-    del command.__wrapped__
-    return command
+    own = inspect.signature(function).parameters.items()
+    parameters = [one.replace(annotation=hints[name]) for name, one in own]
+    return taking(command, [*parameters, *(option(name, *shared) for name, shared in SHARED.items())])
+
+
+def option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    """A parameter of a command that is given by name."""
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def taking(run: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> Callable[..., Any]:
+    """A wrapper with these parameters in the place of those of the function that it wraps, as typer reads them."""
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters} | {"return": None}
+    del run.__wrapped__  # type: ignore[attr-defined]
+    return run
 
 
 def epilog(examples: Sequence[str]) -> str:

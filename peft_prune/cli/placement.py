@@ -12,6 +12,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..errors import MissingPackageError, UnsupportedModelError
+from .command import option, taking
 
 QUANTIZATIONS = ("8bit", "4bit", "fp4", "4bit-double", "torchao-int8", "torchao-float8", "quanto-int8")
 """What ``--quantization`` takes: bitsandbytes' int8, nf4, fp4 and nf4 with quantized scales; weights of the others."""
@@ -64,22 +65,16 @@ class Placement:
 
 def placed(command: Callable[..., Any]) -> Callable[..., Any]:
     """A command with the options of `Placement` in place of its parameter ``placement``."""
-    signature = inspect.signature(command, eval_str=True)
-    options = [
-        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        for field, annotation in zip(fields(Placement), (Quantization, DeviceMap, MaxMemory, Device), strict=True)
-    ]
+    kinds = zip(fields(Placement), (Quantization, DeviceMap, MaxMemory, Device), strict=True)
+    options = [option(field.name, kind, None) for field, kind in kinds]
 
     @wraps(command)
     def run(*args: Any, **given: Any) -> Any:
-        own = {option.name: given.pop(option.name, None) for option in options}
+        own = {one.name: given.pop(one.name, None) for one in options}
         return command(*args, **given, placement=Placement(**own))
 
-    kept = [one for one in signature.parameters.values() if one.name != "placement"]
-    del run.__wrapped__  # typer would read the command's own parameters
-    run.__signature__ = signature.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in [*kept, *options]}
-    return run
+    parameters = inspect.signature(command, eval_str=True).parameters.values()
+    return taking(run, [*(one for one in parameters if one.name != "placement"), *options])
 
 
 def _configuration(word: str) -> Any:
