@@ -14,6 +14,7 @@ import typer
 from ..errors import EditFailedError
 from ..folders import whole_folder
 from ..outputs import Given, require_outputs
+from ..processes import is_main
 from ..requests import LoadedRequests
 from .moments import MomentsSource, Stats, StatsText, StatsTokens
 from .options import Ask, Dtype, EditorName, GgufFile, JsonOutput, Overwrite, ServeDtype, Settings
@@ -127,7 +128,7 @@ def edit(
     model = in_gguf(model, gguf_file)
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} must be at least 1")
-    if history is not None and history.exists():
+    if history is not None and history.exists() and is_main():
         raise ValueError(f"history: {history} exists; go on with it by peft-prune resume, or give another file")
     inputs: dict[str, Given] = {"model": model, "requests": requests, "second moment": stats, "facts": watch_facts}
     inputs["protected facts"] = protect
@@ -212,7 +213,7 @@ def going_on(session: EditSession, history: Path | None, before: int = 0) -> Ite
 @contextmanager
 def _beside(statistics: SecondMoments | None, history: Path | None) -> Iterator[None]:
     """Keep second moments beside a history, before it is there: without them it could not be gone on with."""
-    if statistics is None or history is None:
+    if statistics is None or history is None or not is_main():
         yield
         return
     statistics.save(moments_beside(history))

@@ -49,6 +49,14 @@ class Edit:
         """Whether every factor column belongs to one request, so that `without` can leave some out."""
         return set(self.owners) == set(self.updates)
 
+    def beside(self, other: Edit) -> Edit:
+        """This edit with every tensor on the device of that of another one, which another process has computed."""
+        if self is other:
+            return self
+        updates = {name: update.to(device=other.updates[name].B.device) for name, update in self.updates.items()}
+        keys = {name: keys.to(other.keys[name].device) for name, keys in self.keys.items()}
+        return replace(self, updates=updates, keys=keys)
+
     def without(self, failed: Collection[int]) -> Edit:
         """The edit without the factor columns, the keys and the requests of the given indices.
 

@@ -127,7 +127,7 @@ class ROME(Editor):
                 factor = self._factor(prepared, name).to(direction.device)
                 direction = torch.cholesky_solve(direction.double()[:, None], factor)[:, 0].float()
             direction = direction / direction.norm()
-            column = value.delta / (key.bare @ direction)
+            column = value.delta.to(direction.device) / (key.bare @ direction)
             if not (torch.isfinite(column).all() and torch.isfinite(direction).all()):
                 raise EditFailedError(f"subject {request.subject!r}: its update holds NaN or Inf")
             columns.append(column)

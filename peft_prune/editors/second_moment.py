@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,12 +23,16 @@ from ..models.decoder import unwrapped
 from ..models.fingerprint import base_fingerprint, same_base
 from ..models.inference import input_device, max_positions, padded, undisturbed
 from ..models.mlp import features
+from ..models.sharing import split_by
 from ..models.tokenization import prompt_ids
 from ..moving import moving_bar
+from ..processes import process_count, process_rank, require_same, summed, together
 from ..publishing import publisher
 from .blocks import read_inputs
 
 DEFAULT_LENGTH = 512
+MAX_TOKENS = 16384
+"""Tokens that are run together: 32 texts of the default length."""
 SMALLEST_SHRINKAGE = 1e-8
 ROUNDING = 1e-3
 """How far float32 sums over any number of tokens may be from what holds for exact ones, as a share."""
@@ -156,12 +161,14 @@ def collect_second_moments(
     *,
     batch_size: int = 32,
     max_length: int | None = None,
+    max_tokens: int = MAX_TOKENS,
     progress: bool = True,
 ) -> SecondMoments:
     """Second moments of the inputs of ``modules`` over ``texts``, in one pass for all of them.
 
     The pass ends after the deepest of the modules; padding is not counted; sums are float32, of inputs that are
-    converted to float32 first. A text longer than ``max_length`` is cut there.
+    converted to float32 first. A text longer than ``max_length`` is cut there. Several processes share the texts out,
+    and their sums are added once.
 
     Args:
         model: The unedited model.
@@ -170,25 +177,38 @@ def collect_second_moments(
         modules: Names in the base model.
         batch_size: Texts in a batch.
         max_length: Tokens read of each text; 512, or fewer where the model allows fewer.
+        max_tokens: Most tokens that are run together, padding included; a longer text runs alone.
         progress: Show a bar.
 
     Raises:
         InvalidRequestError: There is no text.
+        ProcessError: Another process was given other texts or modules.
     """
     inner = unwrapped(model)
     limit = max_length or min(max_positions(model) or DEFAULT_LENGTH, DEFAULT_LENGTH)
     sums: dict[str, Tensor] = {}
     tokens = 0
-    with undisturbed(model), moving_bar(desc="Second moments", unit=" texts", disable=not progress, leave=False) as bar:
-        for batch in _batches(texts, batch_size):
+    share = _Share(texts, is_whole=split_by(inner) is None)
+    with (
+        together("second moments"),
+        undisturbed(model),
+        moving_bar(desc="Second moments", unit=" texts", disable=not progress, leave=False) as bar,
+    ):
+        for batch in _batches(share, batch_size):
             rows = [ids[:limit] for ids in prompt_ids(tokenizer, batch)]
-            ids, mask = padded(rows, left=False, device=input_device(model))
-            _add_batch(inner, ids, mask, modules, sums)
-            tokens += int(mask.sum())
-            bar.update(len(batch))
+            for ids, mask in _within(rows, max_tokens, input_device(model)):
+                _add_batch(inner, ids, mask, modules, sums)
+                tokens += int(mask.sum())
+            bar.update(len(batch) * share.parts)
+    require_same("texts or modules", (share.digest, list(modules), limit))
+    if share.parts > 1:
+        sums = {name: sums[name] if name in sums else _nothing(inner, name) for name in modules}
+        tokens = summed("second moments", sums, tokens)
     if tokens == 0:
         raise InvalidRequestError("texts: there is no text to take second moments over")
-    return SecondMoments({name: total / tokens for name, total in sums.items()}, tokens, base_fingerprint(inner))
+    # off the device of the model, which has no room to spare for them
+    moments = {name: sums.pop(name).div_(tokens).cpu() for name in list(sums)}
+    return SecondMoments(moments, tokens, base_fingerprint(inner))
 
 
 def mean_diagonal(moment: Tensor) -> Tensor:
@@ -238,16 +258,65 @@ def regularized_cholesky(moment: Tensor, shrinkage: float = 0.0) -> Tensor:
     return factor
 
 
+class _Share:
+    """This process's share of the texts; all of them are read, and enter the digest.
+
+    Args:
+        texts: The same in every process.
+        is_whole: Whether every process holds the whole model; where it does not, all run all texts.
+    """
+
+    def __init__(self, texts: Iterable[str], is_whole: bool) -> None:
+        self._texts = texts
+        self._hash = hashlib.sha256()
+        self.parts = process_count() if is_whole else 1
+
+    def __iter__(self) -> Iterator[str]:
+        if process_count() == 1:
+            yield from self._texts
+            return
+        for index, text in enumerate(self._texts):
+            self._hash.update(f"{len(text)}:{text}".encode("utf-8", "surrogatepass"))
+            if self.parts == 1 or index % self.parts == process_rank():
+                yield text
+
+    @property
+    def digest(self) -> str:
+        """Of what has been read so far."""
+        return self._hash.hexdigest()
+
+
 def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
     iterator = iter(texts)
     while batch := list(islice(iterator, size)):
         yield batch
 
 
+def _within(rows: Sequence[Sequence[int]], most: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rows in their order, padded, as many together as hold this many tokens."""
+    waiting: list[Sequence[int]] = []
+    for row in rows:
+        if waiting and (len(waiting) + 1) * max(len(row), *map(len, waiting)) > most:
+            yield padded(waiting, left=False, device=device)
+            waiting = []
+        waiting.append(row)
+    if waiting:
+        yield padded(waiting, left=False, device=device)
+
+
+def _nothing(inner: Any, name: str) -> Tensor:
+    """The sum in a process that got no text."""
+    shape = features(inner.get_submodule(name))
+    assert shape is not None  # what has no width cannot be edited
+    return torch.zeros(shape[0], shape[0])
+
+
 def _add_batch(inner: Any, ids: Tensor, mask: Tensor, modules: Sequence[str], sums: dict[str, Tensor]) -> None:
     def add(name: str, states: Tensor) -> None:
         keys = states[mask.bool().to(states.device)].float()
-        product = keys.T @ keys
-        sums[name] = sums[name] + product if name in sums else product
+        if name not in sums:
+            sums[name] = keys.new_zeros(keys.shape[1], keys.shape[1])
+        # in place: a product of its own would be as large as the sum
+        sums[name].addmm_(keys.T, keys)
 
     read_inputs(inner, ids, mask, modules, add)

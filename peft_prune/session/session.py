@@ -22,6 +22,7 @@ from ..models.naming import model_name
 from ..monitoring import BatchReport, LayerCondition, ProtectionGuard, SessionCallback
 from ..monitoring.callbacks import checked_action
 from ..outputs import require_outputs
+from ..processes import is_main, require_same, together, warn_if_unaware
 from ..publishing import publisher
 from ..requests import EditRequest
 from ..requests.asking import PLAIN
@@ -121,6 +122,7 @@ class EditSession:
         serve_dtype: str | None = None,
     ) -> None:
         require_options(callbacks, on_failure, on_conflict, monitor)
+        warn_if_unaware()
         asking = Asking.of(tokenizer, ask, serve_dtype, {})
         editor = get_editor(editor, model=model) if isinstance(editor, str) else editor
         config = PruneEditConfig(task_type="CAUSAL_LM", layers_to_transform=list(editor.layers(model)))
@@ -137,7 +139,8 @@ class EditSession:
             known = read_protected(protect)
             protection = Protection(model, tokenizer, known, editor.modules(model))
             facts["protect"] = {"facts": [dataclasses.asdict(fact) for fact in known], "action": on_protected}
-        log = History.create(history, facts, author)
+        with together("a new history"):
+            log = History.create(history, facts, author)
         self.workspace = Workspace(
             model, adapter, tokenizer, editor, found, prepared.contexts, log, asking=asking, _prepared=prepared
         )
@@ -181,7 +184,8 @@ class EditSession:
             HistoryLockedError: Another session writes it.
         """
         require_options(callbacks, on_failure, on_conflict, monitor)
-        log = History.open(history, author)
+        with together("a history"):
+            log = History.open(history, author)
         try:
             facts = log.meta
             asking = Asking.of(tokenizer, ask, serve_dtype, {"ask": PLAIN} | facts)
@@ -289,6 +293,7 @@ class EditSession:
         self._require_open()
         assert self.prepared is not None  # what is missing shows before a batch begins
         given = [requests] if isinstance(requests, (EditRequest, Mapping)) else list(requests)
+        require_same("requests or settings", (given, batch_size, self.editor.hyperparameters))
         results: list[EditResult] = []
         self._call("on_edit_begin", len(given))
         self._note_limits()
@@ -460,7 +465,8 @@ class EditSession:
                 lies in the base model, or holds the history.
         """
         inputs = {"history": self.history.path, "base model": getattr(unwrapped(self.model), "name_or_path", None)}
-        require_outputs(folders={"path": Path(path)}, inputs=inputs, overwrite=overwrite)
+        with together("saving"):
+            require_outputs(folders={"path": Path(path)}, inputs=inputs, overwrite=overwrite)
         if self._open and self._consolidating.is_due_before_saving:
             self._consolidate(self._kept_texts, self._kept_settings)
         elif self.model.restraint_is_pending():
@@ -469,12 +475,17 @@ class EditSession:
             self.workspace.note_foreign_restraint()
             if self.look_again:
                 self.workspace.look_if_changed("save")
-        card = Path(path) / "README.md"
-        with whole_folder(Path(path), overwrite=overwrite) as folder:
+        if self.workspace.monitor is not None:
+            self.figures()  # what is known when the adapter is saved stands in its card
+        with together("saving"):
+            if is_main():
+                self._write(Path(path), overwrite, also_lora)
+
+    def _write(self, path: Path, overwrite: bool, also_lora: bool) -> None:
+        card = path / "README.md"
+        with whole_folder(path, overwrite=overwrite) as folder:
             if card.is_file():
                 shutil.copyfile(card, folder / "README.md")  # what people wrote into it stays
-            if self.workspace.monitor is not None:
-                self.figures()  # what is known when the adapter is saved stands in its card
             self.model.save_pretrained(str(folder), also_lora=also_lora)
             self.write_card(folder / "README.md")
 

@@ -18,6 +18,7 @@ from ..errors import SessionStateError
 from ..models.answers import normalized
 from ..models.inference import undisturbed
 from ..monitoring import LayerCondition, Monitor
+from ..processes import same, together
 from ..requests import EditRequest
 from ..spectral import restraint_text
 from ..tuner import PRUNE_EDIT, PruneEditConfig
@@ -87,7 +88,7 @@ class Workspace:
 
     def verify(self, requests: Sequence[EditRequest]) -> list[Verification]:
         """What the model says to requests now, in the dtype in which it will be served."""
-        return verify(self.model, self.tokenizer, requests, dtype=self.asking.dtype)
+        return same("verification", lambda: verify(self.model, self.tokenizer, requests, dtype=self.asking.dtype))
 
     def restraints(self) -> dict[str, str]:
         """The restraint of every layer as a word, such as "log:1.2", by module name."""
@@ -95,7 +96,7 @@ class Workspace:
 
     def figures(self) -> dict[str, LayerCondition]:
         """Figures of every layer now, by module name."""
-        return (self.monitor or self.new_monitor()).figures()
+        return same("figures", lambda: (self.monitor or self.new_monitor()).figures())
 
     def new_monitor(self) -> Monitor:
         """A monitor of this adapter that knows the second moments."""
@@ -112,10 +113,11 @@ class Workspace:
 
     @contextmanager
     def intact(self) -> Iterator[None]:
-        """The adapter, the keys and what is pending are as before if the block ends with an error."""
+        """The adapter, the keys and what is pending are as before if the block ends with an error, in any process."""
         state, keys, pending = self.model.edit_state(), self.keys, dict(self._pending)
         try:
-            yield
+            with together("a change of the adapter"):
+                yield
         except BaseException:
             self.model.restore_edit_state(state)
             self.keys, self._pending = keys, pending
