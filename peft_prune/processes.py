@@ -101,7 +101,7 @@ def start_processes() -> None:
 
 
 def stop_processes() -> None:
-    """End what `start` has begun, without waiting for anybody."""
+    """End what `start_processes` has begun, without waiting for anybody."""
     if process_count() > 1:
         _groups.clear()
         _distributed().destroy_process_group()

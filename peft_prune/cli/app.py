@@ -135,6 +135,7 @@ def _complain_of(error: Exception) -> int:
 
 
 def _complain(message: str, code: int, error: BaseException | None = None) -> int:
-    if error is None or speaks_of(error):
-        say(f"peft-prune: {message}", err=True)
+    if error is not None and not speaks_of(error):
+        return 0
+    say(f"peft-prune: {message}", err=True)
     return code

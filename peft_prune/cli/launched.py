@@ -35,7 +35,10 @@ def by_processes(command: str) -> Iterator[bool]:
 
 
 def speaks_of(error: BaseException) -> bool:
-    """Whether this process is the one to say what went wrong: rank 0, or the one that could not tell it."""
+    """Whether this process is the one to say what went wrong, and to end so: rank 0, or one that could not tell it.
+
+    A launcher ends all processes as soon as one ends with an error, and rank 0 would not get to say it.
+    """
     return launched() == 1 or launched_rank() == 0 or is_alone_with(error)
 
 

@@ -17,6 +17,7 @@ from ..editors import Editor, Prepared, SecondMoments
 from ..errors import SessionStateError
 from ..models.answers import normalized
 from ..models.inference import undisturbed
+from ..models.sharing import require_whole
 from ..monitoring import LayerCondition, Monitor
 from ..processes import same, together
 from ..requests import EditRequest
@@ -239,9 +240,11 @@ def adapted(model: Any, config: PruneEditConfig, editor: Editor) -> tuple[Any, s
 
     Raises:
         AdapterError: The model carries an adapter that no session has put there.
+        UnsupportedModelError: Processes hold parts of the model's weights.
         ValueError: The active adapter is another method's, or does not adapt the editor's layers.
     """
     require_bare(model)
+    require_whole(model)
     model = model if isinstance(model, PeftModel) else get_peft_model(model, config).eval()
     adapter = model.base_model.one_adapter(None)
     kind = model.peft_config[adapter].peft_type

@@ -32,8 +32,8 @@ def launched(*arguments: str | Path, **further: str) -> subprocess.CompletedProc
     )
 
 
-def side_by_side(arguments: Sequence[str], **further: str) -> list[tuple[int, list[str]]]:
-    """Two processes that nobody watches over: the exit code and the lines of each."""
+def side_by_side(arguments: Sequence[str], output: str = "stdout", **further: str) -> list[tuple[int, list[str]]]:
+    """Two processes that nobody watches over: the exit code of each, and its lines on stdout or stderr."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -49,11 +49,11 @@ def side_by_side(arguments: Sequence[str], **further: str) -> list[tuple[int, li
                 **further,
             ),
             cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if output == "stdout" else subprocess.DEVNULL,
+            stderr=subprocess.PIPE if output == "stderr" else subprocess.DEVNULL,
             text=True,
         )
         for rank in range(2)
     ]
-    outputs = [process.communicate(timeout=SECONDS)[0] for process in processes]
+    outputs = [process.communicate(timeout=SECONDS)[output == "stderr"] for process in processes]
     return [(process.returncode, output.splitlines()) for process, output in zip(processes, outputs, strict=True)]
