@@ -17,7 +17,7 @@ from ..outputs import Given, require_outputs
 from ..processes import is_main
 from ..requests import LoadedRequests
 from .moments import MomentsSource, Stats, StatsText, StatsTokens
-from .options import Ask, Dtype, EditorName, GgufFile, JsonOutput, Overwrite, ServeDtype, Settings
+from .options import Ask, Dtype, EditorName, GgufFile, JsonOutput, Overwrite, ServeDtype, Settings, SolveDevice
 from .placement import Placement, placed
 from .places import in_gguf
 from .plain import close_with, say
@@ -109,6 +109,7 @@ def edit(
     dtype: Dtype = "float32",
     ask: Ask = None,
     serve_dtype: ServeDtype = "auto",
+    solve_device: SolveDevice = None,
     overwrite: Overwrite = False,
     json_output: JsonOutput = False,
     *,
@@ -117,7 +118,7 @@ def edit(
     """Edit facts one after another, verify each, and save the adapter that holds them."""
     from peft import get_peft_model
 
-    from ..editors import get_editor
+    from ..editors import Solving, get_editor
     from ..editors.asking import default_ask
     from ..session import EditSession
     from ..tuner import PruneEditConfig
@@ -157,6 +158,7 @@ def edit(
     if not second_try:
         settings["second_try"] = False  # kept with the editor, so that resuming tries once as well
     get_editor(editor, **settings)  # what is wrong with them shows before a model is loaded
+    solving = Solving(solve_device)
     source = MomentsSource(stats, stats_text, stats_tokens)
     tokenizer = load_tokenizer(model)
     default_ask(tokenizer, ask)
@@ -169,6 +171,7 @@ def edit(
         modules = method.modules(base)
         statistics = source.moments(base, tokenizer, modules, records, json_output) if needed else None
         options: dict[str, Any] = {"statistics": statistics, "history": history, "ask": ask, "serve_dtype": served}
+        options["solving"] = solving
         options |= {} if protect is None else {"protect": protect, "on_protected": on_protected}
         options["monitor"] = history is not None or watch.watches_layers
         guards = watch.guards(base, tokenizer, records)

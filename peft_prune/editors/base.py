@@ -19,6 +19,7 @@ from ..spectral import LowRankUpdate
 from .presets import preset
 from .second_moment import SecondMoments
 from .shortcuts import require_partial_passes
+from .solving import Solving
 from .validation import check_kind
 
 
@@ -94,11 +95,13 @@ class Prepared:
         layers: The layers that are edited.
         contexts: Prefixes; the first is empty.
         statistics: Second moments of the layers' inputs, or None.
+        solving: Where the editor's systems are solved, and how what is kept of them lies.
     """
 
     layers: tuple[int, ...]
     contexts: tuple[str, ...] = ("",)
     statistics: SecondMoments | None = None
+    solving: Solving = field(default_factory=Solving)
     _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:

@@ -28,7 +28,9 @@ from ..models.tokenization import prompt_ids
 from ..moving import moving_bar
 from ..processes import process_count, process_rank, require_same, summed, together
 from ..publishing import publisher
+from ..spectral.inverse import cholesky_
 from .blocks import read_inputs
+from .solving import Solving, filled
 
 DEFAULT_LENGTH = 512
 MAX_TOKENS = 16384
@@ -137,7 +139,7 @@ def _checked(path: str | Path, name: str, file: Any) -> Tensor:
         raise AdapterError(f"statistics: {path}: {name} is of dtype {kind}; F32 is accepted")
     moment = file.get_tensor(name)
     diagonal = moment.diagonal()
-    if not bool(torch.isfinite(moment).all()):
+    if not all_finite(moment):
         raise AdapterError(f"statistics: {path}: {name} holds NaN or Inf")
     if float(diagonal.min()) < 0 or float(diagonal.max()) == 0:
         raise AdapterError(f"statistics: {path}: the diagonal of {name} must hold mean squares, which are positive")
@@ -226,8 +228,12 @@ def mean_diagonal(moment: Tensor) -> Tensor:
     return diagonal.clamp(max=OUTLIER * float(diagonal[diagonal > 0].median())).mean()
 
 
-def regularized_cholesky(moment: Tensor, shrinkage: float = 0.0) -> Tensor:
-    """Lower Cholesky factor of C in float64, (in, in).
+def regularized_cholesky(
+    moment: Tensor, shrinkage: float = 0.0, solving: Solving | None = None
+) -> tuple[Tensor, Tensor]:
+    """Lower Cholesky factor of C in float64, (in, in), and what was added to C's diagonal, a number.
+
+    The factor takes the place of the one float64 copy of C that is made.
 
     Where C is numerically singular, as it is over fewer tokens than dimensions, a small multiple of its
     `mean_diagonal` is added to the diagonal until the factorization succeeds, and a warning says how much.
@@ -235,27 +241,33 @@ def regularized_cholesky(moment: Tensor, shrinkage: float = 0.0) -> Tensor:
     Args:
         moment: C, (in, in).
         shrinkage: Multiple of C's `mean_diagonal` that is added to its diagonal in any case.
+        solving: Where the copy stands.
 
     Raises:
         ValueError: C holds NaN or Inf, is zero, or has negative eigenvalues that no rounding explains.
     """
-    matrix = moment.double()
-    if not torch.isfinite(matrix).all():
+    if not all_finite(moment):
         raise ValueError("statistics: a second moment holds NaN or Inf; collect it anew")
-    scale = mean_diagonal(matrix)
-    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    scale = mean_diagonal(moment)
+    matrix = (solving or Solving()).matrix(moment)
     added = shrinkage
     # rounding makes eigenvalues as negative as a small part of the mean diagonal; a matrix that needs more is another
     while added <= max(1.0, shrinkage):
-        factor, failed = torch.linalg.cholesky_ex(matrix + added * scale * identity)
-        if not int(failed) and float(factor.diagonal().min()) ** 2 > 1e-10 * float(scale) > 0:
+        filled(matrix, moment).diagonal().add_(added * float(scale))
+        if cholesky_(matrix) and float(matrix.diagonal().min()) ** 2 > 1e-10 * float(scale) > 0:
             break
         added = max(10 * added, SMALLEST_SHRINKAGE)
     else:
         raise ValueError("statistics: a second moment must be finite, positive semidefinite and not zero")
     if added > shrinkage:
         warnings.warn(f"the second moment is singular; {added:.0e} of its mean diagonal was added to its diagonal")
-    return factor
+    return matrix, added * scale
+
+
+def all_finite(moment: Tensor) -> bool:
+    """Whether no entry is NaN or Inf, without a copy of the moment."""
+    least, greatest = moment.aminmax()
+    return bool(torch.isfinite(least) & torch.isfinite(greatest))
 
 
 class _Share:

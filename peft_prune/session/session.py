@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..consolidation import ConsolidationSettings, Protection, read_protected
-from ..editors import Editor, Prepared, SecondMoments, get_editor
+from ..editors import Editor, Prepared, SecondMoments, Solving, get_editor
 from ..errors import EditFailedError, SessionStateError
 from ..folders import whole_folder
 from ..models.decoder import unwrapped
@@ -85,6 +85,7 @@ class EditSession:
             "plain", "chat" (through the model's chat template) or "both"; both if not given and the model has one.
         serve_dtype: "bfloat16", "float16" or "float32": the dtype in which the model will be served, and in which
             edits are verified; the one that it has if not given.
+        solving: Where the editor's systems are solved, and how what is kept of them lies.
 
     Raises:
         InvalidRequestError: A protected fact is malformed, or the base does not know it.
@@ -120,6 +121,7 @@ class EditSession:
         on_protected: str = "warn",
         ask: str | None = None,
         serve_dtype: str | None = None,
+        solving: Solving | None = None,
     ) -> None:
         require_options(callbacks, on_failure, on_conflict, monitor)
         warn_if_unaware()
@@ -132,6 +134,8 @@ class EditSession:
         if any(layer.rank(adapter) for _, layer in model.edited_layers()):
             raise ValueError("model: its adapter holds edits; go on with their history by EditSession.resume")
         prepared = editor.prepare(model, tokenizer, found)
+        if solving is not None:
+            prepared = dataclasses.replace(prepared, solving=solving)
         facts = session_facts(model, editor, prepared.contexts, model.peft_config[adapter], found) | asking.facts()
         protection = None
         if protect is not None:
@@ -142,7 +146,10 @@ class EditSession:
         with together("a new history"):
             log = History.create(history, facts, author)
         self.workspace = Workspace(
-            model, adapter, tokenizer, editor, found, prepared.contexts, log, asking=asking, _prepared=prepared
+            *(model, adapter, tokenizer, editor, found, prepared.contexts, log),
+            asking=asking,
+            solving=prepared.solving,
+            _prepared=prepared,
         )
         if protection is not None:
             self.workspace.protect(protection)
@@ -165,6 +172,7 @@ class EditSession:
         look_again: bool = True,
         ask: str | None = None,
         serve_dtype: str | None = None,
+        solving: Solving | None = None,
     ) -> EditSession:
         """Go on with a history: the adapter is built from it, without computing an edit again.
 
@@ -203,7 +211,10 @@ class EditSession:
                 setattr(model.peft_config[adapter], name, getattr(config, name))
             session = cls.__new__(cls)
             contexts = tuple(facts["contexts"])
-            session.workspace = Workspace(model, adapter, tokenizer, editor, found, contexts, log, asking=asking)
+            solving = solving or Solving()
+            session.workspace = Workspace(
+                model, adapter, tokenizer, editor, found, contexts, log, asking=asking, solving=solving
+            )
             if asking.facts() != {name: facts[name] for name in asking.facts() if name in facts}:
                 log.update_meta(**asking.facts())
             if "protect" in facts:

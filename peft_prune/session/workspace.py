@@ -13,7 +13,7 @@ from peft import PeftModel, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
 from ..consolidation import Passage, Protection
-from ..editors import Editor, Prepared, SecondMoments
+from ..editors import Editor, Prepared, SecondMoments, Solving
 from ..errors import SessionStateError
 from ..models.answers import normalized
 from ..models.inference import undisturbed
@@ -51,6 +51,7 @@ class Workspace:
             keep a history.
         protection: The facts that must not be lost, where there are some.
         asking: How requests are asked that do not say it themselves, and in which dtype.
+        solving: Where the editor's systems are solved, and how what is kept of them lies.
     """
 
     model: Any
@@ -64,6 +65,7 @@ class Workspace:
     keys: JoinedKeys = field(default_factory=JoinedKeys)
     protection: Protection | None = None
     asking: Asking = field(default_factory=lambda: Asking())
+    solving: Solving = field(default_factory=Solving)
     _prepared: Prepared | None = None
     _pending: dict[str, int] = field(default_factory=dict)
     _unseen: int = 0
@@ -84,7 +86,7 @@ class Workspace:
         if self._prepared is None:
             with undisturbed(self.model), self.model.disable_adapter():
                 found = self.editor.prepare(self.model, self.tokenizer, self.statistics)
-            self._prepared = dataclasses.replace(found, contexts=self.contexts)
+            self._prepared = dataclasses.replace(found, contexts=self.contexts, solving=self.solving)
         return self._prepared
 
     def verify(self, requests: Sequence[EditRequest]) -> list[Verification]:
