@@ -119,7 +119,7 @@ class PruneEditModel(BaseTuner):
         if unknown:
             raise ValueError(f"updates: {unknown[0]!r} is not adapted; adapted are {', '.join(layers)}")
         for name, update in updates.items():
-            require_whole(layers[name])
+            require_whole(layers[name].get_base_layer())
             layers[name].check_update(update)
             layers[name].require_unscaled()
         for name, layer in layers.items():
