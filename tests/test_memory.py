@@ -36,8 +36,7 @@ def test_an_edit_takes_one_and_a_half_float64_squares_and_a_merge_one_layer() ->
 
 def test_the_benchmark_for_a_gpu_runs_small_without_one() -> None:
     found = printed("gpu.py", "--small", "--json")
-    assert {"second moments", "restraint, rank 100", "condition number", "rome, per edit", "memit, per edit"} <= set(
-        found
-    )
+    parts = {"second moments", "restraint, rank 100", "condition number", "rome, per edit", "memit, per edit"}
+    assert parts <= set(found)
     assert found["condition number"]["relative_error"] < 1e-3
     assert "stopped" not in found
