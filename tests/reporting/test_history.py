@@ -12,7 +12,6 @@ from peft_prune.evaluation import wilson_interval
 from peft_prune.monitoring import CONDITION_GROWTH
 from peft_prune.reporting import Now, Report, history_report, render
 from peft_prune.reporting.document import Cell, Chart, Table
-from peft_prune.reporting.words import percent
 from peft_prune.session import History, adapter_of
 from tests.session.scene import MODULE, REQUESTS
 from tests.talking import spaced_tokenizer
@@ -50,22 +49,24 @@ def test_the_summary_counts_what_took_with_its_interval(report: Report) -> None:
     low, high = wilson_interval(5, 6)
     said = " ".join(report.summary)
     assert "8 edits asked for between 2026-03-03 and 2026-03-05 by <i>Bob</i> and Ann." in said
-    assert f"5 of 6 that were tried took, 83.3 % (95 % interval {percent(low)} to {percent(high)})" in said
-    assert percent(low) == "43.6 %"
+    span = f"{100 * low:.0f} to {100 * high:.0f}"
+    assert span == "44 to 97"
+    assert f"5 of 6 that were tried took, about 83 of 100 (of very many like these, {span}): once its own" in said
     assert "4 edits stand today. The others: 1 undone, 1 failed and 2 rejected." in said
     assert "The figures of the layers are those after edit 8; the adapter has been changed since" in said
 
 
 def test_limits_decide_the_verdict_and_the_advice(report: Report, history_file: Path) -> None:
-    assert (report.level, report.verdict) == ("passed", "A limit has been passed, after edit 8")
+    missing = "1 edit asked for is not in the model. "
+    assert (report.level, report.verdict) == ("passed", f"{missing}A limit has been passed, after edit 8")
     with History.read(history_file) as history:
         row = history.table("figures")[-1]
         growth = row["condition_number"] / row["condition_number_base"]
         wide = history_report(history, max_growth=growth * 10)
         near = history_report(history, max_growth=1 + (growth - 1) / 0.9)
     assert any(f"The growth of the condition number is {growth:.3g}; " in sentence for sentence in report.summary)
-    assert wide.level == "good" and near.level == "near"
-    assert wide.verdict == "Within the limits, after edit 8"
+    assert wide.level == "near" and near.level == "near"  # edit 8 did not take, which is not good
+    assert wide.verdict == f"{missing}Within the limits, after edit 8"
     assert "Look at the growth of the condition number again" in report.advice[0]
     assert "Edit 8 did not give the new answer" in " ".join(report.advice)
     assert "Edit 5 had no valid request" in " ".join(report.advice)
@@ -121,7 +122,7 @@ def test_every_edit_is_in_the_table_with_its_answers_and_reason(report: Report, 
     by_id = {texts(row)[0]: dict(zip(rows.columns, texts(row), strict=True)) for row in rows.rows}
     assert by_id["4"] | {"time (UTC)": "", "probability": ""} == {
         "edit": "4", "time (UTC)": "", "subject": "tea", "relation": "note sea {}", "new target": "ten",
-        "before": "seat ten net seat", "after": "ten nest nest seat", "last seen": "ten nett", "probability": "",
+        "before": "seat ten net …", "after": "ten nest nest …", "last seen": "ten …", "probability": "",
         "state": "applied", "why": "", "by": "Ann",
     }  # fmt: skip
     assert by_id["2"]["state"] == "undone" and "who never liked" in by_id["2"]["why"]
