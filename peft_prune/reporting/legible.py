@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 HIDDEN, WIDER, LARGER = 1.5, 1.8, 2.4
@@ -11,8 +12,8 @@ HIDDEN, WIDER, LARGER = 1.5, 1.8, 2.4
 
 _DISTANCES = (5.0, 12.0, 20.0, 30.0, 42.0, 56.0, 72.0)
 _SIDES = ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
-_NEAR = _DISTANCES[0]
-"""Points between a name and its point; beyond the first a thin line joins them."""
+_NEAR, _FAR = _DISTANCES[0], _DISTANCES[2]
+"""Points between a name and its point; beyond the first a thin line joins them, which is seen from the third on."""
 
 
 def show_hidden(axes: Any, lines: Sequence[Any]) -> None:
@@ -71,6 +72,7 @@ def name_points(axes: Any, names: Mapping[str, tuple[float, float]], size: float
             (any(line.intersects_bbox(box, filled=False) for line in lines), distance, offset, box)
             for distance, offset, box in _boxes(place, width, height, scale)
             if _within(box, axes.bbox) and not any(box.overlaps(other) for other in taken)
+            if distance >= _FAR or _belongs(box, place, together.values())
         ]
         if fitting:
             _, distance, offset, box = min(fitting, key=lambda one: one[:2])
@@ -116,6 +118,16 @@ def _boxes(place: Any, width: float, height: float, scale: float) -> Iterator[tu
             y = up * distance * scale - (0 if up > 0 else height if up < 0 else height / 2)
             box = Bbox.from_bounds(place[0] + x, place[1] + y, width, height)
             yield distance, (x / scale, y / scale), box
+
+
+def _belongs(box: Any, own: Any, places: Iterable[Any]) -> bool:
+    """Whether no other point is as near to a name as its own, by which it would be read as that one's."""
+    return all(other is own or _gap(box, other) > 1.5 * _gap(box, own) for other in places)
+
+
+def _gap(box: Any, place: Any) -> float:
+    """From a point to the nearest edge of a box."""
+    return math.hypot(max(box.x0 - place[0], 0.0, place[0] - box.x1), max(box.y0 - place[1], 0.0, place[1] - box.y1))
 
 
 def _around(place: Any, size: float) -> Any:

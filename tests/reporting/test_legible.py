@@ -49,6 +49,21 @@ def test_names_beside_points_overlap_neither_each_other_nor_a_point() -> None:
     assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in found.values())
 
 
+def test_a_name_is_nearest_to_its_own_point_or_joined_to_it() -> None:
+    axes = axes_of((4.6, 3.7))
+    places = {"none": (0.704, 0.792), "log:1.2": (0.696, 0.797), "linear": (0.527, 0.858), "log:1.5": (0.502, 0.857)}
+    axes.plot(*zip(*places.values(), strict=True), "o", ms=5)
+    axes.set(xlim=(-0.03, 1.09), ylim=(0.78, 1.0))
+    name_points(axes, places, 7)
+    for name, box in boxes(axes).items():
+        gaps = {}
+        for other, place in places.items():
+            x, y = axes.transData.transform(place)
+            gaps[other] = max(box.x0 - x, x - box.x1, 0) ** 2 + max(box.y0 - y, y - box.y1, 0) ** 2
+        (text,) = [one for one in axes.texts if one.get_text() == name]
+        assert min(gaps, key=gaps.__getitem__) == name or text.arrow_patch is not None
+
+
 def test_points_upon_each_other_are_named_together() -> None:
     axes = axes_of()
     places = {"one": (0.5, 0.5), "other": (0.5, 0.5), "third": (0.9, 0.9)}
