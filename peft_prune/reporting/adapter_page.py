@@ -63,7 +63,6 @@ def adapter_report(
     if fallen:
         verdict = with_fallen(verdict, limits_level, fallen, count(len(asked), "request"))
     redactor = Redactor(redact_key) if redact else OpenRedactor()
-    advice = _advice(config, limits_level, now, fallen)
     sections = [Section("layers-section", "What it does to the layers", _layers(updates, now))]
     if now is not None and now.evaluation is not None:
         sections.append(Section("measured", "What was measured", [evaluation_table(now.evaluation, redactor.ability)]))
@@ -75,13 +74,13 @@ def adapter_report(
         level=level_with(limits_level, fallen, len(asked)),
         verdict=verdict,
         summary=_summary(config, updates, growth, limit, now),
-        advice=advice,
+        advice=_advice(config, limits_level, now, fallen),
         tiles=_tiles(config, updates, growth, limit, limits_level, now),
         sections=sections,
         facts=_facts(folder, config, redactor),
         terms=TERMS,
         redacted=redact,
-        answers=_first_screen(config, updates, limits_level, now, advice),
+        answers=_first_screen(config, updates, limits_level, now),
     )
 
 
@@ -90,14 +89,12 @@ def _first_screen(
     updates: Mapping[str, LowRankUpdate],
     level: Level,
     now: Now | None,
-    advice: Sequence[str],
 ) -> list[Answer]:
     edits, layers = int(config.get("edits") or 0), sum(1 for update in updates.values() if update.rank)
     asked = list(now.verification.values()) if now is not None else []
     fallen = sum(not one.holds for one in asked)
     holds = f"{len(asked) - fallen} of {len(asked)} hold" if fallen else f"Yes, all {len(asked)}"
     growth = "Nobody has looked: give --model and --max-growth" if now is None else VERDICTS[level]
-    more = f" And {len(advice) - 1} more, below." if len(advice) > 1 else ""
     return [
         Answer("What was changed?", f"{count(edits, 'edit')} in {count(layers, 'layer')}"),
         Answer(
@@ -106,7 +103,6 @@ def _first_screen(
             level_with("good", fallen, len(asked)) if asked else "open",
         ),
         Answer("Is the model still good?", growth, None if fallen and level == "good" else level),
-        Answer("What to do next?", advice[0] + more),
     ]
 
 
@@ -260,13 +256,13 @@ def _tiles(
         note = "no limit set" if limit is None else f"limit {number(limit.value)}"
         fallen = now is not None and not all(one.holds for one in now.verification.values())
         coloured = limit is not None and limit.figure == CONDITION_GROWTH and not (fallen and level == "good")
-        state = level if coloured else None
-        tiles.append(Tile("growth of κ", f"{number(max(growth.values()))} ×", note, state))
+        tiles.append(Tile("growth of κ", f"{number(max(growth.values()))} ×", note, level if coloured else None))
     if now is not None and now.verification:
         holds = Proportion.of(one.holds for one in now.verification.values())
         kept = sum(one.holds for one in now.verification.values())
         held_level = level_with("good", holds.n - kept, holds.n)
-        tiles.append(Tile("hold now", f"{kept:,} of {holds.n:,}", like_these(holds), held_level))
+        state = "" if kept == holds.n else f"{holds.n - kept:,} do not hold"
+        tiles.append(Tile("hold now", f"{kept:,} of {holds.n:,}", like_these(holds), held_level, state))
     return tiles
 
 

@@ -46,19 +46,18 @@ def audit_report(found: Audit, *, max_growth: float | None = None, extraction: E
     limit = next(iter(limits_of({}, max_growth)), None)
     last, labels = found.series[-1], _labels(found.series)
     level = words.level(last, limit)
-    advice = words.advice(found, level, extraction)
     return Report(
         title="Audit of an edited model",
         subtitle=f"{listed(labels, 3)}, against {_short(found.base)}",
         level=level,
         verdict=words.verdict(found, level),
         summary=[*words.summary(found, labels, limit), *found.notes],
-        advice=advice,
+        advice=words.advice(found, level, extraction),
         tiles=_tiles(found, limit, level),
         sections=_sections(found, labels, limit, extraction),
         facts=[("base", found.base), *((label, one.path) for label, one in zip(labels, found.series, strict=True))],
         terms=(*TERMS, *_TERMS),
-        answers=words.answers(found, level, advice),
+        answers=words.answers(found, level),
     )
 
 

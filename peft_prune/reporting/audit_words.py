@@ -29,14 +29,12 @@ def verdict(found: Audit, level: Level) -> str:
     return VERDICTS[level] if any(one.changed for one in found.series) else "Nothing has changed"
 
 
-def answers(found: Audit, level: Level, advice: Sequence[str]) -> list[Answer]:
-    """What was changed, whether the model is still good, and what to do next, in a few words each."""
+def answers(found: Audit, level: Level) -> list[Answer]:
+    """What was changed, and whether the model is still good, in a few words each."""
     last = found.series[-1]
-    more = f" And {len(advice) - 1} more, below." if len(advice) > 1 else ""
     return [
         Answer("What was changed?", f"{last.changed:,} of {count(last.changed + last.unchanged, 'tensor')}"),
         Answer("Is the model still good?", verdict(found, level), level),
-        Answer("What to do next?", advice[0] + more),
     ]
 
 

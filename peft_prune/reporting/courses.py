@@ -255,7 +255,8 @@ def _date_ticks(axes: Any, days: Sequence[date]) -> None:
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
     if len(days) <= 3 and (days[-1] - days[0]).days <= 3:
-        axes.set_xticks(_places(days), [day.isoformat() for day in days])
+        axes.set_xticks(_places(days), [f"{day.day} {day:%b}" for day in days])
+        axes.set_xlabel(" and ".join(dict.fromkeys(str(day.year) for day in days)))
         return
     locator = AutoDateLocator(minticks=2, maxticks=5)
     axes.xaxis.set_major_locator(locator)

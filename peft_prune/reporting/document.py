@@ -19,12 +19,14 @@ class Tile:
         value: The number as text.
         note: A line below it, such as its interval.
         level: Colours its edge.
+        state: What that level is called; of a limit if left out.
     """
 
     label: str
     value: str
     note: str = ""
     level: Level | None = None
+    state: str = ""
 
 
 @dataclass(frozen=True)

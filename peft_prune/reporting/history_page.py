@@ -86,7 +86,8 @@ def _tiles(state: State) -> list[Tile]:
     undone = log.states()["undone"]
     held = f"{state.standing - len(state.fallen)} hold, " if state.standing else ""
     level = level_with("good", len(state.fallen), state.standing) if state.fallen else None
-    tiles.append(Tile("stand today", f"{state.standing:,}", f"{held}{undone} undone", level))
+    fallen = f"{len(state.fallen):,} {'does' if len(state.fallen) == 1 else 'do'} not hold" if state.fallen else ""
+    tiles.append(Tile("stand today", f"{state.standing:,}", f"{held}{undone} undone", level, fallen))
     closest: dict[str, Watched] = {}
     for one in state.watched:  # the one closest to being passed comes first
         closest.setdefault(one.limit.figure, one)

@@ -46,7 +46,7 @@ def verdict_of_limits(state: State) -> str:
 
 
 def answers(state: State) -> list[Answer]:
-    """What was changed, whether it holds, whether the model is still good, and what to do next, in a few words each."""
+    """What was changed, whether it holds, and whether the model is still good, in a few words each."""
     log = state.log
     if not log.records:
         return []
@@ -55,13 +55,10 @@ def answers(state: State) -> list[Answer]:
     changed += f"; {undone} undone" if undone else ""
     good = state.limits_level == "good" and not state.is_old
     model = "Yes, within the limits" if good else verdict_of_limits(state)
-    to_do = advice(state)
-    first = to_do[0] if len(to_do) == 1 else f"{to_do[0]} And {len(to_do) - 1} more, below."
     return [
         Answer("What was changed?", changed),
         Answer("Does it hold?", _holds_in_short(state), state.holds_level),
         Answer("Is the model still good?", model, state.shown(state.limits_level)),
-        Answer("What to do next?", first),
     ]
 
 

@@ -112,7 +112,9 @@ def edits(numbers: Sequence[int]) -> str:
             spans[-1][1] = one
         else:
             spans.append([one, one])
-    texts = [f"{low} to {high}" if high > low + 1 else listed(list(range(low, high + 1))) for low, high in spans]
+    texts: list[str] = []
+    for low, high in spans:
+        texts += [f"{low} to {high}"] if high > low + 1 else [str(one) for one in range(low, high + 1)]
     return f"{'edit' if len(numbers) == 1 else 'edits'} {listed(texts)}"
 
 

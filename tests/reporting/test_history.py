@@ -12,11 +12,13 @@ from peft_prune.evaluation import wilson_interval
 from peft_prune.monitoring import CONDITION_GROWTH
 from peft_prune.reporting import Now, Report, history_report, render
 from peft_prune.reporting.document import Cell, Chart, Table
+from peft_prune.requests import EditRequest
 from peft_prune.session import History, adapter_of
 from tests.session.scene import MODULE, REQUESTS
 from tests.talking import spaced_tokenizer
 from tests.tiny import willing
 
+from .builder import Builder, growth_limit
 from .scene import HOSTILE, states
 
 
@@ -72,6 +74,35 @@ def test_limits_decide_the_verdict_and_the_advice(report: Report, history_file: 
     assert "Edit 5 had no valid request" in " ".join(report.advice)
     assert "Edit 6 was rejected; the table says why." in report.advice
     assert not any("tune" in sentence for sentence in wide.advice)
+
+
+def test_the_first_screen_answers_what_was_changed_whether_it_holds_and_how_the_model_is(
+    report: Report, history_file: Path
+) -> None:
+    answers = {one.question: one for one in report.answers}
+    assert answers["What was changed?"].answer == "4 edits in the model, of 8 asked for; 1 undone"
+    assert answers["Does it hold?"].answer.endswith("as last asked") and answers["Does it hold?"].level != "good"
+    assert answers["Is the model still good?"].answer == "A limit has been passed, after edit 8"
+    html = render(report)
+    assert html.index('class="answers"') < html.index("What to do next") < html.index('class="tiles"')
+
+
+def test_nothing_at_the_top_is_green_while_an_edit_does_not_hold(history_file: Path) -> None:
+    with History.read(history_file) as history:
+        report = history_report(history, max_growth=1e6)
+    assert report.level == "near"
+    assert "good" not in [tile.level for tile in report.tiles] + [one.level for one in report.answers]
+
+
+def test_what_was_asked_for_anew_and_took_is_missing_no_longer() -> None:
+    builder = Builder([growth_limit(3.0)]).batch({"status": "failed"}, growth=1.1)
+    failed = builder.report()
+    assert (failed.level, failed.verdict) == ("passed", "1 edit asked for is not in the model. Within the limits")
+    builder.batch({"request": EditRequest("{} is in", "Subject 1", "Target 1")}, growth=1.1)
+    report = builder.report()
+    assert (report.level, report.verdict) == ("good", "Within the limits")
+    assert [one.level for one in report.answers] == [None, "good", "good"]
+    assert report.answers[1].answer == "Yes, all 1, as last asked"
 
 
 def test_a_limit_that_cannot_be_is_named(history_file: Path) -> None:

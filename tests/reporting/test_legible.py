@@ -170,6 +170,9 @@ def test_the_charts_of_a_report_have_whole_ticks(monkeypatch) -> None:
     days_chart({date(2026, 3, 3): {"applied": 1, "lost": 1}, date(2026, 3, 4): {"failed": 1}})
     course_chart("growth", "Growth", {"a": ([1, 2, 3], [1.0, 1.1, 1.2])}, ylabel="κ", base=1.0)
     days, growth = seen
+    days.figure.draw_without_rendering()
+    labels = [label.get_window_extent() for label in days.get_xticklabels()]
+    assert len(labels) == 2 and not labels[0].overlaps(labels[1])
     low, high = days.get_ylim()
     assert all(float(tick).is_integer() for tick in days.get_yticks() if low <= tick <= high) and whole(growth)
 
