@@ -20,6 +20,7 @@ from .errors import (
     MissingPackageError,
     NonFiniteUpdateError,
     PeftPruneError,
+    ProcessError,
     SessionStateError,
     UnsupportedModelError,
 )
@@ -29,16 +30,17 @@ from .requests import EditRequest, Question, load_requests
 if TYPE_CHECKING:
     from .builtin import load_builtin_model
     from .consolidation import ConsolidationSettings
-    from .editors import SecondMoments, collect_second_moments, editor_names, get_editor, own_moments, own_texts
+    from .editors import SecondMoments, Solving, collect_second_moments, editor_names, get_editor
+    from .editors.own_texts import own_moments, own_texts
     from .evaluation import (
         MergeReport,
         comparison_table,
-        evaluate,
         load_ability,
         load_facts,
         load_texts,
         merge_report,
     )
+    from .evaluation.evaluate import evaluate
     from .export import export_lora, lost_edits
     from .monitoring import (
         AbilityGuard,
@@ -97,6 +99,7 @@ __all__ = [
     "NormGuard",
     "OutputGuard",
     "PeftPruneError",
+    "ProcessError",
     "ProgressCallback",
     "ProtectionGuard",
     "PruneEditConfig",
@@ -106,6 +109,7 @@ __all__ = [
     "SecondMoments",
     "SessionCallback",
     "SessionStateError",
+    "Solving",
     "TrackerCallback",
     "UnsupportedModelError",
     "adapter_of",
@@ -142,7 +146,7 @@ _HOMES = MappingProxyType(
     {
         "builtin": "load_builtin_model",
         "consolidation": "ConsolidationSettings",
-        "editors": "SecondMoments collect_second_moments editor_names get_editor own_moments own_texts",
+        "editors": "SecondMoments Solving collect_second_moments editor_names get_editor own_moments own_texts",
         "evaluation": "MergeReport comparison_table evaluate load_ability load_facts load_texts merge_report",
         "export": "export_lora lost_edits",
         "monitoring": (

@@ -53,3 +53,7 @@ class MissingPackageError(PeftPruneError, ImportError):
 
 class SessionStateError(PeftPruneError, RuntimeError):
     """A session cannot do what it is asked for in the state in which it is."""
+
+
+class ProcessError(PeftPruneError, RuntimeError):
+    """The processes of one job do not do the same, or one of them has ended; the message says which and at what."""

@@ -4,7 +4,7 @@ What is being written lies in a folder of its own beside the target, whose name 
 holds locked. It takes the target's place in one step: a file by a rename, a folder that replaces another by an exchange
 of the two names where the system has one (Linux). Elsewhere the old folder is put aside first, and whoever comes next
 puts it back, should the process have died between the two steps. Those of dead processes are removed by the next one
-that writes into the same folder.
+that writes into the same folder. Of several processes of one job rank 0 alone writes; what the others write is dropped.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .outputs import require_file_place, require_room
+from .processes import is_main
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -44,6 +45,11 @@ def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             ``overwrite`` is not set.
         OSError: The disk is full, or the folder cannot take its place; what stood there stands there still.
     """
+    if not is_main():
+        with _unwanted(path) as place:
+            place.mkdir()
+            yield place
+        return
     recover(path)
     require_room(path, overwrite)
     with _beside(path) as (temporary, new):
@@ -67,6 +73,10 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         OSError: The disk is full, or the file cannot take its place; what stood there stands there still.
     """
     path = Path(path)
+    if not is_main():
+        with _unwanted(path) as place:
+            yield place
+        return
     require_file_place(path)
     with _beside(path) as (_, new):
         yield new
@@ -82,6 +92,13 @@ def recover(path: Path) -> None:
     for name in os.listdir(folder):
         if _TEMPORARY.fullmatch(name) and not (folder / name).is_symlink():
             _clear_if_dead(folder / name)
+
+
+@contextmanager
+def _unwanted(path: Path) -> Iterator[Path]:
+    """A place of the same name for what a process writes that is not the first of its job; it goes in the end."""
+    with tempfile.TemporaryDirectory(prefix=MARK) as folder:
+        yield Path(folder) / path.name
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
+from .processes import is_main
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -16,6 +18,8 @@ def moving_bar(**options: Any) -> tqdm:
     """tqdm's bar, which takes the same options."""
     from tqdm import tqdm
 
+    if not is_main():
+        return tqdm(**{**options, "disable": True})
     if sys.stderr.isatty():
         return tqdm(**options)
     line = "{desc}: {n_fmt} of {total_fmt}{unit}, {elapsed} gone, about {remaining} left{postfix}"

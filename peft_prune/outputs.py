@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+from .processes import is_main
+
 Given: TypeAlias = "str | Path | Sequence[str | Path | None] | None"
 """A path, several, or none; a name that is no path here, as of a model on the Hub, can be given as well."""
 
@@ -26,7 +28,11 @@ def require_outputs(
         files: Files that are written, by option; None where none is asked for.
         inputs: What is read, by what it is called in a message.
         overwrite: Whether folders that exist may be replaced.
+
+    Rank 0 looks for all processes of a job: the others write nothing.
     """
+    if not is_main():
+        return
     folders = folders or {}
     given = {option: path for option, path in (files or {}).items() if path is not None}
     for option, path in folders.items():

@@ -26,6 +26,7 @@ from .experiment import experiment
 from .export import export
 from .harness import harness
 from .inspect import inspect
+from .launched import speaks_of
 from .locate import locate
 from .merge import merge
 from .plain import say
@@ -108,9 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.Abort:
         return _complain("interrupted", INTERRUPTED)
     except _USAGE_ERROR as error:
-        return _complain(error.format_message(), error.exit_code)
+        return _complain(error.format_message(), error.exit_code, error)
     except (PeftPruneError, ValueError, OSError) as error:
-        return _complain(" ".join(str(error).split()), 2)
+        return _complain(" ".join(str(error).split()), 2, error)
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
     except Exception as error:
@@ -127,12 +128,14 @@ def _complain_of(error: Exception) -> int:
     torch = sys.modules.get("torch")  # what has not been imported has raised nothing
     if isinstance(error, (sqlite3.Error, SafetensorError)):
         # both speak of files that were given; the places that read them name the file, but for one that changes
-        return _complain(f"a file cannot be read or written: {' '.join(str(error).split())}", 2)
+        return _complain(f"a file cannot be read or written: {' '.join(str(error).split())}", 2, error)
     if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
-        return _complain(f"out of memory: {str(error).strip().partition(chr(10))[0]}", 1)
+        return _complain(f"out of memory: {str(error).strip().partition(chr(10))[0]}", 1, error)
     raise error
 
 
-def _complain(message: str, code: int) -> int:
+def _complain(message: str, code: int, error: BaseException | None = None) -> int:
+    if error is not None and not speaks_of(error):
+        return 0
     say(f"peft-prune: {message}", err=True)
     return code

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from .config_file import read_settings
+from .launched import by_processes
 from .plain import quietly
 
 
@@ -85,8 +86,8 @@ def with_shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def command(**values: Any) -> Any:
         shared = {name: values.pop(name) for name in SHARED}
-        with quietly(shared["quiet"]):
-            return function(**values)
+        with quietly(shared["quiet"]), by_processes(function.__name__) as wanted:
+            return function(**values) if wanted else None
 
     own = inspect.signature(function).parameters.items()
     parameters = [one.replace(annotation=hints[name]) for name, one in own]

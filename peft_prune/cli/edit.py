@@ -14,9 +14,10 @@ import typer
 from ..errors import EditFailedError
 from ..folders import whole_folder
 from ..outputs import Given, require_outputs
+from ..processes import is_main
 from ..requests import LoadedRequests
 from .moments import MomentsSource, Stats, StatsText, StatsTokens
-from .options import Ask, Dtype, EditorName, GgufFile, JsonOutput, Overwrite, ServeDtype, Settings
+from .options import Ask, Dtype, EditorName, GgufFile, JsonOutput, Overwrite, ServeDtype, Settings, SolveDevice
 from .placement import Placement, placed
 from .places import in_gguf
 from .plain import close_with, say
@@ -108,6 +109,7 @@ def edit(
     dtype: Dtype = "float32",
     ask: Ask = None,
     serve_dtype: ServeDtype = "auto",
+    solve_device: SolveDevice = None,
     overwrite: Overwrite = False,
     json_output: JsonOutput = False,
     *,
@@ -116,7 +118,7 @@ def edit(
     """Edit facts one after another, verify each, and save the adapter that holds them."""
     from peft import get_peft_model
 
-    from ..editors import get_editor
+    from ..editors import Solving, get_editor
     from ..editors.asking import default_ask
     from ..session import EditSession
     from ..tuner import PruneEditConfig
@@ -127,7 +129,7 @@ def edit(
     model = in_gguf(model, gguf_file)
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} must be at least 1")
-    if history is not None and history.exists():
+    if history is not None and history.exists() and is_main():
         raise ValueError(f"history: {history} exists; go on with it by peft-prune resume, or give another file")
     inputs: dict[str, Given] = {"model": model, "requests": requests, "second moment": stats, "facts": watch_facts}
     inputs["protected facts"] = protect
@@ -156,6 +158,7 @@ def edit(
     if not second_try:
         settings["second_try"] = False  # kept with the editor, so that resuming tries once as well
     get_editor(editor, **settings)  # what is wrong with them shows before a model is loaded
+    solving = Solving(solve_device)
     source = MomentsSource(stats, stats_text, stats_tokens)
     tokenizer = load_tokenizer(model)
     default_ask(tokenizer, ask)
@@ -168,6 +171,7 @@ def edit(
         modules = method.modules(base)
         statistics = source.moments(base, tokenizer, modules, records, json_output) if needed else None
         options: dict[str, Any] = {"statistics": statistics, "history": history, "ask": ask, "serve_dtype": served}
+        options["solving"] = solving
         options |= {} if protect is None else {"protect": protect, "on_protected": on_protected}
         options["monitor"] = history is not None or watch.watches_layers
         guards = watch.guards(base, tokenizer, records)
@@ -212,7 +216,7 @@ def going_on(session: EditSession, history: Path | None, before: int = 0) -> Ite
 @contextmanager
 def _beside(statistics: SecondMoments | None, history: Path | None) -> Iterator[None]:
     """Keep second moments beside a history, before it is there: without them it could not be gone on with."""
-    if statistics is None or history is None:
+    if statistics is None or history is None or not is_main():
         yield
         return
     statistics.save(moments_beside(history))

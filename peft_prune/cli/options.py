@@ -42,6 +42,11 @@ ServeDtype = Annotated[
     ),
 ]
 
+SolveDevice = Annotated[
+    Optional[str],
+    typer.Option(help="Device to invert second moments on; where they stand, on the CPU, if not given."),
+]
+
 GgufFile = Annotated[
     Optional[str],
     typer.Option(help="Name of a GGUF file in the model's folder or repository; its weights are dequantized."),

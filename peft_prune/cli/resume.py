@@ -11,7 +11,7 @@ from ..folders import whole_folder
 from ..outputs import Given, require_outputs
 from ..requests import EditRequest, LoadedRequests
 from .edit import going_on, moments_beside, report_edits, say_fallen
-from .options import Ask, Dtype, GgufFile, JsonOutput, Overwrite, ServeDtype
+from .options import Ask, Dtype, GgufFile, JsonOutput, Overwrite, ServeDtype, SolveDevice
 from .placement import Placement, placed
 from .places import in_gguf
 from .plain import close_with
@@ -56,6 +56,7 @@ def resume(
     dtype: Dtype = "float32",
     ask: Ask = None,
     serve_dtype: ServeDtype = "auto",
+    solve_device: SolveDevice = None,
     overwrite: Overwrite = False,
     json_output: JsonOutput = False,
     *,
@@ -65,6 +66,7 @@ def resume(
 
     No earlier edit is computed again.
     """
+    from ..editors import Solving
     from ..session import EditSession, History
     from .bars import EditProgress
     from .models import load_model, load_tokenizer
@@ -86,6 +88,7 @@ def resume(
         stats = moments_beside(history)
     if records and stats is None and moments:
         raise ValueError(f"stats: the edits of {history} were made with a second moment; give its file by --stats")
+    solving = Solving(solve_device)
     tokenizer = load_tokenizer(model)
     recorded = facts.get("serve_dtype") if serve_dtype == "auto" else None
     served = recorded or serve_dtype_of(model, serve_dtype)
@@ -93,6 +96,7 @@ def resume(
         base = load_model(model, dtype, placement)
         callbacks = [*watch.guards(base, tokenizer, [*known, *records]), EditProgress(progress, len(records))]
         options: dict[str, Any] = {"statistics": stats, "callbacks": callbacks, "ask": ask, "serve_dtype": served}
+        options["solving"] = solving
         with EditSession.resume(history, base, tokenizer, **options) as session:
             if records:
                 with going_on(session, history, first - 1 - skip):

@@ -7,6 +7,7 @@ from .base import EDITORS, Edit, Editor, Prepared, editor_names, get_editor, reg
 from .contexts import generate_contexts
 from .own_texts import own_moments, own_texts
 from .second_moment import SecondMoments, collect_second_moments
+from .solving import Solving
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
@@ -30,6 +31,7 @@ __all__ = [
     "Prepared",
     "ROMEHyperparameters",
     "SecondMoments",
+    "Solving",
     "collect_second_moments",
     "editor_names",
     "generate_contexts",

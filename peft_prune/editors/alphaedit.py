@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from .base import Prepared, register_editor
-from .closed_form import KeySystem, least_squares_rows, null_space_inverse
+from .closed_form import KeySystem, least_squares_rows, null_space_of
 from .hyperparameters import SEARCH
 from .second_moment import mean_diagonal
 from .spread import SpreadEditor, SpreadHyperparameters
@@ -82,18 +81,20 @@ class AlphaEdit(SpreadEditor):
         the mean squared norm of a projected key.
         """
         assert prepared.statistics is not None
-        own, moment = self.hyperparameters, prepared.statistics.moments[name].double()
-        threshold, weight = own.nullspace_threshold, own.L2
-        if threshold is None or weight is None:
-            eigenvalues = torch.linalg.eigvalsh(moment).clamp(min=0)
+        own, moment = self.hyperparameters, prepared.statistics.moments[name]
+
+        def choose(eigenvalues: Tensor) -> tuple[float, float]:
+            threshold, weight, positive = own.nullspace_threshold, own.L2, eigenvalues.clamp(min=0)
             if threshold is None:
-                held = eigenvalues.cumsum(0) / (len(eigenvalues) * float(mean_diagonal(moment)))
+                held = positive.cumsum(0) / (len(positive) * float(mean_diagonal(moment)))
                 place = int((held <= own.nullspace_energy).sum())
                 # between two eigenvalues: another routine gives the one at the limit with another rounding
-                threshold = float(eigenvalues[max(0, place - 1) : place + 1].mean())
+                threshold = float(positive[max(0, place - 1) : place + 1].mean())
             if weight is None:
-                weight = own.relative_L2 * float(eigenvalues[eigenvalues < threshold].sum())
-        return KeySystem(null_space_inverse(moment, threshold, weight))
+                weight = own.relative_L2 * float(positive[positive < threshold].sum())
+            return threshold, weight
+
+        return KeySystem(null_space_of(moment, choose, prepared.solving))
 
     def rows(self, system: KeySystem, keys: Tensor) -> Tensor:
         return least_squares_rows(system, keys)

@@ -19,6 +19,7 @@ from ..spectral import LowRankUpdate
 from .presets import preset
 from .second_moment import SecondMoments
 from .shortcuts import require_partial_passes
+from .solving import Solving
 from .validation import check_kind
 
 
@@ -48,6 +49,14 @@ class Edit:
     def is_separable(self) -> bool:
         """Whether every factor column belongs to one request, so that `without` can leave some out."""
         return set(self.owners) == set(self.updates)
+
+    def beside(self, other: Edit) -> Edit:
+        """This edit with every tensor on the device of that of another one, which another process has computed."""
+        if self is other:
+            return self
+        updates = {name: update.to(device=other.updates[name].B.device) for name, update in self.updates.items()}
+        keys = {name: keys.to(other.keys[name].device) for name, keys in self.keys.items()}
+        return replace(self, updates=updates, keys=keys)
 
     def without(self, failed: Collection[int]) -> Edit:
         """The edit without the factor columns, the keys and the requests of the given indices.
@@ -86,11 +95,13 @@ class Prepared:
         layers: The layers that are edited.
         contexts: Prefixes; the first is empty.
         statistics: Second moments of the layers' inputs, or None.
+        solving: Where the editor's systems are solved, and how what is kept of them lies.
     """
 
     layers: tuple[int, ...]
     contexts: tuple[str, ...] = ("",)
     statistics: SecondMoments | None = None
+    solving: Solving = field(default_factory=Solving)
     _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..spectral.gram import gram
+from ..spectral.inverse import inverse_from_cholesky_
 from .second_moment import regularized_cholesky
+from .solving import Solving, filled, product
 
 _FEW = 0.25
 """Keys, as a multiple of the layer's width, up to which a factor as wide as there are keys is the cheaper form."""
@@ -25,17 +28,26 @@ CONDENSED_AT = 1.25
 
 _BLOCK = 2048
 
+_SHARE = _FEW / 4
+"""Keys, as a multiple of the layer's width, that are taken in together: what they need beside M stays small."""
+
 
 @dataclass(frozen=True)
 class Inverse:
-    """A₀⁻¹ of one layer: `apply` takes K (in, n) to A₀⁻¹ K (in, n), `matrix` gives it whole, (in, in)."""
+    """A₀⁻¹ of one layer: `apply` takes K (in, n) to A₀⁻¹ K (in, n), `taken` gives it whole, (in, in) float64.
+
+    What `taken` gives is the caller's own, to be changed in place. Where `apply` works with it, that is made anew when
+    it is needed next.
+    """
 
     apply: Callable[[Tensor], Tensor]
-    matrix: Callable[[], Tensor]
+    taken: Callable[[], Tensor]
 
 
-def moment_inverse(moment: Tensor, weight: float = 1.0, shrinkage: float = 0.0) -> Inverse:
-    """A₀ = λC, inverted once from its Cholesky factor.
+def moment_inverse(
+    moment: Tensor, weight: float = 1.0, shrinkage: float = 0.0, solving: Solving | None = None
+) -> Inverse:
+    """A₀ = λC, inverted once from its Cholesky factor, in its memory.
 
     A product with the inverse takes a third of the time of a solve with the two triangular factors.
 
@@ -43,38 +55,82 @@ def moment_inverse(moment: Tensor, weight: float = 1.0, shrinkage: float = 0.0) 
         moment: C, (in, in).
         weight: λ.
         shrinkage: Multiple of C's mean diagonal that is added to its diagonal.
+        solving: Where it is inverted, and how it is kept.
     """
-    inverse = torch.cholesky_inverse(regularized_cholesky(moment, shrinkage))
+    made = partial(_inverted, moment, shrinkage, solving or Solving())
+    held = [made()]
+
+    def whole() -> Tensor:
+        if not held:
+            held.append(made())
+        return held[0]
+
+    def taken() -> Tensor:
+        found = whole()
+        held.clear()
+        return found.double().div_(weight)
+
     # few rows times a large matrix: row by row is the faster order, and the inverse is symmetric
-    return Inverse(lambda keys: (keys.T.contiguous() @ inverse).T / weight, lambda: inverse / weight)
+    return Inverse(lambda keys: product(keys.T.contiguous(), whole()).T / weight, taken)
 
 
-def null_space_inverse(moment: Tensor, threshold: float, weight: float) -> Inverse:
-    """A₀⁻¹ = P / λ, P the projection onto C's eigenvectors with eigenvalues below ``threshold``.
+def _inverted(moment: Tensor, shrinkage: float, solving: Solving) -> Tensor:
+    factor, added = regularized_cholesky(moment, shrinkage, solving)
+
+    def times(columns: Tensor) -> Tensor:
+        columns = columns.to(moment.device)
+        return product(columns.T.contiguous(), moment).T + added * columns
+
+    return solving.kept_inverse(inverse_from_cholesky_(factor), moment, times)
+
+
+def null_space_inverse(moment: Tensor, threshold: float, weight: float, solving: Solving | None = None) -> Inverse:
+    """`null_space_of` with a threshold and λ that are known beforehand."""
+    return null_space_of(moment, lambda eigenvalues: (threshold, weight), solving)
+
+
+def null_space_of(
+    moment: Tensor, choose: Callable[[Tensor], tuple[float, float]], solving: Solving | None = None
+) -> Inverse:
+    """A₀⁻¹ = P / λ, P the projection onto C's eigenvectors with eigenvalues below a threshold.
 
     Fang et al. 2024, section 3.2. P is kept as the smaller of its basis and that of its complement.
+
+    Args:
+        moment: C, (in, in).
+        choose: Gives the threshold and λ for C's eigenvalues, (in,) in ascending order.
+        solving: Where they are found, and where the basis is kept; it is kept in float64.
 
     Raises:
         ValueError: No eigenvalue lies below the threshold, so that no key could be changed.
     """
-    eigenvalues, vectors = torch.linalg.eigh(moment.double())
+    solving = solving or Solving()
+    columns = filled(solving.matrix(moment), moment).T
+    eigenvalues = columns.new_empty(len(columns))
+    # the eigenvectors take the place of the matrix; the routine itself wants room for two more
+    torch.linalg.eigh(columns, out=(eigenvalues, columns))
+    vectors = columns
+    threshold, weight = choose(eigenvalues)
     kept = int((eigenvalues < threshold).sum())
     if kept == 0:
         raise ValueError(
             f"nullspace_threshold: {threshold:g} lies below all eigenvalues of the second moment, the least of which "
             f"is {float(eigenvalues[0]):g}"
         )
-    if 2 * kept <= len(eigenvalues):
-        basis = vectors[:, :kept].clone()
-        return Inverse(lambda keys: basis @ (basis.T @ keys) / weight, lambda: basis @ basis.T / weight)
-    complement = vectors[:, kept:].clone()
-    return Inverse(
-        lambda keys: (keys - complement @ (complement.T @ keys)) / weight,
-        lambda: (
-            (torch.eye(len(eigenvalues), dtype=vectors.dtype, device=vectors.device) - complement @ complement.T)
-            / weight
-        ),
-    )
+    low = 2 * kept <= len(eigenvalues)
+    basis = solving.kept((vectors[:, :kept] if low else vectors[:, kept:]).clone(), moment.device)
+
+    def apply(keys: Tensor) -> Tensor:
+        inside = basis @ (basis.T @ keys)
+        return (inside if low else keys - inside) / weight
+
+    def whole() -> Tensor:
+        found = basis @ basis.T
+        if not low:
+            found.neg_().diagonal().add_(1)
+        return found.div_(weight)
+
+    return Inverse(apply, whole)
 
 
 class KeySystem:
@@ -102,7 +158,7 @@ class KeySystem:
             self._keys = self._solved = self._factor = self._matrix = None
             held = 0
         if keys is not None and count > held:
-            block = max(1, int(_FEW * keys.shape[0]))
+            block = max(1, int(_SHARE * keys.shape[0]))
             for start in range(held, count, block):
                 self._extend(keys, start, min(start + block, count))
         return self
@@ -119,19 +175,25 @@ class KeySystem:
     def _extend(self, keys: Tensor, start: int, stop: int) -> None:
         new = keys[:, start:stop].double()
         if self._matrix is None and stop > _FEW * keys.shape[0]:
-            self._matrix = self._inverse.matrix()
+            # M takes the memory of the inverse, which is made anew should it be asked for again
+            self._matrix = self._inverse.taken()
             if self._solved is not None and self._factor is not None:
-                self._matrix = self._matrix - self._solved @ torch.cholesky_solve(self._solved.T, self._factor)
+                self._take_away(self._solved.T, self._factor)
             self._solved = self._factor = None
         if self._matrix is not None:
             solved = self.applied(new)
             inner = torch.eye(new.shape[1], dtype=new.dtype, device=new.device) + new.T @ solved
-            # a triangular solve on one side alone, so that what is taken away is symmetric and M stays so
-            half = torch.linalg.solve_triangular(_cholesky(inner), solved.T, upper=False)
-            self._matrix = torch.addmm(self._matrix, half.T, half, alpha=-1)
+            self._take_away(solved.T, _cholesky(inner))
         else:
             self._grow(new)
         self._keys = keys[:, :stop]
+
+    def _take_away(self, solved: Tensor, factor: Tensor) -> None:
+        """M ← M − Sᵀ (L Lᵀ)⁻¹ S in place, for S (n, in) and a Cholesky factor L (n, n)."""
+        assert self._matrix is not None
+        # a triangular solve on one side alone, so that what is taken away is symmetric and M stays so
+        half = torch.linalg.solve_triangular(factor, solved, upper=False)
+        self._matrix.addmm_(half.T, half, alpha=-1)
 
     def _grow(self, keys: Tensor) -> None:
         solved = self._inverse.apply(keys)

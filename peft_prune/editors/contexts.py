@@ -12,6 +12,7 @@ from ..models.decoder import unwrapped
 from ..models.inference import input_device, padded, undisturbed
 from ..models.joining import separator_between
 from ..models.tokenization import opening_ids, text_ids, written_opening
+from ..processes import same
 
 STARTS = ("The", "Therefore", "Because", "I", "You")
 
@@ -35,13 +36,18 @@ def generate_contexts(
         top_k: Sample among so many tokens.
         seed: Of the sampling.
     """
-    generator = torch.Generator().manual_seed(seed)
-    prefixes = [""]
-    with undisturbed(model):
-        for length, count in lengths:
-            starts = [STARTS[index % len(STARTS)] for index in range(count)]
-            prefixes.extend(_sampled(model, tokenizer, starts, length, top_k, generator))
-    return tuple(prefixes)
+
+    def written() -> tuple[str, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        prefixes = [""]
+        with undisturbed(model):
+            for length, count in lengths:
+                starts = [STARTS[index % len(STARTS)] for index in range(count)]
+                prefixes.extend(_sampled(model, tokenizer, starts, length, top_k, generator))
+        return tuple(prefixes)
+
+    # another process's device may draw another token
+    return same("contexts", written)
 
 
 def with_prefix(tokenizer: PreTrainedTokenizerBase, prefix: str, prompt: str) -> str:

@@ -76,7 +76,8 @@ class EMMET(SpreadEditor):
     def system(self, prepared: Prepared, name: str) -> KeySystem:
         assert prepared.statistics is not None
         own = self.hyperparameters
-        return KeySystem(moment_inverse(prepared.statistics.moments[name], own.mom2_update_weight, own.mom2_shrinkage))
+        moment = prepared.statistics.moments[name]
+        return KeySystem(moment_inverse(moment, own.mom2_update_weight, own.mom2_shrinkage, prepared.solving))
 
     def rows(self, system: KeySystem, keys: Tensor) -> Tensor:
         return equality_rows(system, keys, self.hyperparameters.ridge if keys.shape[1] > 1 else 0.0)

@@ -68,6 +68,8 @@ class ValueHyperparameters(EditorHyperparameters):
         stop_probability: Every context must give the target this probability.
         stop_loss: The published threshold.
         autocast: "bfloat16" or "float16" for the forward passes of the optimisation; None for the model's own dtype.
+        max_tokens: Most tokens of the requests whose values are searched for together, padding included, one request
+            at least; what limits the memory of the search. None for no limit.
     """
 
     v_optimizer: str = "adam"
@@ -83,6 +85,7 @@ class ValueHyperparameters(EditorHyperparameters):
     stop_probability: float = 0.8
     stop_loss: float = 0.05
     autocast: str | None = None
+    max_tokens: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,7 +94,7 @@ class ValueHyperparameters(EditorHyperparameters):
         check_one_of(self, "v_optimizer", ("adam", "polyak"))
         check_one_of(self, "autocast", tuple(AUTOCAST))
         check_share(self, "stop_probability")
-        check_above_zero(self, "v_lr", "v_longest_step", "clamp_norm_factor", "stop_loss")
+        check_above_zero(self, "v_lr", "v_longest_step", "clamp_norm_factor", "stop_loss", "max_tokens")
         check_zero_or_above(self, "v_weight_decay", "kl_factor", "context_seed")
         if self.v_num_grad_steps < 2:
             raise ValueError(
@@ -122,4 +125,5 @@ class ValueHyperparameters(EditorHyperparameters):
             stop_loss=self.stop_loss,
             site=site,
             autocast=None if self.autocast is None else AUTOCAST[self.autocast],
+            max_tokens=self.max_tokens,
         )

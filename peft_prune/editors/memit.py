@@ -78,7 +78,8 @@ class MEMIT(SpreadEditor):
     def system(self, prepared: Prepared, name: str) -> KeySystem:
         assert prepared.statistics is not None
         own = self.hyperparameters
-        return KeySystem(moment_inverse(prepared.statistics.moments[name], own.mom2_update_weight, own.mom2_shrinkage))
+        moment = prepared.statistics.moments[name]
+        return KeySystem(moment_inverse(moment, own.mom2_update_weight, own.mom2_shrinkage, prepared.solving))
 
     def rows(self, system: KeySystem, keys: Tensor) -> Tensor:
         return least_squares_rows(system, keys)

@@ -14,6 +14,7 @@ from ..models.generation import before_end, end_ids_of, generation_settings
 from ..models.inference import input_device, max_positions, padded, undisturbed
 from ..models.tokenization import text_ids
 from ..moving import moving_bar
+from ..processes import same
 from .second_moment import SecondMoments, collect_second_moments
 
 OWN_TOKENS = 20_000
@@ -114,7 +115,8 @@ def own_moments(
         ValueError: ``tokens`` is below 1.
         InvalidRequestError: The model can write no text.
     """
-    texts = own_texts(model, tokenizer, tokens, seed=seed, progress=progress)
+    # another process's device may draw another token
+    texts = same("own texts", lambda: own_texts(model, tokenizer, tokens, seed=seed, progress=progress))
     return collect_second_moments(model, tokenizer, texts, modules, progress=progress)
 
 

@@ -15,10 +15,11 @@ from ..models.mlp import mlp_output_module
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .base import Edit, Editor, Prepared, register_editor
+from .closed_form import Inverse, moment_inverse
 from .contexts import generate_contexts
 from .hyperparameters import SEARCH, ValueHyperparameters
 from .keys import adds_to_residual, compute_keys
-from .second_moment import SecondMoments, regularized_cholesky
+from .second_moment import SecondMoments
 from .validation import check_zero_or_above
 from .values import optimize_values
 
@@ -124,10 +125,12 @@ class ROME(Editor):
         for request, key, value in zip(requests, keys, values, strict=True):
             direction = key.mean if self.hyperparameters.average_key else key.asked
             if self.hyperparameters.mom2_adjustment:
-                factor = self._factor(prepared, name).to(direction.device)
-                direction = torch.cholesky_solve(direction.double()[:, None], factor)[:, 0].float()
+                place, inverse = direction.device, self._inverse(prepared, name)
+                # where the second moment stands, which need not be where the model runs
+                whitened = inverse.apply(direction.to(self._moment(prepared.statistics, name).device).double()[:, None])
+                direction = whitened[:, 0].float().to(place)
             direction = direction / direction.norm()
-            column = value.delta / (key.bare @ direction)
+            column = value.delta.to(direction.device) / (key.bare @ direction)
             if not (torch.isfinite(column).all() and torch.isfinite(direction).all()):
                 raise EditFailedError(f"subject {request.subject!r}: its update holds NaN or Inf")
             columns.append(column)
@@ -150,7 +153,10 @@ class ROME(Editor):
             )
         return statistics.moments[name]
 
-    def _factor(self, prepared: Prepared, name: str) -> Tensor:
-        """Cholesky factor of C, made at the first edit."""
+    def _inverse(self, prepared: Prepared, name: str) -> Inverse:
+        """C⁻¹, made at the first edit."""
         moment, shrinkage = self._moment(prepared.statistics, name), self.hyperparameters.mom2_shrinkage
-        return prepared.once(("cholesky", name, shrinkage), lambda: regularized_cholesky(moment, shrinkage))
+        found: Inverse = prepared.once(
+            ("inverse", name, shrinkage), lambda: moment_inverse(moment, 1.0, shrinkage, prepared.solving)
+        )
+        return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,12 +23,18 @@ from ..models.decoder import unwrapped
 from ..models.fingerprint import base_fingerprint, same_base
 from ..models.inference import input_device, max_positions, padded, undisturbed
 from ..models.mlp import features
+from ..models.sharing import split_by
 from ..models.tokenization import prompt_ids
 from ..moving import moving_bar
+from ..processes import process_count, process_rank, require_same, summed, together
 from ..publishing import publisher
+from ..spectral.inverse import cholesky_
 from .blocks import read_inputs
+from .solving import Solving, filled
 
 DEFAULT_LENGTH = 512
+MAX_TOKENS = 16384
+"""Tokens that are run together: 32 texts of the default length."""
 SMALLEST_SHRINKAGE = 1e-8
 ROUNDING = 1e-3
 """How far float32 sums over any number of tokens may be from what holds for exact ones, as a share."""
@@ -132,7 +139,7 @@ def _checked(path: str | Path, name: str, file: Any) -> Tensor:
         raise AdapterError(f"statistics: {path}: {name} is of dtype {kind}; F32 is accepted")
     moment = file.get_tensor(name)
     diagonal = moment.diagonal()
-    if not bool(torch.isfinite(moment).all()):
+    if not all_finite(moment):
         raise AdapterError(f"statistics: {path}: {name} holds NaN or Inf")
     if float(diagonal.min()) < 0 or float(diagonal.max()) == 0:
         raise AdapterError(f"statistics: {path}: the diagonal of {name} must hold mean squares, which are positive")
@@ -156,12 +163,14 @@ def collect_second_moments(
     *,
     batch_size: int = 32,
     max_length: int | None = None,
+    max_tokens: int = MAX_TOKENS,
     progress: bool = True,
 ) -> SecondMoments:
     """Second moments of the inputs of ``modules`` over ``texts``, in one pass for all of them.
 
     The pass ends after the deepest of the modules; padding is not counted; sums are float32, of inputs that are
-    converted to float32 first. A text longer than ``max_length`` is cut there.
+    converted to float32 first. A text longer than ``max_length`` is cut there. Several processes share the texts out,
+    and their sums are added once.
 
     Args:
         model: The unedited model.
@@ -170,25 +179,38 @@ def collect_second_moments(
         modules: Names in the base model.
         batch_size: Texts in a batch.
         max_length: Tokens read of each text; 512, or fewer where the model allows fewer.
+        max_tokens: Most tokens that are run together, padding included; a longer text runs alone.
         progress: Show a bar.
 
     Raises:
         InvalidRequestError: There is no text.
+        ProcessError: Another process was given other texts or modules.
     """
     inner = unwrapped(model)
     limit = max_length or min(max_positions(model) or DEFAULT_LENGTH, DEFAULT_LENGTH)
     sums: dict[str, Tensor] = {}
     tokens = 0
-    with undisturbed(model), moving_bar(desc="Second moments", unit=" texts", disable=not progress, leave=False) as bar:
-        for batch in _batches(texts, batch_size):
+    share = _Share(texts, is_whole=split_by(inner) is None)
+    with (
+        together("second moments"),
+        undisturbed(model),
+        moving_bar(desc="Second moments", unit=" texts", disable=not progress, leave=False) as bar,
+    ):
+        for batch in _batches(share, batch_size):
             rows = [ids[:limit] for ids in prompt_ids(tokenizer, batch)]
-            ids, mask = padded(rows, left=False, device=input_device(model))
-            _add_batch(inner, ids, mask, modules, sums)
-            tokens += int(mask.sum())
-            bar.update(len(batch))
+            for ids, mask in _within(rows, max_tokens, input_device(model)):
+                _add_batch(inner, ids, mask, modules, sums)
+                tokens += int(mask.sum())
+            bar.update(len(batch) * share.parts)
+    require_same("texts or modules", (share.digest, list(modules), limit))
+    if share.parts > 1:
+        sums = {name: sums[name] if name in sums else _nothing(inner, name) for name in modules}
+        tokens = summed("second moments", sums, tokens)
     if tokens == 0:
         raise InvalidRequestError("texts: there is no text to take second moments over")
-    return SecondMoments({name: total / tokens for name, total in sums.items()}, tokens, base_fingerprint(inner))
+    # off the device of the model, which has no room to spare for them
+    moments = {name: sums.pop(name).div_(tokens).cpu() for name in list(sums)}
+    return SecondMoments(moments, tokens, base_fingerprint(inner))
 
 
 def mean_diagonal(moment: Tensor) -> Tensor:
@@ -206,8 +228,12 @@ def mean_diagonal(moment: Tensor) -> Tensor:
     return diagonal.clamp(max=OUTLIER * float(diagonal[diagonal > 0].median())).mean()
 
 
-def regularized_cholesky(moment: Tensor, shrinkage: float = 0.0) -> Tensor:
-    """Lower Cholesky factor of C in float64, (in, in).
+def regularized_cholesky(
+    moment: Tensor, shrinkage: float = 0.0, solving: Solving | None = None
+) -> tuple[Tensor, Tensor]:
+    """Lower Cholesky factor of C in float64, (in, in), and what was added to C's diagonal, a number.
+
+    The factor takes the place of the one float64 copy of C that is made.
 
     Where C is numerically singular, as it is over fewer tokens than dimensions, a small multiple of its
     `mean_diagonal` is added to the diagonal until the factorization succeeds, and a warning says how much.
@@ -215,27 +241,61 @@ def regularized_cholesky(moment: Tensor, shrinkage: float = 0.0) -> Tensor:
     Args:
         moment: C, (in, in).
         shrinkage: Multiple of C's `mean_diagonal` that is added to its diagonal in any case.
+        solving: Where the copy stands.
 
     Raises:
         ValueError: C holds NaN or Inf, is zero, or has negative eigenvalues that no rounding explains.
     """
-    matrix = moment.double()
-    if not torch.isfinite(matrix).all():
+    if not all_finite(moment):
         raise ValueError("statistics: a second moment holds NaN or Inf; collect it anew")
-    scale = mean_diagonal(matrix)
-    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    scale = mean_diagonal(moment)
+    matrix = (solving or Solving()).matrix(moment)
     added = shrinkage
     # rounding makes eigenvalues as negative as a small part of the mean diagonal; a matrix that needs more is another
     while added <= max(1.0, shrinkage):
-        factor, failed = torch.linalg.cholesky_ex(matrix + added * scale * identity)
-        if not int(failed) and float(factor.diagonal().min()) ** 2 > 1e-10 * float(scale) > 0:
+        filled(matrix, moment).diagonal().add_(added * float(scale))
+        if cholesky_(matrix) and float(matrix.diagonal().min()) ** 2 > 1e-10 * float(scale) > 0:
             break
         added = max(10 * added, SMALLEST_SHRINKAGE)
     else:
         raise ValueError("statistics: a second moment must be finite, positive semidefinite and not zero")
     if added > shrinkage:
         warnings.warn(f"the second moment is singular; {added:.0e} of its mean diagonal was added to its diagonal")
-    return factor
+    return matrix, added * scale
+
+
+def all_finite(moment: Tensor) -> bool:
+    """Whether no entry is NaN or Inf, without a copy of the moment."""
+    least, greatest = moment.aminmax()
+    return bool(torch.isfinite(least) & torch.isfinite(greatest))
+
+
+class _Share:
+    """This process's share of the texts; all of them are read, and enter the digest.
+
+    Args:
+        texts: The same in every process.
+        is_whole: Whether every process holds the whole model; where it does not, all run all texts.
+    """
+
+    def __init__(self, texts: Iterable[str], is_whole: bool) -> None:
+        self._texts = texts
+        self._hash = hashlib.sha256()
+        self.parts = process_count() if is_whole else 1
+
+    def __iter__(self) -> Iterator[str]:
+        if process_count() == 1:
+            yield from self._texts
+            return
+        for index, text in enumerate(self._texts):
+            self._hash.update(f"{len(text)}:{text}".encode("utf-8", "surrogatepass"))
+            if self.parts == 1 or index % self.parts == process_rank():
+                yield text
+
+    @property
+    def digest(self) -> str:
+        """Of what has been read so far."""
+        return self._hash.hexdigest()
 
 
 def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -244,10 +304,31 @@ def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
         yield batch
 
 
+def _within(rows: Sequence[Sequence[int]], most: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rows in their order, padded, as many together as hold this many tokens."""
+    waiting: list[Sequence[int]] = []
+    for row in rows:
+        if waiting and (len(waiting) + 1) * max(len(row), *map(len, waiting)) > most:
+            yield padded(waiting, left=False, device=device)
+            waiting = []
+        waiting.append(row)
+    if waiting:
+        yield padded(waiting, left=False, device=device)
+
+
+def _nothing(inner: Any, name: str) -> Tensor:
+    """The sum in a process that got no text."""
+    shape = features(inner.get_submodule(name))
+    assert shape is not None  # what has no width cannot be edited
+    return torch.zeros(shape[0], shape[0])
+
+
 def _add_batch(inner: Any, ids: Tensor, mask: Tensor, modules: Sequence[str], sums: dict[str, Tensor]) -> None:
     def add(name: str, states: Tensor) -> None:
         keys = states[mask.bool().to(states.device)].float()
-        product = keys.T @ keys
-        sums[name] = sums[name] + product if name in sums else product
+        if name not in sums:
+            sums[name] = keys.new_zeros(keys.shape[1], keys.shape[1])
+        # in place: a product of its own would be as large as the sum
+        sums[name].addmm_(keys.T, keys)
 
     read_inputs(inner, ids, mask, modules, add)

@@ -8,9 +8,9 @@ where the loss reads them, and all requests of a batch run together until each h
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import EditFailedError
 from ..models.inference import input_device
+from ..models.sharing import shared
+from ..processes import process_count
 from ..requests import EditRequest
 from .later_layers import LaterLayers
 from .objective import Objective
@@ -46,6 +48,8 @@ class ValueSettings:
         site: Where the vector is added: "mlp", the MLP's output as in ROME, or "block", the block's as in MEMIT.
             "residual" is "mlp" for a block that hands its MLP's output on unchanged: the edited block then runs once.
         autocast: Dtype of the forward passes, or None for the model's own; the vector stays float32.
+        max_tokens: Most tokens of the requests that are searched for together, padding included, one request at least;
+            None for no limit.
     """
 
     optimizer: str = "adam"
@@ -60,6 +64,7 @@ class ValueSettings:
     stop_loss: float = 0.05
     site: str = "mlp"
     autocast: torch.dtype | None = None
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,18 +102,51 @@ def optimize_values(
         model: The model as it is now, with whatever adapter is active.
         contexts: Prefixes of the prompt; the first is empty, the bare prompt.
 
+    Several processes share the requests out. With ``settings.max_tokens``, requests are searched for in parts.
+
     Raises:
         EditFailedError: The optimisation of a request gives NaN or Inf; the message names its subject.
     """
-    rows = request_rows(tokenizer, requests, contexts)
-    with frozen(model), ExitStack() as stack:
-        later = [
-            stack.enter_context(
-                LaterLayers(model, Batch.build(group, input_device(model)), layer, settings.site, settings.autocast)
-            )
-            for group in grouped(rows)
-        ]
-        return _descend(later, requests, settings)
+
+    def searched(own: Sequence[EditRequest]) -> list[OptimizedValue]:
+        found: list[OptimizedValue] = []
+        for part in _parts(tokenizer, own, contexts, settings.max_tokens):
+            with frozen(model), ExitStack() as stack:
+                later = [
+                    stack.enter_context(
+                        LaterLayers(
+                            model, Batch.build(rows, input_device(model)), layer, settings.site, settings.autocast
+                        )
+                    )
+                    for rows in grouped(request_rows(tokenizer, part, contexts))
+                ]
+                found += _descend(later, part, settings)
+        return found
+
+    found = shared(model, "values", list(requests), searched)
+    place = found[0].delta.device if process_count() == 1 else torch.device("cpu")
+    return [replace(value, delta=value.delta.to(place), output=value.output.to(place)) for value in found]
+
+
+def _parts(
+    tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], contexts: Sequence[str], most: int | None
+) -> Iterator[Sequence[EditRequest]]:
+    """The requests in their order, as many together as have at most so many tokens, padding included; at least one."""
+    if most is None:
+        yield from [requests] if requests else []
+        return
+    part: list[EditRequest] = []
+    count = width = 0
+    for request in requests:
+        rows = request_rows(tokenizer, [request], contexts)
+        own = max(len(row.ids) for row in rows)
+        if part and (count + len(rows)) * max(width, own) > most:
+            yield part
+            part, count, width = [], 0, 0
+        part.append(request)
+        count, width = count + len(rows), max(width, own)
+    if part:
+        yield part
 
 
 def _descend(

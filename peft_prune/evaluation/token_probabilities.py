@@ -8,7 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.inference import Progress, last_logits, length_batches, require_fit, undisturbed
+from ..models.inference import (
+    Progress,
+    Steps,
+    by_length,
+    last_logits,
+    length_batches,
+    require_batch_size,
+    require_fit,
+    undisturbed,
+)
+from ..models.sharing import shared
 from ..models.tokenization import Continuation
 
 
@@ -41,21 +51,27 @@ def token_log_probabilities(
     inputs = [pair.prompt + pair.target[:-1] for pair in continuations]
     require_fit(model, [len(ids) for ids in inputs])
     carried = _carriers(inputs)
-    sequences = list(carried)
+    sequences = sorted(carried, key=len, reverse=True)
+    require_batch_size(batch_size)
+
+    def scored(own: Sequence[tuple[int, ...]]) -> list[list[Tensor]]:
+        found: list[list[Tensor]] = [[] for _ in own]
+        steps = Steps(progress, len(sequences))
+        with undisturbed(model):
+            for batch in length_batches([len(ids) for ids in own], batch_size):
+                rows = [own[place] for place in batch]
+                readers = [carried[row] for row in rows]
+                first = min(len(continuations[index].prompt) - 1 for indices in readers for index in indices)
+                logits, offset = last_logits(model, rows, max(len(ids) for ids in rows) - first)
+                for row, (place, indices) in enumerate(zip(batch, readers, strict=True)):
+                    found[place] = [_read(logits[row], offset, continuations[index]) for index in indices]
+                steps.done(len(batch))
+        return found
+
     results: list[Tensor] = [torch.empty(0)] * len(continuations)
-    done = 0
-    with undisturbed(model):
-        for batch in length_batches([len(ids) for ids in sequences], batch_size):
-            readers = [carried[sequences[row]] for row in batch]
-            first = min(len(continuations[index].prompt) - 1 for indices in readers for index in indices)
-            rows = [sequences[row] for row in batch]
-            logits, offset = last_logits(model, rows, max(len(ids) for ids in rows) - first)
-            for row, indices in enumerate(readers):
-                for index in indices:
-                    results[index] = _read(logits[row], offset, continuations[index])
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(sequences))
+    for sequence, scores in zip(sequences, shared(model, "probabilities", sequences, scored), strict=True):
+        for index, one in zip(carried[sequence], scores, strict=True):
+            results[index] = one
     return results
 
 
@@ -71,22 +87,27 @@ def next_tokens(
     Raises:
         InvalidRequestError: A prompt does not fit the model.
     """
-    lengths = [len(ids) for ids in prompts]
-    require_fit(model, lengths)
-    tokens = [0] * len(prompts)
-    done = 0
-    with undisturbed(model):
-        for batch in length_batches(lengths, batch_size):
-            kept = lengths[batch[0]] - lengths[batch[-1]] + 1
-            logits, offset = last_logits(model, [prompts[index] for index in batch], kept)
-            ends = torch.tensor([lengths[index] - 1 - offset for index in batch], device=logits.device)
-            best = logits[torch.arange(len(batch), device=logits.device), ends].argmax(dim=-1).tolist()
-            for index, token in zip(batch, best, strict=True):
-                tokens[index] = token
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(prompts))
-    return tokens
+    require_fit(model, [len(ids) for ids in prompts])
+    require_batch_size(batch_size)
+
+    def found(own: Sequence[int]) -> list[int]:
+        lengths = [len(prompts[index]) for index in own]
+        tokens = [0] * len(own)
+        steps = Steps(progress, len(prompts))
+        with undisturbed(model):
+            for batch in length_batches(lengths, batch_size):
+                kept = lengths[batch[0]] - lengths[batch[-1]] + 1
+                logits, offset = last_logits(model, [prompts[own[place]] for place in batch], kept)
+                ends = torch.tensor([lengths[place] - 1 - offset for place in batch], device=logits.device)
+                best = logits[torch.arange(len(batch), device=logits.device), ends].argmax(dim=-1).tolist()
+                for place, token in zip(batch, best, strict=True):
+                    tokens[place] = token
+                steps.done(len(batch))
+        return tokens
+
+    order = by_length([len(ids) for ids in prompts])
+    by_prompt = dict(zip(order, shared(model, "next tokens", order, found), strict=True))
+    return [by_prompt[index] for index in range(len(prompts))]
 
 
 def _carriers(inputs: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[int]]:

@@ -14,13 +14,17 @@ from .decoder import unwrapped
 from .inference import (
     PADDING_ID,
     Progress,
+    Steps,
+    by_length,
     input_device,
     length_batches,
     max_positions,
     padded,
+    require_batch_size,
     require_fit,
     undisturbed,
 )
+from .sharing import shared
 from .tokenization import prompt_ids
 
 SPELLING_TOKENS = 3
@@ -99,20 +103,25 @@ def greedy_continuations(
     if stop == "":
         raise ValueError("stop: '' is empty; give a text, or None for no stop text")
     require_fit(model, [len(ids) + limit for ids, limit in zip(sequences, limits, strict=True)])
-    answers = [""] * len(sequences)
-    done = 0
+    require_batch_size(batch_size)
     end_ids = end_ids_of(model, tokenizer)
-    with undisturbed(model), generation_settings(model, end_ids):
-        for batch in _batches([len(ids) for ids in sequences], limits, max_positions(model), batch_size):
-            new_ids = _generate(
-                model, tokenizer, [sequences[i] for i in batch], max(limits[i] for i in batch), stop
-            ).tolist()
-            for index, ids in zip(batch, new_ids, strict=True):
-                answers[index] = _decoded(tokenizer, ids[: limits[index]], end_ids, stop)
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(sequences))
-    return answers
+
+    def answered(own: Sequence[int]) -> list[str]:
+        answers = [""] * len(own)
+        steps = Steps(progress, len(sequences))
+        with undisturbed(model), generation_settings(model, end_ids):
+            lengths, most = [len(sequences[i]) for i in own], [limits[i] for i in own]
+            for batch in _batches(lengths, most, max_positions(model), batch_size):
+                rows = [sequences[own[place]] for place in batch]
+                new_ids = _generate(model, tokenizer, rows, max(most[place] for place in batch), stop).tolist()
+                for place, ids in zip(batch, new_ids, strict=True):
+                    answers[place] = _decoded(tokenizer, ids[: most[place]], end_ids, stop)
+                steps.done(len(batch))
+        return answers
+
+    order = by_length([len(ids) for ids in sequences])
+    found = dict(zip(order, shared(model, "answers", order, answered), strict=True))
+    return [found[index] for index in range(len(sequences))]
 
 
 def _limits(max_new_tokens: int | Sequence[int], count: int) -> list[int]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidRequestError
+from ..processes import process_count
 from .decoder import text_config, unwrapped
 
 Progress = Callable[[int, int], None]
@@ -74,16 +75,44 @@ def length_batches(lengths: Sequence[int], batch_size: int, max_tokens: int = TO
     Raises:
         ValueError: ``batch_size`` is below 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size: {batch_size} must be at least 1")
+    require_batch_size(batch_size)
     batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+    for index in by_length(lengths):
         current = batches[-1] if batches else []
         if current and len(current) < batch_size and (len(current) + 1) * lengths[current[0]] <= max_tokens:
             current.append(index)
         else:
             batches.append([index])
     return batches
+
+
+def require_batch_size(batch_size: int) -> None:
+    """Raise ValueError for a number below 1."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size: {batch_size} must be at least 1")
+
+
+def by_length(lengths: Sequence[int]) -> list[int]:
+    """Indices, those of the longest first."""
+    return sorted(range(len(lengths)), key=lambda index: -lengths[index])
+
+
+class Steps:
+    """Tells how far a job is that processes share out evenly, from how far this one is.
+
+    Args:
+        progress: Called with the number done and the total; None for nobody.
+        total: Number in all processes.
+    """
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._own = progress, total, 0
+
+    def done(self, number: int) -> None:
+        """So many more are done here."""
+        self._own += number
+        if self._progress is not None:
+            self._progress(min(self._own * process_count(), self._total), self._total)
 
 
 def padded(sequences: Sequence[Sequence[int]], *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:

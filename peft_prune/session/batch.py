@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..editors import Editor
+from ..editors import Edit, Editor
 from ..errors import EditFailedError, InvalidRequestError
 from ..monitoring import BatchReport
+from ..processes import same, together
 from ..requests import EditRequest
 from .asking import Asking
 from .records import (
@@ -244,7 +245,7 @@ class Batch:
         requests = [self._request(index) for index in indices]
         state = work.model.edit_state()
         try:
-            edit = editor.compute(work.model, work.tokenizer, requests, work.prepared, work.keys)
+            edit = self._computed(editor, requests)
             parts = split(edit)
             work.model.add_edits(joined(list(parts.values())), edits=len(indices), on_schedule=False)
         except (InvalidRequestError, EditFailedError) as error:
@@ -271,6 +272,13 @@ class Batch:
             )
         if kept:
             self._note_addition([indices[place] for place in kept], together=len(parts) < len(indices))
+
+    def _computed(self, editor: Editor, requests: Sequence[EditRequest]) -> Edit:
+        """The editor's edit; of several processes that of rank 0, so that all have the same adapter."""
+        work = self.workspace
+        with together("an edit"):
+            own = editor.compute(work.model, work.tokenizer, requests, work.prepared, work.keys)
+        return same("an edit's factors", lambda: own).beside(own)
 
     def _one_by_one(self, indices: Sequence[int], editor: Editor, stronger: str | None) -> None:
         for index in indices:

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from ..errors import HistoryError, HistoryLockedError
+from ..processes import is_main
 from ..requests import EditRequest
 from ..spectral import parse_restraint
 from .consolidations import ConsolidationRecord, read_consolidation, read_phrasings
@@ -65,6 +66,7 @@ class History:
     """One SQLite file; a process that writes holds it alone, others may read meanwhile.
 
     It is in WAL mode, and every batch is one transaction: a process that is killed loses at most the batch in flight.
+    Of several processes of one job rank 0 alone has the file; the others keep theirs in memory.
 
     Use `create`, `open` or `read`; close it, or use it as a context.
     """
@@ -91,8 +93,8 @@ class History:
             HistoryError: The file exists, or cannot be written.
             HistoryLockedError: Another process writes it.
         """
-        if path is None:
-            return cls(_connected(":memory:"), None, None, author or _user())._begun(meta)
+        if path is None or not is_main():
+            return cls(_connected(":memory:"), _or_none(path), None, author or _user())._begun(meta)
         place = _place(path)
         if place.exists():
             raise HistoryError(f"history: {path} exists; use EditSession.resume to go on with it, or another name")
@@ -132,11 +134,13 @@ class History:
         """
         if not _place(path).is_file():
             raise HistoryError(f"history: {path} does not exist")
-        lock = _locked(path)
+        lock = _locked(path) if is_main() else None
         try:
-            history = cls(_opened(path), Path(path), lock, author or _user())
+            connection = _opened(path) if is_main() else _copied(path)
+            history = cls(connection, Path(path), lock, author or _user())
         except BaseException:
-            lock.release()
+            if lock is not None:
+                lock.release()
             raise
         try:
             history._check_format()
@@ -668,6 +672,19 @@ def _locked(path: str | Path) -> FileLock:
 def _connected(place: str | Path) -> sqlite3.Connection:
     connection = sqlite3.connect(place, isolation_level=None, uri=isinstance(place, str))
     secure(connection)
+    return connection
+
+
+def _or_none(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _copied(path: str | Path) -> sqlite3.Connection:
+    """A copy in memory, for a process that writes no file."""
+    with History.read(path) as source, named(path):
+        connection = _connected(":memory:")
+        for statement in source._connection.iterdump():
+            connection.execute(statement)
     return connection
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..consolidation import ConsolidationSettings, Protection, read_protected
-from ..editors import Editor, Prepared, SecondMoments, get_editor
+from ..editors import Editor, Prepared, SecondMoments, Solving, get_editor
 from ..errors import EditFailedError, SessionStateError
 from ..folders import whole_folder
 from ..models.decoder import unwrapped
@@ -22,6 +22,7 @@ from ..models.naming import model_name
 from ..monitoring import BatchReport, LayerCondition, ProtectionGuard, SessionCallback
 from ..monitoring.callbacks import checked_action
 from ..outputs import require_outputs
+from ..processes import is_main, require_same, together, warn_if_unaware
 from ..publishing import publisher
 from ..requests import EditRequest
 from ..requests.asking import PLAIN
@@ -84,6 +85,7 @@ class EditSession:
             "plain", "chat" (through the model's chat template) or "both"; both if not given and the model has one.
         serve_dtype: "bfloat16", "float16" or "float32": the dtype in which the model will be served, and in which
             edits are verified; the one that it has if not given.
+        solving: Where the editor's systems are solved, and how what is kept of them lies.
 
     Raises:
         InvalidRequestError: A protected fact is malformed, or the base does not know it.
@@ -119,8 +121,10 @@ class EditSession:
         on_protected: str = "warn",
         ask: str | None = None,
         serve_dtype: str | None = None,
+        solving: Solving | None = None,
     ) -> None:
         require_options(callbacks, on_failure, on_conflict, monitor)
+        warn_if_unaware()
         asking = Asking.of(tokenizer, ask, serve_dtype, {})
         editor = get_editor(editor, model=model) if isinstance(editor, str) else editor
         config = PruneEditConfig(task_type="CAUSAL_LM", layers_to_transform=list(editor.layers(model)))
@@ -130,6 +134,8 @@ class EditSession:
         if any(layer.rank(adapter) for _, layer in model.edited_layers()):
             raise ValueError("model: its adapter holds edits; go on with their history by EditSession.resume")
         prepared = editor.prepare(model, tokenizer, found)
+        if solving is not None:
+            prepared = dataclasses.replace(prepared, solving=solving)
         facts = session_facts(model, editor, prepared.contexts, model.peft_config[adapter], found) | asking.facts()
         protection = None
         if protect is not None:
@@ -137,9 +143,13 @@ class EditSession:
             known = read_protected(protect)
             protection = Protection(model, tokenizer, known, editor.modules(model))
             facts["protect"] = {"facts": [dataclasses.asdict(fact) for fact in known], "action": on_protected}
-        log = History.create(history, facts, author)
+        with together("a new history"):
+            log = History.create(history, facts, author)
         self.workspace = Workspace(
-            model, adapter, tokenizer, editor, found, prepared.contexts, log, asking=asking, _prepared=prepared
+            *(model, adapter, tokenizer, editor, found, prepared.contexts, log),
+            asking=asking,
+            solving=prepared.solving,
+            _prepared=prepared,
         )
         if protection is not None:
             self.workspace.protect(protection)
@@ -162,6 +172,7 @@ class EditSession:
         look_again: bool = True,
         ask: str | None = None,
         serve_dtype: str | None = None,
+        solving: Solving | None = None,
     ) -> EditSession:
         """Go on with a history: the adapter is built from it, without computing an edit again.
 
@@ -181,7 +192,8 @@ class EditSession:
             HistoryLockedError: Another session writes it.
         """
         require_options(callbacks, on_failure, on_conflict, monitor)
-        log = History.open(history, author)
+        with together("a history"):
+            log = History.open(history, author)
         try:
             facts = log.meta
             asking = Asking.of(tokenizer, ask, serve_dtype, {"ask": PLAIN} | facts)
@@ -199,7 +211,10 @@ class EditSession:
                 setattr(model.peft_config[adapter], name, getattr(config, name))
             session = cls.__new__(cls)
             contexts = tuple(facts["contexts"])
-            session.workspace = Workspace(model, adapter, tokenizer, editor, found, contexts, log, asking=asking)
+            solving = solving or Solving()
+            session.workspace = Workspace(
+                model, adapter, tokenizer, editor, found, contexts, log, asking=asking, solving=solving
+            )
             if asking.facts() != {name: facts[name] for name in asking.facts() if name in facts}:
                 log.update_meta(**asking.facts())
             if "protect" in facts:
@@ -289,6 +304,7 @@ class EditSession:
         self._require_open()
         assert self.prepared is not None  # what is missing shows before a batch begins
         given = [requests] if isinstance(requests, (EditRequest, Mapping)) else list(requests)
+        require_same("requests or settings", (given, batch_size, self.editor.hyperparameters))
         results: list[EditResult] = []
         self._call("on_edit_begin", len(given))
         self._note_limits()
@@ -460,7 +476,8 @@ class EditSession:
                 lies in the base model, or holds the history.
         """
         inputs = {"history": self.history.path, "base model": getattr(unwrapped(self.model), "name_or_path", None)}
-        require_outputs(folders={"path": Path(path)}, inputs=inputs, overwrite=overwrite)
+        with together("saving"):
+            require_outputs(folders={"path": Path(path)}, inputs=inputs, overwrite=overwrite)
         if self._open and self._consolidating.is_due_before_saving:
             self._consolidate(self._kept_texts, self._kept_settings)
         elif self.model.restraint_is_pending():
@@ -469,12 +486,17 @@ class EditSession:
             self.workspace.note_foreign_restraint()
             if self.look_again:
                 self.workspace.look_if_changed("save")
-        card = Path(path) / "README.md"
-        with whole_folder(Path(path), overwrite=overwrite) as folder:
+        if self.workspace.monitor is not None:
+            self.figures()  # what is known when the adapter is saved stands in its card
+        with together("saving"):
+            if is_main():
+                self._write(Path(path), overwrite, also_lora)
+
+    def _write(self, path: Path, overwrite: bool, also_lora: bool) -> None:
+        card = path / "README.md"
+        with whole_folder(path, overwrite=overwrite) as folder:
             if card.is_file():
                 shutil.copyfile(card, folder / "README.md")  # what people wrote into it stays
-            if self.workspace.monitor is not None:
-                self.figures()  # what is known when the adapter is saved stands in its card
             self.model.save_pretrained(str(folder), also_lora=also_lora)
             self.write_card(folder / "README.md")
 

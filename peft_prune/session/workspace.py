@@ -13,11 +13,13 @@ from peft import PeftModel, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
 from ..consolidation import Passage, Protection
-from ..editors import Editor, Prepared, SecondMoments
+from ..editors import Editor, Prepared, SecondMoments, Solving
 from ..errors import SessionStateError
 from ..models.answers import normalized
 from ..models.inference import undisturbed
+from ..models.sharing import require_whole
 from ..monitoring import LayerCondition, Monitor
+from ..processes import same, together
 from ..requests import EditRequest
 from ..spectral import restraint_text
 from ..tuner import PRUNE_EDIT, PruneEditConfig
@@ -49,6 +51,7 @@ class Workspace:
             keep a history.
         protection: The facts that must not be lost, where there are some.
         asking: How requests are asked that do not say it themselves, and in which dtype.
+        solving: Where the editor's systems are solved, and how what is kept of them lies.
     """
 
     model: Any
@@ -62,6 +65,7 @@ class Workspace:
     keys: JoinedKeys = field(default_factory=JoinedKeys)
     protection: Protection | None = None
     asking: Asking = field(default_factory=lambda: Asking())
+    solving: Solving = field(default_factory=Solving)
     _prepared: Prepared | None = None
     _pending: dict[str, int] = field(default_factory=dict)
     _unseen: int = 0
@@ -82,12 +86,12 @@ class Workspace:
         if self._prepared is None:
             with undisturbed(self.model), self.model.disable_adapter():
                 found = self.editor.prepare(self.model, self.tokenizer, self.statistics)
-            self._prepared = dataclasses.replace(found, contexts=self.contexts)
+            self._prepared = dataclasses.replace(found, contexts=self.contexts, solving=self.solving)
         return self._prepared
 
     def verify(self, requests: Sequence[EditRequest]) -> list[Verification]:
         """What the model says to requests now, in the dtype in which it will be served."""
-        return verify(self.model, self.tokenizer, requests, dtype=self.asking.dtype)
+        return same("verification", lambda: verify(self.model, self.tokenizer, requests, dtype=self.asking.dtype))
 
     def restraints(self) -> dict[str, str]:
         """The restraint of every layer as a word, such as "log:1.2", by module name."""
@@ -95,7 +99,7 @@ class Workspace:
 
     def figures(self) -> dict[str, LayerCondition]:
         """Figures of every layer now, by module name."""
-        return (self.monitor or self.new_monitor()).figures()
+        return same("figures", lambda: (self.monitor or self.new_monitor()).figures())
 
     def new_monitor(self) -> Monitor:
         """A monitor of this adapter that knows the second moments."""
@@ -112,10 +116,11 @@ class Workspace:
 
     @contextmanager
     def intact(self) -> Iterator[None]:
-        """The adapter, the keys and what is pending are as before if the block ends with an error."""
+        """The adapter, the keys and what is pending are as before if the block ends with an error, in any process."""
         state, keys, pending = self.model.edit_state(), self.keys, dict(self._pending)
         try:
-            yield
+            with together("a change of the adapter"):
+                yield
         except BaseException:
             self.model.restore_edit_state(state)
             self.keys, self._pending = keys, pending
@@ -237,9 +242,11 @@ def adapted(model: Any, config: PruneEditConfig, editor: Editor) -> tuple[Any, s
 
     Raises:
         AdapterError: The model carries an adapter that no session has put there.
+        UnsupportedModelError: Processes hold parts of the model's weights.
         ValueError: The active adapter is another method's, or does not adapt the editor's layers.
     """
     require_bare(model)
+    require_whole(model)
     model = model if isinstance(model, PeftModel) else get_peft_model(model, config).eval()
     adapter = model.base_model.one_adapter(None)
     kind = model.peft_config[adapter].peft_type

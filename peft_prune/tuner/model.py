@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..errors import AdapterError, UnsupportedModelError
 from ..models.gradients import ensure_gradients
 from ..models.mlp import features
+from ..models.sharing import require_whole
 from ..spectral import LowRankUpdate, parse_restraint, restraint_text
 from .composition import COMBINATIONS, add_weighted
 from .config import PruneEditConfig
@@ -110,6 +111,7 @@ class PruneEditModel(BaseTuner):
             ValueError: A module is not adapted, a shape does not fit, or a value is not finite. Nothing has changed.
             RuntimeError: An adapter is merged. Nothing has changed.
             AdapterError: An active adapter is scaled. Nothing has changed.
+            UnsupportedModelError: Processes hold parts of a layer's weights. Nothing has changed.
         """
         adapter_name = self.one_adapter(adapter_name)
         layers = dict(self.edited_layers(adapter_name))
@@ -117,6 +119,7 @@ class PruneEditModel(BaseTuner):
         if unknown:
             raise ValueError(f"updates: {unknown[0]!r} is not adapted; adapted are {', '.join(layers)}")
         for name, update in updates.items():
+            require_whole(layers[name].get_base_layer())
             layers[name].check_update(update)
             layers[name].require_unscaled()
         for name, layer in layers.items():
@@ -272,6 +275,7 @@ class PruneEditModel(BaseTuner):
         self.peft_config = AdapterConfigs(self.peft_config)
         # the one moment for all adapters: requests that are under way hold it
         self.__dict__.setdefault("moment", Moment())
+        require_whole(model)
         ensure_gradients(model)
 
     def _prepare_adapter_config(self, peft_config: PruneEditConfig, model_config: dict) -> PruneEditConfig:

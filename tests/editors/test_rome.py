@@ -111,7 +111,7 @@ def test_statistics_come_back_from_their_file_and_are_refused_for_another_base(t
 
 
 def solved(moment: torch.Tensor, key: torch.Tensor, shrinkage: float = 0.0) -> torch.Tensor:
-    return torch.cholesky_solve(key.double()[:, None], regularized_cholesky(moment, shrinkage))[:, 0]
+    return torch.cholesky_solve(key.double()[:, None], regularized_cholesky(moment, shrinkage)[0])[:, 0]
 
 
 def test_a_singular_moment_is_regularised_and_says_by_how_much() -> None:

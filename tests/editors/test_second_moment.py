@@ -83,3 +83,14 @@ def test_a_moment_of_nothing_is_refused_and_not_waited_for(value: float) -> None
     broken[0, 1] = float("nan")
     with pytest.raises(ValueError, match="holds NaN or Inf"):
         regularized_cholesky(broken)
+
+
+def test_batches_of_few_tokens_give_the_moment_of_large_ones() -> None:
+    model, tokenizer = willing("gpt2"), spaced_tokenizer()
+    (module,) = get_editor("rome", layers=(1,)).modules(model)
+    whole, parts = (
+        collect_second_moments(model, tokenizer, TEXTS, [module], max_tokens=most, progress=False)
+        for most in (16384, 10)
+    )
+    assert whole.tokens == parts.tokens
+    assert torch.allclose(whole.moments[module], parts.moments[module], rtol=1e-4, atol=1e-6)

@@ -61,7 +61,7 @@ def test_a_moment_of_another_width_than_the_layers_inputs_is_refused() -> None:
 
 
 def test_a_factorization_ends_for_every_matrix() -> None:
-    factor = regularized_cholesky(a_moment())
+    factor, _ = regularized_cholesky(a_moment())
     assert torch.allclose(factor @ factor.T, a_moment().double(), atol=1e-12)
     with pytest.warns(UserWarning, match="is singular"):
         regularized_cholesky(a_moment(tokens=20))

@@ -134,3 +134,12 @@ def test_autocast_runs_the_passes_in_half_precision_and_keeps_the_vector_in_floa
     handle.remove()
     assert set(seen) == {torch.bfloat16} and half.delta.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(half.delta, full.delta, dim=0) > 0.9
+
+
+@pytest.mark.parametrize("max_tokens", [1, 60, 10_000])
+def test_values_that_are_searched_for_in_parts_are_the_same(max_tokens: int) -> None:
+    model, tokenizer = outspoken("gpt2"), spaced_tokenizer()
+    together = optimize_values(model, tokenizer, REQUESTS, CONTEXTS, 1, ValueSettings(steps=4))
+    parts = optimize_values(model, tokenizer, REQUESTS, CONTEXTS, 1, ValueSettings(steps=4, max_tokens=max_tokens))
+    for one, other in zip(together, parts, strict=True):
+        assert torch.allclose(one.delta, other.delta, rtol=1e-3, atol=1e-4 * float(one.delta.abs().max()))

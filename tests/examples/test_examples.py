@@ -19,6 +19,7 @@ from peft_prune import PruneEditConfig, load_requests
 from peft_prune.builtin import builtin_model_path, edit_requests, held_out_texts, known_facts
 from peft_prune.cli import main
 from peft_prune.cli.app import app
+from tests.processes.launching import launched
 from tests.tiny import random_update, tiny_llama
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -138,3 +139,15 @@ def test_quantized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     # merging into dequantized weights keeps what holds
     assert held[0][1] == held[0][2] == "2"
     assert (tmp_path / "edits" / "adapter_model.safetensors").is_file()
+
+
+def test_accelerate_multi_gpu(tmp_path: Path) -> None:
+    out, history = tmp_path / "edits", tmp_path / "edits.db"
+    script, options = (
+        EXAMPLES / "accelerate_multi_gpu.py",
+        ["--edits", "2", "--cpu", "--out", out, "--history", history],
+    )
+    done = launched(script, *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.fullmatch(r"2 of 2 edits took, in 2 processes\nefficacy 0.0 to 1.0\n", done.stdout)
+    assert (out / "adapter_model.safetensors").is_file() and history.is_file()
