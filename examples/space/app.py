@@ -72,7 +72,14 @@ def change(session: EditSession | None, subject: str, prompt: str, target: str) 
         return session, f"Not edited: {error}"
     if result.reason is not None:
         return session, f"Edit {result.id}, {result.status}: {result.reason}"
-    return session, f"Edit {result.id}, {result.status}: “{result.answer_before}” → “{result.answer_after}”"
+    return (
+        session,
+        f"Edit {result.id}, {result.status}: “{spoken(result.answer_before)}” → “{spoken(result.answer_after)}”",
+    )
+
+
+def spoken(answer: str | None) -> str:
+    return (answer or "").strip()
 
 
 def take_back(session: EditSession | None) -> tuple[EditSession | None, str]:
