@@ -22,6 +22,7 @@ def moving_bar(**options: Any) -> tqdm:
     line = line if options.get("total") else "{desc}: {n_fmt}{unit}, {elapsed} gone{postfix}"
     unit = f" {options['unit'].strip()}" if "unit" in options else ""
     settings: dict[str, Any] = {"mininterval": SECONDS, "maxinterval": SECONDS, "delay": SECONDS, "bar_format": line}
+    settings["smoothing"] = 0  # what comes in large pieces, as batches do, has no meaning in the moment
     return tqdm(file=_Lines(sys.stderr), **{**options, **settings, "unit": unit, "leave": False})
 
 

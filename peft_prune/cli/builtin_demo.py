@@ -11,16 +11,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..builtin import ability_items, ability_names, edit_requests, held_out_texts, load_builtin_model, plain_texts
 from ..editors import Editor, SecondMoments, collect_second_moments, get_editor
-from ..evaluation import EXTRACTORS, comparison_table, score_ability, without_subjects
+from ..evaluation import EXTRACTORS, score_ability, without_subjects
 from ..requests import EditRequest
 from ..session import EditSession
 from ..tuner import PruneEditConfig
-from .demonstration import Course, CourseWatch, agreement, compared, condition_table, result, say_agreement, title
+from .demonstration import Course, CourseWatch, agreement, compared, continued, result, say_agreement, without
+from .plain import shows_progress
 from .progress import progress_bar
+from .story import Told, tell
 
 LAYER = 0
 """Edits of the built-in model hardly take in its later layers."""
 TEXTS = 3000
+ANSWER_TOKENS = 12
+CLOSING = (
+    "So small a model wears out far sooner than a real one: its names are built from few syllables, so that an edit of "
+    "one reaches others."
+)
 
 
 def run_builtin(folder: Path, edits: int, alpha: float, items: int, console: Console) -> dict[str, Any]:
@@ -35,33 +42,43 @@ def run_builtin(folder: Path, edits: int, alpha: float, items: int, console: Con
         layers_to_transform=list(editor.layers(base)),
         task_type="CAUSAL_LM",
     )
-    statistics = _statistics(base, tokenizer, editor, requests)
+    statistics = _statistics(base, tokenizer, editor, requests, console.quiet)
     model = get_peft_model(base, config)
 
     def kept(edited: Any) -> float:
         return _mean_ability(edited, tokenizer)
 
-    course = Course()
-    course.measure(model, 0, kept)
+    def answers() -> list[str]:
+        return continued(model, tokenizer, requests, ANSWER_TOKENS)
+
+    before, course = without(model, answers), Course()
     with progress_bar(quiet=console.quiet) as progress:
+        progress("Editing", 0, len(requests))
+        course.measure(model, 0, kept)
         watch = CourseWatch(course, len(requests), progress, kept)
         with EditSession(model, tokenizer, editor, statistics=statistics, callbacks=[watch], monitor=False) as session:
             outcomes = session.edit(requests)
+    edited: list[str] = []
     abilities = {name: ability_items(name, items, held_out=True, seed=1) for name in ability_names()}
-    columns = compared(model, tokenizer, requests, quiet=console.quiet, texts=held_out_texts(), abilities=abilities)
-    console.print(comparison_table({name: figures for name, (figures, _) in columns.items()}, title=title(outcomes)))
-    console.print(condition_table(columns))
+    material = {"texts": held_out_texts(), "abilities": abilities}
+    columns = compared(model, tokenizer, requests, lambda: edited.extend(answers()), quiet=console.quiet, **material)
+    told = Told.all_of(outcomes, zip(before, edited, answers(), strict=True))
+    tell(console, told, columns, CLOSING)
     course.draw(console, folder / "course.png")
     differences = agreement(model, load_builtin_model()[0], tokenizer, requests, folder / "adapter")
     say_agreement(console, differences)
-    return result(outcomes, columns, course, differences)
+    return result(told, outcomes, columns, course, differences)
 
 
 def _statistics(
-    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, editor: Editor, requests: list[EditRequest]
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    editor: Editor,
+    requests: list[EditRequest],
+    quiet: bool,
 ) -> SecondMoments:
     texts = without_subjects(plain_texts(TEXTS), requests)
-    return collect_second_moments(base, tokenizer, texts, editor.modules(base), progress=False)
+    return collect_second_moments(base, tokenizer, texts, editor.modules(base), progress=shows_progress(quiet))
 
 
 def _mean_ability(model: Any, tokenizer: PreTrainedTokenizerBase, items: int = 25) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -72,3 +72,11 @@ def demo(
         print_json(made)
     else:
         close_with(f"Adapter, figure and numbers in {out}")
+        close_with(f"Next, ask it yourself:\n  {_next(model, out, made)}")
+
+
+def _next(model: str, out: Path, made: Mapping[str, Any]) -> str:
+    """The command that shows an edit before and after."""
+    from shlex import join
+
+    return join(["peft-prune", "ask", model, str(out / "adapter"), made["ask"]])

@@ -6,22 +6,25 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
 from rich.console import Console
-from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import MissingPackageError
 from ..evaluation import evaluate
+from ..models.generation import greedy_answers
+from ..models.inference import undisturbed
 from ..monitoring import BatchReport, LayerCondition, SessionCallback, layer_conditions
 from ..reporting.plots import plot_course
 from ..requests import EditRequest
 from ..session import EditResult
 from .progress import progress_bar
+from .story import Column, Told, figures_of, three, what_happened
 
+Answers = TypeVar("Answers")
 RESTRAINED = "edited with PRUNE"
 """What the column is called in which the restraint acts."""
 
@@ -78,10 +81,6 @@ class CourseWatch(SessionCallback):
             self._course.measure(session.model, self._done, self._kept)
 
 
-Column = tuple[dict[str, Any], dict[str, Any]]
-"""Figures of a model, and those of its edited layers."""
-
-
 def compared(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -125,24 +124,17 @@ def _base_of(figures: dict[str, Any]) -> dict[str, Any]:
     return asdict(LayerCondition(**{**figures, **none, "condition_number": figures["condition_number_base"]}))
 
 
-def condition_table(columns: dict[str, Column]) -> Table:
-    """κ, norm and rank of each edited layer in every column."""
-    table = Table(title="Edited layers")
-    table.add_column("layer")
-    for name in columns:
-        table.add_column(name, justify="right")
-    for layer in next(iter(columns.values()))[1]:
-        figures = [layers[layer] for _, layers in columns.values()]
-        table.add_row(f"{layer}: κ(W₀+ΔW)", *(f"{f['condition_number']:.1f}" for f in figures))
-        table.add_row("‖ΔW‖₂ / σmax(W₀)", *(f"{f['delta_spectral_norm'] / f['sigma_max_base']:.2f}" for f in figures))
-        table.add_row("rank of ΔW", *(str(f["rank"]) for f in figures))
-    return table
+def continued(
+    model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], tokens: int
+) -> list[str]:
+    """What the model says behind each request's prompt, freely."""
+    return greedy_answers(model, tokenizer, [request.text for request in requests], max_new_tokens=tokens)
 
 
-def title(outcomes: Sequence[EditResult]) -> str:
-    """How many edits took, and how many hold."""
-    took, held = sum(outcome.took for outcome in outcomes), sum(outcome.applied for outcome in outcomes)
-    return f"{took} of {len(outcomes)} edits took when they were made, {held} of them hold after all"
+def without(model: Any, asked: Callable[[], Answers]) -> Answers:
+    """What is answered without the edits."""
+    with undisturbed(model), model.disable_adapter():
+        return asked()
 
 
 def agreement(
@@ -173,14 +165,22 @@ def say_agreement(console: Console, found: dict[str, float]) -> None:
 
 
 def result(
-    outcomes: Sequence[EditResult], columns: dict[str, Column], course: Course, differences: dict[str, float]
+    told: Sequence[Told],
+    outcomes: Sequence[EditResult],
+    columns: dict[str, Column],
+    course: Course,
+    differences: dict[str, float],
 ) -> dict[str, Any]:
     """Everything that was measured, ready for JSON."""
     return {
         "requested": len(outcomes),
-        "applied": sum(outcome.took for outcome in outcomes),
-        "held": sum(outcome.applied for outcome in outcomes),
+        "applied": sum(one.took for one in told),
+        "held": sum(one.holds for one in told),
+        "held_restrained": sum(one.holds_restrained for one in told),
         "failed": [{"index": o.id - 1, "reason": o.reason} for o in outcomes if not o.took],
+        "shown": [one.request.text for one in three(told)],
+        "ask": next((one for one in told if one.holds_restrained), told[0]).request.text,
+        "story": what_happened(told, figures_of(columns)),
         "columns": {name: {**figures, "layers": layers} for name, (figures, layers) in columns.items()},
         "course": asdict(course),
         "logit_difference": differences,

@@ -169,7 +169,7 @@ def _quantization(config: Any, problems: list[str]) -> str | None:
     known = settings if isinstance(settings, Mapping) else settings.to_dict()
     method = str(known.get("quant_method", "unknown")).rpartition(".")[2].lower()
     if method == "bitsandbytes" and find_spec("bitsandbytes") is None:
-        problems.append("quantization: bitsandbytes is not installed; install peft-prune[quantization]")
+        problems.append("quantization: bitsandbytes is not installed; pip install 'peft-prune[quantization]'")
     return method
 
 

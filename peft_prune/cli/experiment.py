@@ -208,7 +208,7 @@ def _write(results: Results, others: Sequence[Results], out: Path, ending: str) 
     try:
         draw_figures(results, out)
     except ModuleNotFoundError:
-        say("no figures: install peft-prune[report] for matplotlib", err=True)
+        say("no figures: pip install 'peft-prune[report]' for matplotlib", err=True)
     return summary
 
 

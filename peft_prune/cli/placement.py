@@ -98,7 +98,7 @@ def _configuration(word: str) -> Any:
     except ImportError:
         extra = {"t": "torchao", "q": "quanto"}.get(word[0], "quantization")
         raise MissingPackageError(
-            f"quantization: the library for {word!r} is not installed; install peft-prune[{extra}]"
+            f"quantization: the library for {word!r} is not installed; pip install 'peft-prune[{extra}]'"
         ) from None
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from peft import get_peft_model
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from ..editors import collect_second_moments, get_editor, own_texts
-from ..evaluation import Fact, comparison_table, load_texts, recall, without_subjects
+from ..evaluation import Fact, load_texts, recall, without_subjects
 from ..evaluation.subjects import names_any
 from ..models.generation import greedy_answers
-from ..models.inference import undisturbed
 from ..real import load_real_model, real_model
 from ..requests import EditRequest, load_requests, read_records
 from ..session import EditSession
@@ -27,24 +27,29 @@ from .demonstration import (
     CourseWatch,
     agreement,
     compared,
-    condition_table,
+    continued,
     result,
     say_agreement,
-    title,
+    without,
 )
-from .plain import plain
+from .plain import plain, shows_progress
 from .progress import progress_bar
+from .story import Told, in_short, tell, three
 
 BATCH = 10
 """Requests that MEMIT computes together."""
 OWN_TOKENS = 5_000
 """Tokens of the model's own text that second moments are taken over."""
 ANSWER_TOKENS = 16
-SHOWN = 3
-"""Facts whose answers are shown."""
 COURSE_STEP = 2
 """Of the facts that are to stand, each second one is asked while editing, all of them in the end."""
 KEPT = {"kept": "Facts that no edit is about", "measured": "share still answered"}
+
+
+CLOSING = "What was changed, and what all figures are by probability, is in demo.json."
+
+Asked = dict[str, list[str]]
+"""Answers to all requests, plain and in chat."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +106,10 @@ def run_real(folder: Path, given: Given, alpha: float, console: Console) -> dict
     base, tokenizer = load_real_model(given.model)
     requests = given.requests
     editor = get_editor("memit", model=base)
-    texts = without_subjects(own_texts(base, tokenizer, OWN_TOKENS, progress=not console.quiet), requests)
-    statistics = collect_second_moments(base, tokenizer, texts, editor.modules(base), progress=not console.quiet)
+    texts = without_subjects(own_texts(base, tokenizer, OWN_TOKENS, progress=shows_progress(console.quiet)), requests)
+    statistics = collect_second_moments(
+        base, tokenizer, texts, editor.modules(base), progress=shows_progress(console.quiet)
+    )
     layers = list(editor.admitted(base))
     options: dict[str, Any] = {"restraint": "log", "alpha": alpha, "restrain_on": "merge"}
     model = get_peft_model(base, PruneEditConfig(layers_to_transform=layers, task_type="CAUSAL_LM", **options)).eval()
@@ -116,9 +123,7 @@ def run_real(folder: Path, given: Given, alpha: float, console: Console) -> dict
         watch = CourseWatch(course, len(requests), progress, kept)
         with EditSession(model, tokenizer, editor, statistics=statistics, callbacks=[watch], monitor=False) as session:
             outcomes = session.edit(requests, batch_size=BATCH)
-    answers: dict[str, dict[str, list[str]]] = {}
-    with undisturbed(model), model.disable_adapter():
-        answers["before"] = _answers(model, tokenizer, given)
+    answers: dict[str, Asked] = {"before": without(model, lambda: _answers(model, tokenizer, given))}
 
     def between() -> None:
         answers["edited"] = _answers(model, tokenizer, given)
@@ -127,28 +132,25 @@ def run_real(folder: Path, given: Given, alpha: float, console: Console) -> dict
         model, tokenizer, requests, between, quiet=console.quiet, facts=given.others or None, texts=given.texts
     )
     answers[RESTRAINED] = _answers(model, tokenizer, given)
-    console.print(comparison_table({name: figures for name, (figures, _) in columns.items()}, title=title(outcomes)))
-    console.print(condition_table(columns))
-    shown = [outcome.id - 1 for outcome in outcomes if outcome.took][:SHOWN]
-    console.print(_answers_table(given, answers, shown))
+    told = Told.all_of(outcomes, zip(*(said["plain"] for said in answers.values()), strict=True))
+    tell(console, told, columns, CLOSING)
     in_chat = {name: _named(requests, found["chat"]) for name, found in answers.items()}
     if answers["before"]["chat"]:
+        console.print(_chat_table(given, answers, [told.index(one) for one in three(told)]))
         counts = ", ".join(f"{name} {count}" for name, count in in_chat.items())
         console.print(f"Of {len(requests)} questions in chat, answers that name the new target: {counts}", markup=False)
     course.draw(console, folder / "course.png", **KEPT)
     differences = agreement(model, load_real_model(given.model)[0], tokenizer, requests, folder / "adapter")
     say_agreement(console, differences)
-    found = {"model": given.model, **result(outcomes, columns, course, differences)}
+    found = {"model": given.model, **result(told, outcomes, columns, course, differences)}
     return {**found, "answers": answers, "named_in_chat": in_chat}
 
 
-def _answers(model: Any, tokenizer: PreTrainedTokenizerBase, given: Given) -> dict[str, list[str]]:
+def _answers(model: Any, tokenizer: PreTrainedTokenizerBase, given: Given) -> Asked:
     """What the model says to every request, plainly and, where it has a template, in chat."""
-    asked = {"plain": [request.text for request in given.requests], "chat": _in_chat(tokenizer, given.questions)}
-    return {
-        way: greedy_answers(model, tokenizer, prompts, max_new_tokens=ANSWER_TOKENS) if prompts else []
-        for way, prompts in asked.items()
-    }
+    prompts = _in_chat(tokenizer, given.questions)
+    chat = greedy_answers(model, tokenizer, prompts, max_new_tokens=ANSWER_TOKENS) if prompts else []
+    return {"plain": continued(model, tokenizer, given.requests, ANSWER_TOKENS), "chat": chat}
 
 
 def _in_chat(tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]) -> list[str]:
@@ -163,18 +165,11 @@ def _named(requests: Sequence[EditRequest], answers: Sequence[str]) -> int:
     return sum(names_any(answer, [one.target_new]) for answer, one in zip(answers, requests, strict=bool(answers)))
 
 
-def _answers_table(given: Given, answers: dict[str, dict[str, list[str]]], shown: Sequence[int]) -> Table:
-    table = Table(title="What the model answers", show_lines=True)
-    for heading in ("asked", *answers):
-        table.add_column(heading)
-    for place in shown:
-        request = given.requests[place]
-        for way, asked in (("plain", request.text), ("chat", given.questions[place])):
-            if answers["before"][way]:
-                said = [plain(_first_line(found[way][place])) for found in answers.values()]
-                table.add_row(plain(f"{way}: {asked}"), *said)
+def _chat_table(given: Given, answers: dict[str, Asked], places: Sequence[int]) -> Table:
+    table = Table(title="Asked in chat", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    for heading in ("question", *answers):
+        table.add_column(heading, overflow="fold", ratio=1)
+    for place in places:
+        said = [plain(in_short(found["chat"][place]) or "–") for found in answers.values()]
+        table.add_row(plain(given.questions[place]), *said, end_section=True)
     return table
-
-
-def _first_line(answer: str) -> str:
-    return next((line for line in answer.strip().splitlines() if line), "–")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
+from ..editors.asking import asks_in_chat, chat_answer, chat_question
 from ..editors.contexts import with_prefix
 from ..errors import InvalidRequestError
 from ..models.tokenization import continuation_ids, text_ids
@@ -15,6 +17,8 @@ from ..requests import EditRequest
 
 CONTEXT_WORDS = (2, 8)
 """Fewest and most words of a text that stand before a prompt."""
+CHAT_READS = 3
+"""How often the question in chat comes among the ways in which an edit is asked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,31 +37,50 @@ class Passage:
 
 
 def edit_passages(
-    tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], texts: Sequence[str], contexts: int, seed: int
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[EditRequest],
+    texts: Sequence[str],
+    contexts: int,
+    seed: int,
+    phrasings: Sequence[Sequence[str]] = (),
 ) -> list[list[Passage]]:
-    """For each request its bare prompt, then the prompt behind so many contexts of its own; all with the target.
+    """For each request its bare prompt, then the prompt behind so many contexts of its own, then its phrasings.
+
+    Each phrasing comes bare and behind a context; the target follows in all of them. What is asked in chat comes in
+    the chat template as well, with the whole answer that holds the edit.
 
     Args:
+        tokenizer: The model's.
+        requests: The edits.
         texts: Contexts are their first words.
         contexts: For each request.
         seed: Of the choice among texts and lengths.
+        phrasings: For each request other prompts with ``{}``; empty where there are none.
     """
     draw = random.Random(seed)
     usable = [text.split() for text in texts if text.split() and not set("{}") & set(text)]
-    prompts, targets, separators = [], [], []
-    for request in requests:
-        prefixes = [""]
-        for _ in range(contexts if usable else 0):
-            words = draw.choice(usable)
-            prefixes.append(" ".join(words[: draw.randint(*CONTEXT_WORDS)]))
-        templates = [with_prefix(tokenizer, prefix, request.prompt) for prefix in prefixes]
+
+    def context() -> str:
+        words = draw.choice(usable)
+        return " ".join(words[: draw.randint(*CONTEXT_WORDS)])
+
+    prompts, targets, separators, counts = [], [], [], []
+    for request, others in zip(requests, phrasings or [()] * len(requests), strict=True):
+        asked_for = [(request.prompt, "")]
+        asked_for += [(request.prompt, context()) for _ in range(contexts if usable else 0)]
+        for other in others:
+            asked_for += [(other, "")] + ([(other, context())] if usable else [])
+        templates = [with_prefix(tokenizer, prefix, prompt) for prompt, prefix in asked_for]
         prompts += [template.replace("{}", request.subject) for template in templates]
         targets += [request.target_new] * len(templates)
         separators += [request.separator] * len(templates)
-    pairs = continuation_ids(tokenizer, prompts, targets, separators)
-    rows = [asked(pair.prompt, pair.target) for pair in pairs]
-    each = len(rows) // max(1, len(requests))
-    return [rows[start : start + each] for start in range(0, len(rows), each)]
+        spoken = [chat_question(tokenizer, request)] * CHAT_READS if asks_in_chat(request) else []
+        prompts += [one.text for one in spoken]
+        targets += [chat_answer(request) for _ in spoken]
+        separators += [one.separator for one in spoken]
+        counts.append(len(templates) + len(spoken))
+    pairs = iter(continuation_ids(tokenizer, prompts, targets, separators))
+    return [[asked(pair.prompt, pair.target) for pair in islice(pairs, count)] for count in counts]
 
 
 def asked(prompt: Sequence[int], target: Sequence[int]) -> Passage:

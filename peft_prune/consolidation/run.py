@@ -15,8 +15,10 @@ from ..models.inference import undisturbed
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from ..tuner import PruneEditLayer
+from .neighbors import neighbor_passages
 from .own_texts import own_texts
 from .passages import Passage, edit_passages, text_passages
+from .phrasings import lent_phrasings, written_phrasings
 from .settings import ConsolidationSettings
 from .training import Material, Progress, Trained, train
 
@@ -32,10 +34,12 @@ class Consolidated:
     Args:
         trained: Factors, settings with what was filled in, and all looks.
         texts: The retention texts.
+        phrasings: For each request the prompts that the model found for it.
     """
 
     trained: Trained
     texts: tuple[str, ...]
+    phrasings: tuple[tuple[str, ...], ...] = ()
 
     @property
     def factors(self) -> Mapping[str, LowRankUpdate]:
@@ -61,6 +65,7 @@ def consolidate(
     texts: Sequence[str] | None = None,
     protected: Sequence[Passage] = (),
     progress: Progress | None = None,
+    phrasings: Sequence[Sequence[str] | None] | None = None,
 ) -> Consolidated:
     """Train the effective factors of ``model``'s adapter for all ``requests``; the adapter itself is not changed.
 
@@ -72,6 +77,8 @@ def consolidate(
         texts: Retention texts; None lets the base write them.
         protected: Facts with their answers.
         progress: Called after every step.
+        phrasings: For each request the prompts that the model has found for it before; None where it is still to be
+            asked.
 
     Raises:
         InvalidRequestError: No retention text has two tokens.
@@ -88,10 +95,14 @@ def consolidate(
     every = max(PROBE_SHARE, len(pieces) // LARGEST_PROBE)
     probe = pieces[::every]
     kept = [piece for index, piece in enumerate(pieces) if index % every] or probe
-    edits = edit_passages(tokenizer, requests, chosen, settings.contexts, settings.seed)
-    trained = train(model, layers, start, start, Material(edits, kept, probe, protected), settings, progress)
+    written = _phrasings(model, tokenizer, requests, settings, phrasings)
+    prompts = _prompts(requests, written, settings)
+    edits = edit_passages(tokenizer, requests, chosen, settings.contexts, settings.seed, prompts)
+    neighbors = neighbor_passages(model, tokenizer, requests, settings.neighbors, settings.seed)
+    material = Material(edits, kept, probe, protected, neighbors)
+    trained = train(model, layers, start, start, material, settings, progress)
     require_no_loss(trained)
-    return Consolidated(trained, tuple(chosen))
+    return Consolidated(trained, tuple(chosen), tuple(written))
 
 
 def require_no_loss(trained: Trained) -> None:
@@ -102,6 +113,37 @@ def require_no_loss(trained: Trained) -> None:
             f"consolidation: {after.held} of {len(after.margins)} edits hold after {after.step} steps, {before.held} "
             "held before, so nothing has changed; take more steps or a smaller beta"
         )
+
+
+def _phrasings(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[EditRequest],
+    settings: ConsolidationSettings,
+    known: Sequence[Sequence[str] | None] | None,
+) -> list[tuple[str, ...]]:
+    """What the base finds for each request, or has found before."""
+    if not settings.phrasings:
+        return [() for _ in requests]
+    found = [None if own is None else tuple(own) for own in known or [None] * len(requests)]
+    missing = [index for index, own in enumerate(found) if own is None]
+    with model.disable_adapter():
+        new = written_phrasings(model, tokenizer, [requests[index] for index in missing], settings.seed)
+    for index, own in zip(missing, new, strict=True):
+        found[index] = own
+    return [own or () for own in found]
+
+
+def _prompts(
+    requests: Sequence[EditRequest], written: Sequence[Sequence[str]], settings: ConsolidationSettings
+) -> list[list[str]]:
+    """Of each request the prompts beside its own: at most so many that the model found, and as many of its relation."""
+    draw, most = random.Random(settings.seed), settings.phrasings
+    found = []
+    for own, lent in zip(written, lent_phrasings(requests), strict=True):
+        chosen = [*own[:most], *draw.sample(lent, min(most, len(lent)))]
+        found.append(list(dict.fromkeys(chosen)))
+    return found
 
 
 def _texts(

@@ -35,6 +35,9 @@ class ConsolidationSettings:
         text_length: Tokens of a piece.
         texts: Most retention texts: how many of those given are used, and how many the model writes where none are.
         contexts: Contexts of each edit beside its bare prompt.
+        phrasings: Most other prompts of each edit that the model finds, and as many of its relation.
+        neighbors: Other subjects that each edit's prompt is kept for.
+        neighbors_per_step: Such prompts in a step.
         margin: By how many nats the target must stand before the next best token, at each of its tokens.
         look_every: Steps between two looks at the edits and at the retention probe.
         still: Share by which the probe may still fall from look to look where training ends early.
@@ -54,6 +57,9 @@ class ConsolidationSettings:
     text_length: int = 32
     texts: int | None = None
     contexts: int = 5
+    phrasings: int = 3
+    neighbors: int = 6
+    neighbors_per_step: int = 16
     margin: float = 1.0
     look_every: int = 20
     still: float = 0.01
@@ -70,10 +76,10 @@ class ConsolidationSettings:
             value = getattr(self, name)
             if not (_is_number(value) and math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}: {value!r} must be a finite number of at least 0")
-        least = {"text_length": 2, "contexts": 0, "seed": 0}
+        least = {"text_length": 2, "contexts": 0, "phrasings": 0, "neighbors": 0, "seed": 0}
         for name in (
             *("steps", "edits_per_step", "texts_per_step", "text_length", "texts", "contexts"),
-            *("look_every", "hold_every", "seed"),
+            *("phrasings", "neighbors", "neighbors_per_step", "look_every", "hold_every", "seed"),
         ):
             value = getattr(self, name)
             if value is None and name in ("steps", "texts"):

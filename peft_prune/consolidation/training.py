@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -37,21 +38,40 @@ class Material:
         texts: Pieces of retention text.
         probe: Other pieces, on which retention is looked at.
         protected: Facts with their answers, which are asked for as edits' targets are.
+        neighbors: The edits' prompts about others, read where the base's answers are predicted.
     """
 
     edits: Sequence[Sequence[Passage]]
     texts: Sequence[Passage]
     probe: Sequence[Passage]
     protected: Sequence[Passage] = ()
+    neighbors: Sequence[Passage] = ()
 
 
 @dataclass(frozen=True)
 class Step:
-    """What progress shows: the number of the step, the edits' loss and the divergence from the base, nats a token."""
+    """What progress shows: the number of the step, the edits' loss and the divergences from the base, nats a token.
+
+    Args:
+        number: Of the step.
+        edit_loss: Mean negative log-likelihood of the edits' targets.
+        divergence: KL(base ‖ edited) on retention texts.
+        neighbors: The same where the base's answers about other subjects are predicted.
+    """
 
     number: int
     edit_loss: float
     divergence: float
+    neighbors: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one step reads."""
+
+    edits: Sequence[Passage]
+    texts: Sequence[Passage]
+    neighbors: Sequence[Passage] = ()
 
 
 @dataclass(frozen=True)
@@ -147,7 +167,7 @@ class _Training:
             for number in range(1, own.steps + 1):
                 for group in optimizer.param_groups:
                     group["lr"] = own.learning_rate * share_of_rate(number, own.steps)
-                step = self._step(number, *next(batches), optimizer)
+                step = self._step(number, next(batches), optimizer)
                 if progress is not None:
                     progress(step)
                 if number % own.hold_every == 0:
@@ -170,11 +190,14 @@ class _Training:
             for parameter in parameters:
                 parameter.requires_grad_(False)
 
-    def _step(self, number: int, edits: list[Passage], texts: list[Passage], optimizer: torch.optim.Optimizer) -> Step:
+    def _step(self, number: int, rows: Rows, optimizer: torch.optim.Optimizer) -> Step:
         # apart, since edits and pieces of text differ in length and padding costs as much as tokens
-        edit_loss = _target_loss(self.tail.logits(edits, self.factors), edits)
-        divergence = self._divergence(self.tail.logits(texts, self.factors), texts)
-        loss = edit_loss + (self.settings.beta or 0.0) * divergence
+        edit_loss = _target_loss(self.tail.logits(rows.edits, self.factors), rows.edits)
+        divergence, beside = (
+            self._divergence(self.tail.logits(own, self.factors), own) if own else torch.zeros(())
+            for own in (rows.texts, rows.neighbors)
+        )
+        loss = edit_loss + (self.settings.beta or 0.0) * (divergence + beside)
         if not bool(torch.isfinite(loss)):
             raise EditFailedError(
                 f"consolidation: the loss of step {number} is NaN or Inf, so nothing has changed; take a smaller "
@@ -183,15 +206,16 @@ class _Training:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return Step(number, float(edit_loss.detach()), float(divergence.detach()))
+        return Step(number, *(float(one.detach()) for one in (edit_loss, divergence, beside)))
 
-    def _batches(self) -> Iterator[tuple[list[Passage], list[Passage]]]:
-        """Edits and texts of each step: all edits once before any of them comes again, each behind its next context."""
-        own, draw = self.settings, random.Random(self.settings.seed)
-        rows = [[*edit] for edit in self.material.edits] + [[fact] for fact in self.material.protected]
+    def _batches(self) -> Iterator[Rows]:
+        """What each step reads: all edits once before any of them comes again, each behind its next context."""
+        own, draw, given = self.settings, random.Random(self.settings.seed), self.material
+        rows = [[*edit] for edit in given.edits] + [[fact] for fact in given.protected]
         for row in rows:
             draw.shuffle(row)
-        edits, texts = _endless(len(rows), draw), _endless(len(self.material.texts), draw)
+        edits = _endless(len(rows), draw)
+        texts, neighbors = _in_turn(given.texts, draw), _in_turn(given.neighbors, draw)
         turn = [0] * len(rows)
         while True:
             chosen = []
@@ -199,8 +223,11 @@ class _Training:
                 index = next(edits)
                 chosen.append(rows[index][turn[index] % len(rows[index])])
                 turn[index] += 1
-            count = min(own.texts_per_step, len(self.material.texts))
-            yield chosen, [self.material.texts[next(texts)] for _ in range(count)]
+            yield Rows(
+                chosen,
+                list(islice(texts, min(own.texts_per_step, len(given.texts)))),
+                list(islice(neighbors, min(own.neighbors_per_step, len(given.neighbors)))),
+            )
 
     @torch.no_grad()
     def _look(self, step: int) -> Seen:
@@ -269,6 +296,10 @@ def _endless(count: int, draw: random.Random) -> Iterator[int]:
         order = list(range(count))
         draw.shuffle(order)
         yield from order
+
+
+def _in_turn(passages: Sequence[Passage], draw: random.Random) -> Iterator[Passage]:
+    return (passages[index] for index in _endless(len(passages), draw))
 
 
 def _detached(update: LowRankUpdate) -> LowRankUpdate:

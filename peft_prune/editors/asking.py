@@ -15,8 +15,9 @@ from ..models.chat import (
     require_chat_template,
     takes_system_prompt,
 )
+from ..models.joining import separator_between
 from ..requests import EditRequest
-from ..requests.asking import BOTH, CHAT, PLAIN, question_form, require_ask
+from ..requests.asking import BOTH, CHAT, PLAIN, answer_form, question_form, require_ask
 from .contexts import with_prefix
 from .tokens import TokenizedPrompt, tokenize_around
 
@@ -107,7 +108,9 @@ def request_contexts(
     """All texts behind which a request is to hold, the one that it is verified by first.
 
     Plainly these are the prompt behind every prefix. In chat the question without a system prompt, the same with one
-    (where the template takes one), and the prompt itself as what the user says.
+    (where the template takes one), and the prompt itself as what the user says, each with the beginning of an answer
+    in the prompt's own words, behind which the target follows. A target that has to be the first word of an answer
+    costs far more: nobody begins one so, and the model would say nothing else any more.
 
     Raises:
         InvalidRequestError: The template fails on a question.
@@ -133,11 +136,30 @@ def _plain(tokenizer: PreTrainedTokenizerBase, request: EditRequest, prefixes: S
 
 
 def _chat(tokenizer: PreTrainedTokenizerBase, request: EditRequest) -> list[Context]:
-    found = [chat_question(tokenizer, request)]
+    found = [_begun(tokenizer, request, question_of(request), None)]
     if takes_system_prompt(tokenizer):
-        found.append(chat_question(tokenizer, request, SYSTEM))
-    found.append(_spoken(tokenizer, request, request.prompt, None))
+        found.append(_begun(tokenizer, request, question_of(request), SYSTEM))
+    found.append(_begun(tokenizer, request, request.prompt, None))
     return list(dict.fromkeys(found))
+
+
+def _begun(tokenizer: PreTrainedTokenizerBase, request: EditRequest, question: str, system: str | None) -> Context:
+    """A question in the template with the beginning of its answer; the subject is the last that is named."""
+    asked, answer = _spoken(tokenizer, request, question, system), answer_form(request.prompt)
+    if not answer:
+        return asked
+    before, named, after = answer.partition("{}")
+    if not named:
+        return replace(asked, after=asked.after + (asked.separator or "") + answer, separator=request.separator)
+    said = asked.text + (asked.separator or "") + before
+    return Context(said, asked.subject, after, request.separator, is_chat=True)
+
+
+def chat_answer(request: EditRequest) -> str:
+    """What a model says in chat that holds an edit: its prompt's own words with the target."""
+    begun = answer_form(request.prompt).replace("{}", request.subject.strip())
+    between = separator_between(begun, request.target_new) if request.separator is None else request.separator
+    return f"{begun}{between}{request.target_new}" if begun else request.target_new
 
 
 def _spoken(tokenizer: PreTrainedTokenizerBase, request: EditRequest, question: str, system: str | None) -> Context:

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError
-from ..models.generation import end_ids_of, generation_settings
+from ..models.generation import before_end, end_ids_of, generation_settings
 from ..models.inference import input_device, max_positions, padded, undisturbed
 from ..models.tokenization import text_ids
 from ..moving import moving_bar
@@ -139,9 +139,4 @@ def _continued(
     if room < 1:
         raise InvalidRequestError(f"texts: the model has no room for a text of {ids.shape[1] + 1} tokens")
     written = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=room)[:, ids.shape[1] :].tolist()
-    return [[*row, *_before_end(new, ends)] for row, new in zip(rows, written, strict=True)]
-
-
-def _before_end(ids: list[int], ends: Sequence[int]) -> list[int]:
-    place = next((index for index, token in enumerate(ids) if token in ends), len(ids))
-    return ids[:place]
+    return [[*row, *before_end(new, ends)] for row, new in zip(rows, written, strict=True)]

@@ -62,5 +62,5 @@ def _scorer() -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ModuleNotFoundError:
-        raise MissingPackageError("rouge_score is not installed; install peft-prune[evaluation]") from None
+        raise MissingPackageError("rouge_score is not installed; pip install 'peft-prune[evaluation]'") from None
     return RougeScorer(list(ROUGE), use_stemmer=True)

@@ -108,7 +108,7 @@ def _harness() -> Any:
         import lm_eval.models.huggingface
         import lm_eval.tasks
     except ModuleNotFoundError:
-        raise MissingPackageError("lm_eval is not installed; install peft-prune[lm-eval]") from None
+        raise MissingPackageError("lm_eval is not installed; pip install 'peft-prune[lm-eval]'") from None
     return lm_eval
 
 

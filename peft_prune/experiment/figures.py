@@ -4,19 +4,22 @@ and what of the abilities each restraint keeps for what it keeps of the edits.""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..evaluation import kind_of
 from ..folders import whole_file
+from ..reporting.drawing import plain_log, whole_ticks
+from ..reporting.legible import name_points, show_hidden
 from .results import EDITING, Point, Results
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 COLOURS = ("#4d4d4d", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7b3294", "#1b7837")
 MARKERS = "osD^vP*X<>"
@@ -69,15 +72,16 @@ def _courses(results: Results) -> dict[str, list[list[Point]]]:
     return {label: [marks[mark] for mark in sorted(marks)] for label, marks in found.items()}
 
 
-def _draw(axes: Axes, results: Results, value: Callable[[Point], float], base: float | None) -> None:
+def _draw(axes: Axes, results: Results, value: Callable[[Point], float], base: float | None) -> list[Line2D]:
     """One line for each variant, the mean over seeds; a band from the least to the largest seed."""
+    lines = []
     for index, (label, marks) in enumerate(_courses(results).items()):
         x = [points[0].edits for points in marks]
         values = [[value(point) for point in points] for points in marks]
         values = [[one for one in own if not math.isnan(one)] or [math.nan] for own in values]
         means = [sum(own) / len(own) for own in values]
         colour = COLOURS[index % len(COLOURS)]
-        axes.plot(x, means, f"{MARKERS[index % len(MARKERS)]}-", color=colour, label=label, ms=4, lw=1.3)
+        lines += axes.plot(x, means, f"{MARKERS[index % len(MARKERS)]}-", color=colour, label=label, ms=4, lw=1.3)
         if any(len(own) > 1 for own in values):
             axes.fill_between(
                 x, [min(own) for own in values], [max(own) for own in values], color=colour, alpha=0.12, lw=0
@@ -85,6 +89,8 @@ def _draw(axes: Axes, results: Results, value: Callable[[Point], float], base: f
     if base is not None:
         axes.axhline(base, color="black", ls=":", lw=1, label="base model")
     axes.set_xlabel("edits")
+    whole_ticks(axes.xaxis)
+    return lines
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
@@ -96,10 +102,13 @@ def _legend(figure: Figure, axes: Axes) -> None:
 def _condition(results: Results) -> Figure:
     figure, axes = _new(2)
     left, right = axes.flat
-    _draw(left, results, lambda point: point.largest("condition_number"), _largest_base(results))
+    lines = _draw(left, results, lambda point: point.largest("condition_number"), _largest_base(results))
     left.set(title="Condition number", ylabel="largest κ(W₀ + ΔW) of a layer", yscale="log")
-    _draw(right, results, _relative_norm, 1.0)
+    others = _draw(right, results, _relative_norm, 1.0)
     right.set(title="Size of the update (dotted: 1)", ylabel="largest ‖ΔW‖₂ / σmax(W₀)", yscale="log")
+    for panel, own in ((left, lines), (right, others)):
+        plain_log(panel.yaxis)
+        show_hidden(panel, own)
     _legend(figure, left)
     return figure
 
@@ -129,12 +138,14 @@ def _panels(results: Results, kinds: Sequence[str]) -> Figure:
     for one in axes.flat[len(kinds) :]:
         one.set_visible(False)
     for one, kind in zip(axes.flat, kinds, strict=False):
-        _draw(one, results, partial(_value_of, kind), _base_value(results, kind))
+        lines = _draw(one, results, partial(_value_of, kind), _base_value(results, kind))
         one.set_title(kind.replace("_greedy", " (greedy)").replace("/", ": ").replace("_", " "))
         if kind == "perplexity":
             one.set_yscale("log")
+            plain_log(one.yaxis)
         elif kind_of(kind).bounds is not None:
             one.set_ylim(-0.03, 1.03)
+        show_hidden(one, lines)
     if len(kinds):
         _legend(figure, axes.flat[0])
     return figure
@@ -173,27 +184,15 @@ def _trade_off(results: Results, kinds: Sequence[str]) -> Figure:
         for word, place in places.items():
             uniform = word.startswith("matched") or word == "scale"
             one.plot(*place, "s" if uniform else "o", color=COLOURS[2] if uniform else COLOURS[1], ms=5)
-        _name(one, places)
         base = _base_value(results, figure_kind)
         if base is not None:
             one.axhline(base, color="black", ls=":", lw=1, label="base model")
         one.set(title=figure_kind.replace("_greedy", " (greedy)"), xlabel="efficacy (greedy)", xlim=(-0.03, 1.09))
     _legend(figure, axes.flat[0])
+    for one, figure_kind in zip(axes.flat, kinds, strict=True):
+        places = {word: _mean_place(points, figure_kind) for word, points in groups.items()}
+        name_points(one, {word.replace("matched:", "as "): place for word, place in places.items()}, 7)
     return figure
-
-
-def _name(axes: Axes, places: Mapping[str, tuple[float, float]]) -> None:
-    """Names beside their points, as far as they do not lie on others."""
-    heights = [place[1] for place in places.values()]
-    span = max(heights) - min(heights) or 1.0
-    named: list[tuple[float, float]] = []
-    for word, (x, y) in sorted(places.items(), key=lambda one: one[0].startswith("matched")):
-        uniform = word.startswith("matched") or word == "scale"
-        if any(abs(x - a) < 0.1 and abs(y - b) < 0.05 * span for a, b in named):
-            continue
-        named.append((x, y))
-        text, offset = word.replace("matched:", "as "), (4, -9 if uniform else 4)
-        axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", fontsize=7)
 
 
 def _mean_place(points: Sequence[Point], kind: str) -> tuple[float, float]:
@@ -219,12 +218,15 @@ def _spectra(results: Results) -> Figure:
     figure, axes = _new(1)
     (one,) = axes.flat
     base = any_layers[layer]["base"]
-    one.plot(range(1, len(base) + 1), base, color="black", lw=2, label="W₀")
+    lines = one.plot(range(1, len(base) + 1), base, color="black", lw=2, label="W₀")
     one.axhline(base[0], color="black", ls=":", lw=1, label="σmax(W₀)")
     for index, (variant, layers) in enumerate(first.items()):
         values = [value for value in layers[layer]["effective"] if value > 1e-6 * base[0]]
         label = "ΔW" if variant == "none" else f"{variant}(ΔW)"
-        one.plot(range(1, len(values) + 1), values, color=COLOURS[index % len(COLOURS)], lw=1.3, label=label)
+        lines += one.plot(range(1, len(values) + 1), values, color=COLOURS[index % len(COLOURS)], lw=1.3, label=label)
     one.set(title=layer, xlabel="index", ylabel="singular value", yscale="log", xscale="log")
+    plain_log(one.xaxis)
+    plain_log(one.yaxis)
+    show_hidden(one, lines)
     _legend(figure, one)
     return figure

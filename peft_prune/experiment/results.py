@@ -229,7 +229,9 @@ def require_table(form: str) -> None:
     if form not in ("parquet", "csv"):
         raise ValueError(f"table: {form!r} is not one of parquet, csv")
     if form == "parquet" and not all(importlib.util.find_spec(name) for name in ("pandas", "pyarrow")):
-        raise MissingPackageError("pandas and pyarrow are not installed; install peft-prune[evaluation], or take csv")
+        raise MissingPackageError(
+            "pandas and pyarrow are not installed; pip install 'peft-prune[evaluation]', or take csv"
+        )
 
 
 def _in_csv(value: Any) -> Any:

@@ -73,7 +73,7 @@ def metric_class(name: str) -> type[EditMetric]:
     """
     metric_path(name)
     if importlib.util.find_spec("evaluate") is None:
-        raise MissingPackageError("evaluate is not installed; install peft-prune[evaluation]")
+        raise MissingPackageError("evaluate is not installed; pip install 'peft-prune[evaluation]'")
     module = importlib.import_module(f"{__package__}.{name}.{name}")
     (found,) = (one for one in vars(module).values() if isinstance(one, type) and one.__module__ == module.__name__)
     return found

@@ -42,6 +42,7 @@ _SIGNS = "+#$£€¥₹₽₩¢%‰&@"
 _SUFFIX = re.compile(r"['-]([^\W\d_])")
 
 _SENTENCE_END = re.compile(r"[.!?](?=[\"'”’)]*\s+[\"'“‘(]*[^\W_a-z])|[。！？](?=.)")
+_ENDED = re.compile(r"[.!?…。！？][\"'”’)]*$")
 _NO_END = re.compile(
     r"(?:^|[\s(\"'])(?:[^\W\d_]|(?:[^\W\d_]\.)+[^\W\d_]|Mr|Mrs|Ms|Dr|St|Sr|Jr|Prof|Mt|Ft|vs|No|Gen|Lt|Col)\.$"
 )
@@ -128,6 +129,22 @@ def first_sentence(text: str) -> str:
         if not _NO_END.search(line[: found.start() + 1]):
             return _even(line[: found.start() + 1])
     return _even(line)
+
+
+def whole_words(answer: str, target: str | None = None) -> str:
+    """An answer that may have been cut off, as it is shown: on one line, up to its last whole word, then an ellipsis.
+
+    What ends in a sentence's end, what is one word, and scripts without spaces are shown whole; so is a last word
+    without which the answer would no longer give ``target``.
+    """
+    text = " ".join(answer.rstrip(_CUT).split())
+    kept, _, last = text.rpartition(" ")
+    if not kept or _ENDED.search(text) or is_unspaced(last[0]):
+        return text
+    if answer[-1:].isspace():
+        return f"{text} …"
+    gives_less = target is not None and answers_with(text, target) and not answers_with(kept, target)
+    return text if gives_less else f"{kept} …"
 
 
 def same_in_chat(answer: str, other: str) -> bool:

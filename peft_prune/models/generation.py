@@ -164,6 +164,12 @@ def generation_settings(model: Any, end_ids: list[int], **settings: Any) -> Iter
             one.generation_config = config
 
 
+def before_end(ids: list[int], ends: Sequence[int]) -> list[int]:
+    """The tokens in front of the first that ends a text; all where none does."""
+    place = next((index for index, token in enumerate(ids) if token in ends), len(ids))
+    return ids[:place]
+
+
 def _generate(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,

@@ -18,13 +18,13 @@ from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from ..tuner import PruneEditConfig
 from .courses import spectrum_chart
-from .document import Block, Cell, Level, Report, Row, Section, Table, Tile
+from .document import Answer, Block, Cell, Level, Report, Row, Section, Table, Tile
 from .limits import level_of, level_with, limits_of, progress
 from .measured import evaluation_table, layers_table
 from .now import Now
 from .redaction import OpenRedactor, Redactor
 from .sentences import VERDICTS, with_fallen
-from .words import TERMS, count, interval, number, percent
+from .words import TERMS, count, like_these, number
 
 _FACTOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.prune_edit_(?P<side>[AB])\.weight$")
 
@@ -80,7 +80,30 @@ def adapter_report(
         facts=_facts(folder, config, redactor),
         terms=TERMS,
         redacted=redact,
+        answers=_first_screen(config, updates, limits_level, now),
     )
+
+
+def _first_screen(
+    config: Mapping[str, Any],
+    updates: Mapping[str, LowRankUpdate],
+    level: Level,
+    now: Now | None,
+) -> list[Answer]:
+    edits, layers = int(config.get("edits") or 0), sum(1 for update in updates.values() if update.rank)
+    asked = list(now.verification.values()) if now is not None else []
+    fallen = sum(not one.holds for one in asked)
+    holds = f"{len(asked) - fallen} of {len(asked)} hold" if fallen else f"Yes, all {len(asked)}"
+    growth = "Nobody has looked: give --model and --max-growth" if now is None else VERDICTS[level]
+    return [
+        Answer("What was changed?", f"{count(edits, 'edit')} in {count(layers, 'layer')}"),
+        Answer(
+            "Does it hold?",
+            holds if asked else "Nobody has asked: give --model and --requests",
+            level_with("good", fallen, len(asked)) if asked else "open",
+        ),
+        Answer("Is the model still good?", growth, None if fallen and level == "good" else level),
+    ]
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, LowRankUpdate]]:
@@ -192,8 +215,7 @@ def _summary(
         holds = Proportion.of(one.holds for one in now.verification.values())
         kept = sum(one.holds for one in now.verification.values())
         said.append(
-            f"Asked freely, the model gives the new answer to {kept} of {holds.n} requests, "
-            f"{percent(holds.value or 0.0)} ({interval(holds)})."
+            f"Asked freely, the model gives the new answer to {kept} of {holds.n} requests, {like_these(holds)}."
         )
     return said
 
@@ -232,11 +254,15 @@ def _tiles(
     ]
     if growth:
         note = "no limit set" if limit is None else f"limit {number(limit.value)}"
-        state = None if limit is None or limit.figure != CONDITION_GROWTH else level
-        tiles.append(Tile("growth of κ", f"{number(max(growth.values()))} ×", note, state))
+        fallen = now is not None and not all(one.holds for one in now.verification.values())
+        coloured = limit is not None and limit.figure == CONDITION_GROWTH and not (fallen and level == "good")
+        tiles.append(Tile("growth of κ", f"{number(max(growth.values()))} ×", note, level if coloured else None))
     if now is not None and now.verification:
         holds = Proportion.of(one.holds for one in now.verification.values())
-        tiles.append(Tile("hold now", percent(holds.value or 0.0), f"n = {holds.n}, {interval(holds)}"))
+        kept = sum(one.holds for one in now.verification.values())
+        held_level = level_with("good", holds.n - kept, holds.n)
+        state = "" if kept == holds.n else f"{holds.n - kept:,} do not hold"
+        tiles.append(Tile("hold now", f"{kept:,} of {holds.n:,}", like_these(holds), held_level, state))
     return tiles
 
 

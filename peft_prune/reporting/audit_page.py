@@ -57,6 +57,7 @@ def audit_report(found: Audit, *, max_growth: float | None = None, extraction: E
         sections=_sections(found, labels, limit, extraction),
         facts=[("base", found.base), *((label, one.path) for label, one in zip(labels, found.series, strict=True))],
         terms=(*TERMS, *_TERMS),
+        answers=words.answers(found, level),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence, Sized
 
 from ..audit import Audit, CheckpointAudit, Extraction
 from ..monitoring import Limit
-from .document import Level
+from .document import Answer, Level
 from .limits import level_of, progress
 from .sentences import VERDICTS
 from .words import count, listed, number, percent
@@ -27,6 +27,15 @@ def verdict(found: Audit, level: Level) -> str:
     if found.series[-1].not_finite:
         return "Weights are not finite"
     return VERDICTS[level] if any(one.changed for one in found.series) else "Nothing has changed"
+
+
+def answers(found: Audit, level: Level) -> list[Answer]:
+    """What was changed, and whether the model is still good, in a few words each."""
+    last = found.series[-1]
+    return [
+        Answer("What was changed?", f"{last.changed:,} of {count(last.changed + last.unchanged, 'tensor')}"),
+        Answer("Is the model still good?", verdict(found, level), level),
+    ]
 
 
 def summary(found: Audit, labels: Sequence[str], limit: Limit | None) -> list[str]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..monitoring import Limit
 from .document import Cell, Chart, Row, Table
-from .drawing import INK, LIMIT, STATE_COLOURS, colour, drawing, legend_above, plain_log, shortened, whole_ticks
+from .drawing import INK, LIMIT, STATE_COLOURS, colour, cut, drawing, legend_above, plain_log, shortened, whole_ticks
+from .legible import show_hidden
 from .words import count, number
 
 _DASHES = {"linestyle": (0, (5, 3)), "linewidth": 1.4}
@@ -66,7 +67,7 @@ def relations_chart(by_relation: Mapping[str, Mapping[str, int]], held: Mapping[
             widths = [shown[name].get(state, 0) for name in names]
             axes.barh(range(len(names)), widths, 0.7, left=left, color=STATE_COLOURS[state], label=state)
             left = [low + width for low, width in zip(left, widths, strict=True)]
-        axes.set_yticks(range(len(names)), [_cut(name) for name in names])
+        axes.set_yticks(range(len(names)), [cut(name) for name in names])
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         whole_ticks(axes.xaxis)
@@ -112,11 +113,12 @@ def course_chart(
     infinite = any(math.isinf(y) for _, values in courses.values() for y in values)
     top = 1.15 * max([*finite, *(limit.value for limit in limits), 1.0])
     with drawing() as (axes, drawn):
+        lines = []
         for index, (name, (places, values)) in enumerate(courses.items()):
             seen = [top if math.isinf(y) else y for y in values]
             style = "o-" if len(places) <= 40 else "-"
             label = short[name] if len(courses) > 1 else None
-            axes.plot(places, seen, style, ms=3, color=colour(index), label=label)
+            lines += axes.plot(places, seen, style, ms=3, color=colour(index), label=label)
             broken = [(x, top) for x, y in zip(places, values, strict=True) if math.isinf(y)]
             if broken:
                 axes.plot(*zip(*broken, strict=True), "^", ms=6, color=colour(index))
@@ -129,12 +131,13 @@ def course_chart(
             plain_log(axes.yaxis)
         all_places = [place for own, _ in courses.values() for place in own]
         if ticks:
-            axes.set_xticks(range(len(ticks)), [_cut(tick, 16) for tick in ticks])
+            axes.set_xticks(range(len(ticks)), [cut(tick, 16) for tick in ticks])
         else:
             whole_ticks(axes.xaxis)
         if len(set(all_places)) == 1:
             axes.set_xlim(all_places[0] - 1, all_places[0] + 1)
         axes.set(xlabel=xlabel, ylabel=ylabel)
+        show_hidden(axes, lines)
         legend_above(axes, 2 if len(courses) > 4 else 3)
         svg = drawn(key)
     numbers = _course_numbers(key, courses, short, xlabel, ticks)
@@ -152,9 +155,10 @@ def spectrum_chart(
 ) -> Chart:
     """Singular values, the largest first, beside σmax(W₀) where it is known."""
     with drawing() as (axes, drawn):
+        lines = []
         for index, (name, values) in enumerate(curves.items()):
             shown = [value for value in values if value > 0]
-            axes.plot(
+            lines += axes.plot(
                 range(1, len(shown) + 1),
                 shown,
                 "o-" if len(shown) <= 40 else "-",
@@ -167,6 +171,7 @@ def spectrum_chart(
         axes.set(xlabel="singular direction, the largest first", ylabel="singular value", yscale="log")
         plain_log(axes.yaxis)
         whole_ticks(axes.xaxis)
+        show_hidden(axes, lines)
         legend_above(axes, 4)
         svg = drawn(key)
     length = max((len(values) for values in curves.values()), default=0)
@@ -192,7 +197,7 @@ def bars_chart(key: str, title: str, bars: Mapping[str, float], *, xlabel: str, 
     names = list(bars)
     with drawing(height=0.7 + 0.24 * max(len(names), 3)) as (axes, drawn):
         axes.barh(range(len(names)), list(bars.values()), 0.7, color=colour(0))
-        axes.set_yticks(range(len(names)), [_cut(name) for name in names])
+        axes.set_yticks(range(len(names)), [cut(name) for name in names])
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(xlabel)
@@ -250,13 +255,9 @@ def _date_ticks(axes: Any, days: Sequence[date]) -> None:
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
     if len(days) <= 3 and (days[-1] - days[0]).days <= 3:
-        axes.set_xticks(_places(days), [day.isoformat() for day in days])
+        axes.set_xticks(_places(days), [f"{day.day} {day:%b}" for day in days])
+        axes.set_xlabel(" and ".join(dict.fromkeys(str(day.year) for day in days)))
         return
     locator = AutoDateLocator(minticks=2, maxticks=5)
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-
-
-def _cut(text: str, most: int = 30) -> str:
-    # isolated, so that a name written from right to left does not turn its neighbours around
-    return f"\u2068{text if len(text) <= most else text[: most - 1] + '…'}\u2069"

@@ -19,12 +19,14 @@ class Tile:
         value: The number as text.
         note: A line below it, such as its interval.
         level: Colours its edge.
+        state: What that level is called; of a limit if left out.
     """
 
     label: str
     value: str
     note: str = ""
     level: Level | None = None
+    state: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Cell:
         level: Colours it.
         mark: Shown as a badge.
         parts: Shown one after the other in place of the text, each with its own direction of writing.
+        note: A line below it.
     """
 
     text: str
@@ -44,6 +47,7 @@ class Cell:
     level: Level | None = None
     mark: bool = False
     parts: tuple[str, ...] = ()
+    note: str = ""
 
 
 Row: TypeAlias = "Sequence[Cell | str]"
@@ -115,6 +119,21 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """One of the questions that the first screen answers.
+
+    Args:
+        question: What a reader wants to know.
+        answer: In a few words.
+        level: Colours it.
+    """
+
+    question: str
+    answer: str
+    level: Level | None = None
+
+
+@dataclass(frozen=True)
 class Term:
     """A word of the glossary."""
 
@@ -138,6 +157,7 @@ class Report:
         facts: Names and values of what the report is about: versions, people, files.
         terms: The glossary.
         redacted: Whether subjects and targets have been hashed.
+        answers: What the first screen answers.
     """
 
     title: str
@@ -151,3 +171,4 @@ class Report:
     facts: Sequence[tuple[str, str]] = ()
     terms: Sequence[Term] = field(default_factory=tuple)
     redacted: bool = False
+    answers: Sequence[Answer] = ()

@@ -19,13 +19,13 @@ SERIES = ("#2f7ec7", "#d9730d", "#2a9d6f", "#c2559d", "#8a6fd1", "#b8860b", "#2f
 
 STATE_COLOURS = {
     "applied": "#2a9d6f",
-    "weakened": "#8fbf5f",
+    "weakened": "#e0b040",
     "lost": "#c2559d",
     "undone": "#8a8f98",
     "failed": "#d1495b",
     "rolled back": "#8a6fd1",
     "rejected": "#d9730d",
-    "skipped": "#b8860b",
+    "skipped": "#5b7fa6",
 }
 
 _VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", LIMIT: "var(--limit)"}
@@ -67,7 +67,7 @@ def drawing(height: float = 2.6, width: float = 4.6) -> Iterator[tuple[Any, Call
         import matplotlib
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        raise MissingPackageError("matplotlib is not installed; install peft-prune[report]") from None
+        raise MissingPackageError("matplotlib is not installed; pip install 'peft-prune[report]'") from None
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():  # type: ignore[arg-type]
         # the page draws the text with its own fonts, which have glyphs that matplotlib's lack
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -107,16 +107,21 @@ def whole_ticks(axis: Any) -> None:
     """Ticks at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
 
 
 def plain_log(axis: Any) -> None:
-    """Ticks of a logarithmic axis as plain numbers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    """At least three ticks of a logarithmic axis, as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     low, high = axis.get_view_interval()
-    few_decades = low > 0 and high / low < 1000
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few_decades else (1.0,)))
+    locator: Any = MaxNLocator(5)
+    for subs in ((1.0,), (1.0, 2.0, 5.0), tuple(map(float, range(1, 10)))):
+        ticks = LogLocator(subs=subs)
+        if sum(low <= tick <= high for tick in ticks.tick_values(low, high)) >= 3:
+            locator = ticks
+            break
+    axis.set_major_locator(locator)
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -141,6 +146,15 @@ def _fitting_columns(labels: Sequence[str], most: int, width: float) -> int:
         if sum(longest) + HANDLE_CHARACTERS * len(longest) <= CHARACTERS_PER_INCH * width:
             return columns
     return 1
+
+
+def cut(text: str, most: int = 30) -> str:
+    """A name that is too long for its place up to its last whole word that fits, isolated from its neighbours' side."""
+    if len(text) > most:
+        whole = text[:most].rpartition(" ")[0]
+        text = f"{whole} …" if len(whole) > most // 2 else f"{text[: most - 1]}…"
+    # isolated, so that a name written from right to left does not turn its neighbours around
+    return f"\u2068{text}\u2069"
 
 
 def shortened(names: Sequence[str]) -> dict[str, str]:

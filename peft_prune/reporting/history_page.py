@@ -22,9 +22,9 @@ from .log import EditLog
 from .measured import evaluation_table, layers_table, measured_value
 from .now import Now
 from .redaction import OpenRedactor, Redactor
-from .sentences import LEADING, advice, summary, verdict
+from .sentences import LEADING, advice, answers, summary, verdict
 from .state import State, Watched
-from .words import TERMS, edits, figure_name, interval, moment, number, percent
+from .words import TERMS, edits, figure_name, like_these, moment, number, percent
 
 SHOWN = 8
 """Layers whose course is drawn; the table has all."""
@@ -73,6 +73,7 @@ def history_report(
             facts=_facts(state, redactor),
             terms=TERMS,
             redacted=redact,
+            answers=answers(state),
         )
 
 
@@ -80,11 +81,13 @@ def _tiles(state: State) -> list[Tile]:
     log = state.log
     tiles = [Tile("edits asked for", f"{len(log.records):,}")]
     if state.took.n:
-        tiles.append(Tile("took", percent(state.took.value or 0.0), f"n = {state.took.n}, {interval(state.took)}"))
+        took = sum(record.took for record in log.tried)
+        tiles.append(Tile("took", f"{took:,} of {state.took.n:,}", like_these(state.took)))
     undone = log.states()["undone"]
     held = f"{state.standing - len(state.fallen)} hold, " if state.standing else ""
     level = level_with("good", len(state.fallen), state.standing) if state.fallen else None
-    tiles.append(Tile("stand today", f"{state.standing:,}", f"{held}{undone} undone", level))
+    fallen = f"{len(state.fallen):,} {'does' if len(state.fallen) == 1 else 'do'} not hold" if state.fallen else ""
+    tiles.append(Tile("stand today", f"{state.standing:,}", f"{held}{undone} undone", level, fallen))
     closest: dict[str, Watched] = {}
     for one in state.watched:  # the one closest to being passed comes first
         closest.setdefault(one.limit.figure, one)
@@ -92,10 +95,10 @@ def _tiles(state: State) -> list[Tile]:
         own = closest.pop(CONDITION_GROWTH, None)
         note = "no limit set" if own is None else f"limit {number(own.limit.value)}"
         value = f"{number(state.growth[state.worst])} ×"
-        tiles.append(Tile("growth of κ", value, note, None if own is None else own.level))
+        tiles.append(Tile("growth of κ", value, note, None if own is None else state.shown(own.level)))
     for figure, one in closest.items():
         note = f"base {number(one.limit.base)}, limit {number(one.limit.value)}"
-        tiles.append(Tile(figure_name(figure), number(one.value), note, one.level))
+        tiles.append(Tile(figure_name(figure), number(one.value), note, state.shown(one.level)))
     tiles.append(Tile("alerts", f"{len(log.alerts):,}"))
     return tiles
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..evaluation.kinds import kind_of, label
-from ..evaluation.table import figure_value, flat_figures, signed, with_interval
+from ..evaluation.table import figure_value, flat_figures, with_interval
 from .document import Cell, Row, Table
+from .hundreds import change, hundreds, relative_change
 from .words import number
 
 
@@ -57,13 +58,16 @@ def evaluation_table(found: Mapping[str, Any], ability: Callable[[str], str] = s
         gap = gaps.get(name)
         rows.append(
             [
-                (f"{ability(name)} {kind_of(name).arrow}" if name in abilities else label(name))
-                .replace(" greedy", ", free answers")
-                .replace("/", ": "),
+                Cell(
+                    (f"{ability(name)} {kind_of(name).arrow}" if name in abilities else label(name))
+                    .replace(" greedy", ", free answers")
+                    .replace("/", ": "),
+                    note=kind_of(name).description,
+                ),
                 Cell(_count(own)),
-                Cell(_text(own), figure_value(own)),
-                Cell(_text(after[name]), figure_value(after[name])),
-                signed(gap),
+                Cell(_text(name, own), figure_value(own)),
+                Cell(_text(name, after[name]), figure_value(after[name])),
+                _difference(name, own, after[name], gap),
             ]
         )
     return Table(
@@ -71,9 +75,10 @@ def evaluation_table(found: Mapping[str, Any], ability: Callable[[str], str] = s
         "Before and after",
         ["figure", "n", "base model", "edited model", "difference"],
         rows,
-        numeric=(1, 2, 3, 4),
-        note="With 95 % intervals; the arrow points to where a figure is better. Before comes from the base model's "
-        "own outputs; free answers are greedy generations.",
+        numeric=(1, 2, 3),
+        note="Shares are so many of 100; in brackets the 95 % interval, how many of 100 it would be in very many cases "
+        "like these. The arrow points to where a figure is better. Before comes from the base model's own outputs; "
+        "free answers are greedy generations.",
         wide=True,
     )
 
@@ -87,10 +92,22 @@ def _count(figure: Any) -> str:
     return str(figure["n"]) if isinstance(figure, Mapping) else ""
 
 
-def _text(figure: Any) -> str:
+def _text(name: str, figure: Any) -> str:
     value = figure_value(figure)
     if value is None:
         return "–"
     if not isinstance(figure, Mapping):
         return number(value, 4)
-    return with_interval(figure)
+    return hundreds(figure) if kind_of(name).bounds == (0.0, 1.0) else with_interval(figure)
+
+
+def _difference(name: str, before: Any, after: Any, gap: Mapping[str, Any] | None) -> str:
+    """What has changed, in words; without an interval where none was taken."""
+    old, new = figure_value(before), figure_value(after)
+    if gap is not None and gap["value"] is not None:
+        return change(gap, kind_of(name))
+    if old is None or new is None:
+        return ""
+    if kind_of(name).bounds != (0.0, 1.0):
+        return relative_change(old, new)
+    return change({"value": new - old, "low": None, "high": None}, kind_of(name))

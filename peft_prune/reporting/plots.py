@@ -11,6 +11,8 @@ from ..editors.locate import Location
 from ..errors import MissingPackageError
 from ..folders import whole_file
 from ..session import TradeOffs
+from .drawing import whole_ticks
+from .legible import name_points, show_hidden
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,18 +46,11 @@ def plot_trade_offs(found: TradeOffs, path: str | Path) -> None:
     for point, name, marker in ((found.reference, "configured", "s"), (found.recommended, "recommended", "*")):
         label = f"{name}: {point.label}"
         axes.scatter([point.success], [point.retention], s=90, marker=marker, zorder=3, label=label)
-    seen: set[tuple[float, float]] = set()
-    for point in found.front:
-        place = (round(point.success, 2), round(point.retention, 2))
-        if place not in seen:
-            where = (point.success, point.retention)
-            axes.annotate(point.label, where, xytext=(5, 5), textcoords="offset points", fontsize=8)
-        seen.add(place)
-    axes.margins(x=0.15)
-    axes.set_xlabel("edits that hold (greedy answer)")
-    axes.set_ylabel("retention (probe)")
-    axes.legend(fontsize=8)
+    axes.margins(0.12)
+    axes.set(xlabel="edits that hold (greedy answer)", ylabel="retention (probe)")
     axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    name_points(axes, {point.label: (point.success, point.retention) for point in found.front}, marker=10)
     _write(figure, path)
 
 
@@ -75,7 +70,7 @@ def plot_location(found: Location, path: str | Path) -> None:
     axes.set_title(f"Restored at the subject's last token, {found.facts} facts")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     _write(figure, path)
 
 
@@ -106,14 +101,16 @@ def plot_course(
     for name, colour in _COURSES.items():
         label = "edited with PRUNE" if name == "PRUNE" else name
         left.plot(edits, condition[name], "o-", color=colour, label=label)
-        right.plot(edits, ability[name], "o-", color=colour, label=label)
+        right.plot(edits, ability[name], "o-", color=colour)
     left.set(title="Condition number, largest of the edited layers", xlabel="edits", ylabel="κ(W₀ + ΔW)")
     left.set_ylim(0, 1.08 * max(max(condition[name]) for name in _COURSES))
     right.set(title=kept, xlabel="edits", ylabel=measured, ylim=(-0.03, 1.03))
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False)
+        whole_ticks(axes.xaxis)
+        show_hidden(axes, axes.lines)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     _write(figure, path)
 
 
@@ -140,7 +137,7 @@ def plot_before_and_after(figures: Mapping[str, tuple[Mapping[str, Any], Mapping
     axes.set(xlabel="share, with its 95 % interval", xlim=(-0.03, 1.03))
     axes.grid(alpha=0.3, axis="x")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     _write(figure, path)
 
 
@@ -174,5 +171,5 @@ def _figure(size: tuple[float, float]) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        raise MissingPackageError("matplotlib is not installed; install peft-prune[report]") from None
+        raise MissingPackageError("matplotlib is not installed; pip install 'peft-prune[report]'") from None
     return Figure(figsize=size, layout="constrained")

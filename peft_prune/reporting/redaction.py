@@ -7,7 +7,7 @@ import hmac
 import re
 import secrets
 
-from ..models.answers import answers_with, normalized
+from ..models.answers import answers_with, normalized, whole_words
 from ..monitoring import CONDITION_GROWTH, PROTECTED
 from ..requests import EditRequest
 
@@ -115,13 +115,13 @@ class Redactor:
 
 
 class OpenRedactor(Redactor):
-    """Leaves everything as it is."""
+    """Leaves everything as it is, but for answers, which it cuts at words."""
 
     def code(self, text: str) -> str:
         return text
 
     def answer(self, text: str, request: EditRequest | None) -> str:
-        return text
+        return whole_words(text, None if request is None else request.target_new)
 
     def relation(self, text: str) -> str:
         return text

@@ -27,7 +27,7 @@ def render(report: Report, made_at: datetime | None = None) -> str:
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ModuleNotFoundError:
-        raise MissingPackageError("jinja2 is not installed; install peft-prune[report]") from None
+        raise MissingPackageError("jinja2 is not installed; pip install 'peft-prune[report]'") from None
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from ..evaluation import Proportion
+from ..evaluation.kinds import KINDS
 from ..monitoring import CONDITION_GROWTH, LAYER_FIGURES
-from .document import Level
+from .document import Answer, Level
+from .hundreds import fewer
 from .log import STATES
 from .state import State, Watched
-from .words import count, edits, figure_name, interval, listed, number, percent
+from .words import count, edits, figure_name, like_these, listed, number, percent
 
 LEADING = 5
 VERDICTS: dict[Level, str] = {
@@ -22,17 +24,50 @@ def verdict(state: State) -> str:
     """The state in a few words."""
     if not state.log.records:
         return "No edits yet"
+    level, said = state.limits_level, verdict_of_limits(state)
+    if state.fallen:
+        said = with_fallen(said, level, len(state.fallen), f"{count(state.standing, 'edit')} that stand")
+        level = "near"
+    if state.missing:
+        missing = f"{count(len(state.missing), 'edit')} asked for {'is' if len(state.missing) == 1 else 'are'} not in"
+        said = f"{missing} the model" if level == "open" else f"{missing} the model. {said}"
+    return said
+
+
+def verdict_of_limits(state: State) -> str:
+    """How far the model has come towards its limits, in a few words."""
     level = state.limits_level
     said = VERDICTS[level]
     if level == "good" and state.unmeasured:
         said = "Within the limits that were measured"
     if level == "open" and state.unmeasured:
         said = "Limits that were never measured"
-    if state.is_old and level != "open":
-        said = f"{said}, after edit {state.log.figures_edits}"
-    if not state.fallen:
-        return said
-    return with_fallen(said, level, len(state.fallen), f"{count(state.standing, 'edit')} that stand")
+    return f"{said}, after edit {state.log.figures_edits}" if state.is_old and level != "open" else said
+
+
+def answers(state: State) -> list[Answer]:
+    """What was changed, whether it holds, and whether the model is still good, in a few words each."""
+    log = state.log
+    if not log.records:
+        return []
+    undone = log.states()["undone"]
+    changed = f"{count(state.standing, 'edit')} in the model, of {len(log.records):,} asked for"
+    changed += f"; {undone} undone" if undone else ""
+    good = state.limits_level == "good" and not state.is_old
+    model = "Yes, within the limits" if good else verdict_of_limits(state)
+    return [
+        Answer("What was changed?", changed),
+        Answer("Does it hold?", _holds_in_short(state), state.holds_level),
+        Answer("Is the model still good?", model, state.shown(state.limits_level)),
+    ]
+
+
+def _holds_in_short(state: State) -> str:
+    held, asked = state.standing - len(state.fallen), state.standing + len(state.missing)
+    if not asked:
+        return "There is nothing to hold"
+    said = f"Yes, all {asked:,}" if held == asked else f"{held:,} of {asked:,} hold{'s' if held == 1 else ''}"
+    return said + (", asked today" if state.now is not None and state.now.verification else ", as last asked")
 
 
 def with_fallen(said: str, level: Level, fallen: int, asked: str) -> str:
@@ -52,8 +87,8 @@ def summary(state: State) -> list[str]:
     if state.took.n:
         held = sum(record.took for record in log.tried)
         said.append(
-            f"{held} of {state.took.n} that were tried took, {percent(state.took.value or 0.0)} (95 % interval "
-            f"{interval(state.took)}): once its own batch was done, the model, asked freely, gave the new answer."
+            f"{held} of {state.took.n} that were tried took, {like_these(state.took)}: once its own batch was done, "
+            "the model, asked freely, gave the new answer."
         )
     said.append(_standing(state))
     if state.now is not None and state.now.verification:
@@ -164,7 +199,7 @@ def _holding(holds: list[bool]) -> str:
     share = Proportion.of(holds)
     return (
         f"Asked again now, the model gives the new answer to {sum(holds)} of the {share.n} that stand, "
-        f"{percent(share.value or 0.0)} ({interval(share)})."
+        f"{like_these(share)}."
     )
 
 
@@ -172,9 +207,11 @@ def _of_limit(state: State, one: Watched) -> str:
     limit, side = one.limit, "at least" if one.limit.higher_is_better else "at most"
     last = state.log.records[-1].id
     when = "" if one.measured_at in (None, last) else f", measured after edit {one.measured_at} of {last},"
+    is_share = limit.figure in KINDS and KINDS[limit.figure].bounds == (0.0, 1.0)
+    gap = f", {fewer(one.value - limit.base)}" if is_share and one.value != limit.base else ""
     what = (
-        f"The {figure_name(limit.figure)}{when} is {number(one.value)}; it is {number(limit.base)} in the base model, "
-        f"and {side} {number(limit.value)} is allowed: "
+        f"The {figure_name(limit.figure)}{when} is {number(one.value)}; it is {number(limit.base)} in the base model"
+        f"{gap}, and {side} {number(limit.value)} is allowed: "
     )
     return what + ("the limit has been passed." if one.share > 1 else f"{percent(one.share)} of the way to the limit.")
 

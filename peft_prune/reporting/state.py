@@ -9,7 +9,9 @@ from functools import cached_property
 
 from ..evaluation import Proportion
 from ..monitoring import CONDITION_GROWTH, LAYER_FIGURES, Limit
+from ..requests import EditRequest
 from ..session import Attribution, EditRecord, History, attribute
+from ..session.records import relation_key, subject_key
 from .document import Level
 from .limits import edits_left, level_of, level_with, progress
 from .log import Course, EditLog
@@ -110,9 +112,26 @@ class State:
         return [record for record in self.log.records if record.stands and not self.log.holds(record)]
 
     @cached_property
+    def missing(self) -> list[EditRecord]:
+        """Edits that were tried, or were to be, and are not in the adapter, nor is a later edit of the same fact."""
+        made = {_fact(record.request): record.id for record in self.log.records if record.stands and record.request}
+        open_ones = [r for r in self.log.records if self.log.state(r) in ("failed", "rolled back", "skipped")]
+        return [r for r in open_ones if r.request and not r.stands and made.get(_fact(r.request), 0) < r.id]
+
+    @cached_property
+    def holds_level(self) -> Level:
+        """Of what was asked for: good where all of it holds, open where there is nothing."""
+        asked = self.standing + len(self.missing)
+        return level_with("good" if asked else "open", len(self.fallen) + len(self.missing), asked)
+
+    @cached_property
     def level(self) -> Level:
-        """Of the limits, and of the edits that stand: nothing is good while one of them does not hold."""
-        return level_with(self.limits_level, len(self.fallen), self.standing)
+        """Of the limits, and of the edits: nothing is good while one that was asked for does not hold."""
+        return level_with(self.limits_level, len(self.fallen) + len(self.missing), self.standing + len(self.missing))
+
+    def shown(self, level: Level) -> Level | None:
+        """The colour of a part of the whole: none is green while an edit does not hold."""
+        return None if level == "good" and self.holds_level != "good" else level
 
     @cached_property
     def members(self) -> dict[int, list[int]]:
@@ -194,6 +213,10 @@ class State:
 
     def _growth_of(self, module: str) -> float:
         return _sortable(self.growth.get(module, 0.0))
+
+
+def _fact(request: EditRequest) -> tuple[str, str]:
+    return subject_key(request), relation_key(request)
 
 
 def _sortable(value: float) -> float:

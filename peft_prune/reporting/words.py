@@ -73,11 +73,22 @@ def percent(share: float) -> str:
     return text.removesuffix(".0") + " %"
 
 
-def interval(figure: Proportion) -> str:
-    """The 95 % interval of a share, in per cent."""
-    if figure.low is None or figure.high is None:
+def of_hundred(share: float) -> str:
+    """A share: "about 72 of 100", "all", "none", "fewer than 1 of 100" or "more than 99 of 100"."""
+    if share in (0.0, 1.0):
+        return "all" if share else "none"
+    amount = round(100 * share)
+    if amount in (0, 100):
+        return "more than 99 of 100" if amount else "fewer than 1 of 100"
+    return f"about {amount} of 100"
+
+
+def like_these(figure: Proportion) -> str:
+    """A share and its 95 % interval as a person counts: "about 83 of 100 (of very many like these, 44 to 97)"."""
+    if figure.value is None or figure.low is None or figure.high is None:
         return "–"
-    return f"{percent(figure.low)} to {percent(figure.high)}"
+    span = f"of very many like these, {100 * figure.low:.0f} to {100 * figure.high:.0f}"
+    return f"{of_hundred(figure.value)} ({span})"
 
 
 def count(amount: int, what: str, several: str | None = None) -> str:
@@ -101,7 +112,9 @@ def edits(numbers: Sequence[int]) -> str:
             spans[-1][1] = one
         else:
             spans.append([one, one])
-    texts = [f"{low} to {high}" if high > low + 1 else listed(list(range(low, high + 1))) for low, high in spans]
+    texts: list[str] = []
+    for low, high in spans:
+        texts += [f"{low} to {high}"] if high > low + 1 else [str(one) for one in range(low, high + 1)]
     return f"{'edit' if len(numbers) == 1 else 'edits'} {listed(texts)}"
 
 

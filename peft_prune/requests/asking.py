@@ -37,11 +37,28 @@ def question_form(prompt: str) -> str:
     holds a question already asks it.
     """
     text = " ".join(prompt.split())
-    asked = _ASKED.fullmatch(text)
-    if asked and ("{}" not in text or "{}" in asked["question"]):
-        return asked["question"]
+    asked = _asked(text)
+    if asked is not None:
+        return asked
     for pattern, form in _RULES:
         found = pattern.fullmatch(text)
         if found:
             return form.format(**found.groupdict())
     return FRAME.replace("{}", text, 1)
+
+
+def answer_form(prompt: str) -> str:
+    """How an answer to that question begins in the prompt's own words, up to where the target follows.
+
+    It is the prompt itself, or what stands behind the question that it holds; nothing where it is a question alone.
+    """
+    text = " ".join(prompt.split())
+    return text.removeprefix(_asked(text) or "").lstrip()
+
+
+def _asked(text: str) -> str | None:
+    """The question that a prompt holds."""
+    found = _ASKED.fullmatch(text)
+    if found and ("{}" not in text or "{}" in found["question"]):
+        return found["question"]
+    return None

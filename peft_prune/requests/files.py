@@ -206,7 +206,7 @@ def _hub_records(source: str) -> list[Any]:
     try:
         import datasets
     except ModuleNotFoundError:
-        raise MissingPackageError("datasets is not installed; install peft-prune[evaluation]") from None
+        raise MissingPackageError("datasets is not installed; pip install 'peft-prune[evaluation]'") from None
     name, _, split = source.removeprefix(HUB).partition(":")
     if not name.strip():
         raise InvalidRequestError(f"{source!r}: must have the form {HUB}owner/name or {HUB}owner/name:split")

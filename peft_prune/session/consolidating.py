@@ -99,13 +99,18 @@ class Consolidating:
             raise SessionStateError("history: it holds no request that stands, so there is nothing to consolidate")
         restrained = self._restrained()
         requests = [record.request for record in records if record.request is not None]
+        known, numbers = work.history.phrasings(), [record.id for record in records]
+        phrasings = [known.get(number) for number in numbers]
         with _bar(progress) as show:
-            found = consolidate(work.model, work.tokenizer, requests, settings, texts, work.protected_passages(), show)
+            found = consolidate(
+                *(work.model, work.tokenizer, requests, settings, texts, work.protected_passages(), show, phrasings)
+            )
         set_consolidated(work.model, found.factors)
         first, last = found.trained.seen[0], found.trained.seen[-1]
         record = ConsolidationRecord(
             *(work.history.last_batch, work.history.last_restraint, {one.id: one.strength for one in records}),
             *(settings, found.texts, found.factors),
+            dict(zip(numbers, found.phrasings, strict=True)) if settings.phrasings else {},
         )
         told: dict[str, Any] = {"edits": len(records), "steps": last.step, "held": [first.held, last.held]}
         told |= {"divergence": [first.divergence, last.divergence]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class ConsolidationRecord:
         settings: As they were given.
         texts: The retention texts.
         updates: The trained factors by module.
+        phrasings: By number of the edit, the prompts that the model found for it.
     """
 
     batch: int
@@ -35,6 +36,7 @@ class ConsolidationRecord:
     settings: ConsolidationSettings
     texts: Sequence[str]
     updates: Mapping[str, LowRankUpdate]
+    phrasings: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
     def stands(self, records: Iterable[EditRecord], restraint: int) -> bool:
         """Whether it is still that of the edits that stand: nothing was undone, rescaled or restrained since.
@@ -57,10 +59,27 @@ def read_consolidation(row: Mapping[str, Any], history: str | Path) -> Consolida
     edits, settings, texts = (read_json(row[name], f"{where}: its {name}") for name in ("edits", "settings", "texts"))
     try:
         strengths = {int(edit): float(strength) for edit, strength in edits.items()}
-        known = ConsolidationSettings.of(settings)
+        # what was done before there were these was done without them
+        known = ConsolidationSettings.of({"phrasings": 0, "neighbors": 0, **settings})
         updates = Factors.from_bytes(row["data"]).updates
     except (SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise HistoryError(f"{where} is damaged: {error}") from None
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise HistoryError(f"{where}: its texts are {texts!r:.60}, a list of texts is accepted")
     return ConsolidationRecord(row["batch"], row["restraint"], strengths, known, texts, updates)
+
+
+def read_phrasings(rows: Iterable[Mapping[str, Any]], history: str | Path) -> dict[int, tuple[str, ...]]:
+    """The rows of the table of phrasings, by number of the edit.
+
+    Raises:
+        HistoryError: One is damaged.
+    """
+    found = dict[int, tuple[str, ...]]()
+    for row in rows:
+        where = f"history: {history}: the phrasings of edit {row['edit']}"
+        prompts = read_json(row["prompts"], where)
+        if not isinstance(prompts, list) or not all(isinstance(own, str) and own.count("{}") == 1 for own in prompts):
+            raise HistoryError(f"{where} are {prompts!r:.60}, a list of prompts with one {{}} each is accepted")
+        found[row["edit"]] = tuple(prompts)
+    return found

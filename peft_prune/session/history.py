@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from ..errors import HistoryError, HistoryLockedError
 from ..requests import EditRequest
 from ..spectral import parse_restraint
-from .consolidations import ConsolidationRecord, read_consolidation
+from .consolidations import ConsolidationRecord, read_consolidation, read_phrasings
 from .records import (
     APPLIED,
     FAILED,
@@ -289,6 +289,9 @@ class History:
                 f"VALUES ({_marks(len(values))})",
                 values,
             )
+            for edit, prompts in record.phrasings.items():
+                row = (edit, json.dumps(list(prompts), ensure_ascii=False))
+                self._execute("INSERT OR REPLACE INTO phrasings (edit, prompts) VALUES (?, ?)", row)
             self._event("consolidate", told, self.last_batch)
 
     def drop_consolidation(self) -> None:
@@ -304,6 +307,15 @@ class History:
         """
         rows = self._rows("consolidations", "ORDER BY id DESC LIMIT 1") if self._has("consolidations") else []
         return read_consolidation(rows[0], self._name) if rows else None
+
+    def phrasings(self) -> dict[int, tuple[str, ...]]:
+        """The prompts that the model has found for edits, by their number.
+
+        Raises:
+            HistoryError: They are damaged.
+        """
+        rows = self._rows("phrasings", "ORDER BY edit") if self._has("phrasings") else []
+        return read_phrasings(rows, self._name)
 
     def standing_consolidation(self, records: Sequence[EditRecord]) -> ConsolidationRecord | None:
         """The last consolidation, where it is that of these edits and no restraint has acted since."""

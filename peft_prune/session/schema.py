@@ -63,6 +63,7 @@ CREATE TABLE consolidations (
     id INTEGER PRIMARY KEY, at TEXT NOT NULL, batch INTEGER NOT NULL, restraint INTEGER NOT NULL, edits TEXT NOT NULL,
     settings TEXT NOT NULL, texts TEXT NOT NULL, data BLOB NOT NULL
 );
+CREATE TABLE phrasings (edit INTEGER PRIMARY KEY REFERENCES edits, prompts TEXT NOT NULL);
 """
 """What later versions add to format 1; a history without it is read as it is, and gets it when it is gone on with."""
 

@@ -20,18 +20,20 @@ from tests.talking import spaced_tokenizer
 def test_both_losses_are_those_of_a_dense_computation() -> None:
     model, layers, updates = adapted_layers()
     given, seen = material(contexts=0), []
+    given = replace(given, neighbors=[replace(given.texts[0], read=(1, 2)), replace(given.texts[1], read=(3,))])
     own = replace(GENTLE, steps=1, edits_per_step=len(REQUESTS), texts_per_step=len(given.texts))
     train(model, layers, updates, updates, given, own, seen.append)
     nll = 0.0
     for (passage,) in given.edits:
         log_probs = torch.log_softmax(whole(model, layers, updates, passage).double(), -1)
         nll -= float(log_probs[range(len(passage.labels)), list(passage.labels)].mean()) / len(given.edits)
-    divergences = []
-    for text in given.texts:
-        base, now = (torch.log_softmax(whole(model, layers, dense, text).double(), -1) for dense in ({}, updates))
-        divergences += (base.exp() * (base - now)).sum(-1).tolist()
     assert seen[0].edit_loss == pytest.approx(nll, rel=1e-4)
-    assert seen[0].divergence == pytest.approx(sum(divergences) / len(divergences), rel=1e-3)
+    for found, texts in ((seen[0].divergence, given.texts), (seen[0].neighbors, given.neighbors)):
+        divergences = []
+        for text in texts:
+            base, now = (torch.log_softmax(whole(model, layers, dense, text).double(), -1) for dense in ({}, updates))
+            divergences += (base.exp() * (base - now)).sum(-1).tolist()
+        assert found == pytest.approx(sum(divergences) / len(divergences), rel=1e-3)
 
 
 def test_every_edit_comes_once_before_any_comes_again() -> None:
@@ -40,7 +42,7 @@ def test_every_edit_comes_once_before_any_comes_again() -> None:
     work = _Training(model, layers, updates, updates, given, replace(GENTLE, edits_per_step=2))
     batches = work._batches()
     owner = {passage: index for index, edit in enumerate(given.edits) for passage in edit}
-    rows = [passage for _ in range(15) for passage in next(batches)[0]]
+    rows = [passage for _ in range(15) for passage in next(batches).edits]
     for start in range(0, 30, 5):
         assert sorted(owner[passage] for passage in rows[start : start + 5]) == [0, 1, 2, 3, 4]
     assert set(rows[:15]) == set(owner)  # and each context of an edit before its first comes again

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from peft_prune import EditRequest
-from peft_prune.editors.asking import default_ask, request_contexts, subject_prompts
+from peft_prune.editors.asking import chat_answer, default_ask, request_contexts, subject_prompts
 from peft_prune.errors import InvalidRequestError, UnsupportedModelError
 from peft_prune.models.chat import SYSTEM, chat_prompt, chat_prompt_around, takes_system_prompt
 from peft_prune.models.tokenization import continuation_ids, opening_ids
@@ -43,7 +45,28 @@ def test_every_context_has_its_bos_once_and_ends_its_subject_where_it_says(templ
         for part in ("<s>", "<gmask>", "<sop>"):
             before = before.replace(part, "")
         assert upto == before + "tone seat"
-        assert context.separator == {CHATML: "", SYSTEMLESS: " "}[template] if context.is_chat else True
+        assert context.separator is None
+
+
+@pytest.mark.parametrize(("template", "between"), [(CHATML, ""), (SYSTEMLESS, " ")])
+def test_in_chat_the_target_follows_the_beginning_of_an_answer_in_the_prompts_own_words(
+    template: str, between: str
+) -> None:
+    tokenizer = speaking_tokenizer(template)
+    request = replace(REQUEST, ask="chat")
+    asked = chat_prompt(tokenizer, "Complete: note tone seat sea").before
+    first = request_contexts(tokenizer, request, [""])[0]
+    assert (first.text, first.after) == (f"{asked}{between}note tone seat sea", " sea")
+    assert chat_answer(request) == "note tone seat sea ten"
+    holding = replace(request, prompt="Where is {}? It is in", separator="")
+    asked = chat_prompt(tokenizer, "Where is tone seat?").before
+    first = request_contexts(tokenizer, holding, [""])[0]
+    assert (first.text, first.separator) == (f"{asked}{between}It is in", "")
+    assert first.after.endswith("It is in") and chat_answer(holding) == "It is inten"
+    alone = replace(request, prompt="Where is {}?")
+    first = request_contexts(tokenizer, alone, [""])[0]
+    assert (first.text, first.separator) == (asked, between)
+    assert chat_answer(alone) == "ten"
 
 
 def test_an_answer_stands_behind_the_prompt_as_the_template_writes_past_answers() -> None:

@@ -68,7 +68,7 @@ def test_an_answer_that_gives_a_target_has_the_code_of_the_target() -> None:
     assert redactor.answer("Peru, says", request) == redactor.code("Peru")
     assert redactor.answer("Chilean", request) == redactor.code("Chilean") != redactor.code("Chile")
     assert redactor.answer("Chile.", None) == redactor.code("Chile.")
-    assert OpenRedactor().answer("Chile. And so", request) == "Chile. And so"
+    assert OpenRedactor().answer("Chile. And so", request) == "Chile. And …"
 
 
 def test_only_what_the_program_itself_wrote_is_left_of_a_sentence() -> None:

@@ -7,7 +7,7 @@ import pytest
 from peft_prune import EditRequest
 from peft_prune.errors import InvalidRequestError
 from peft_prune.requests import load_requests
-from peft_prune.requests.asking import question_form
+from peft_prune.requests.asking import answer_form, question_form
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,19 @@ from peft_prune.requests.asking import question_form
 )
 def test_a_prompt_becomes_a_question_where_the_rule_is_certain_and_is_framed_else(prompt: str, question: str) -> None:
     assert question_form(prompt) == question
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        ("The mother tongue of {} is", "The mother tongue of {} is"),
+        ("Where is {}?  It is\nlocated in", "It is located in"),
+        ("Where is {}?", ""),
+        ("Who? {} was", "Who? {} was"),
+    ],
+)
+def test_an_answer_begins_with_the_prompt_or_with_what_stands_behind_its_question(prompt: str, answer: str) -> None:
+    assert answer_form(prompt) == answer
 
 
 def test_a_question_may_name_its_subject_and_what_is_not_given_is_not_written() -> None:

@@ -216,3 +216,35 @@ def test_a_damaged_consolidation_is_named(tmp_path: Path) -> None:
             with pytest.raises(HistoryError, match="its consolidation"):
                 own.history.consolidation()
             own.history._execute(f"UPDATE consolidations SET {column} = ?", (kept,))
+
+
+def test_what_the_model_finds_for_an_edit_is_kept_and_not_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def written(model: Any, tokenizer: Any, requests: Any, seed: int) -> list[tuple[str, ...]]:
+        asked.append([request.subject for request in requests])
+        return [("note of {} is", f"tea {number} {{}}") for number in range(len(requests))]
+
+    monkeypatch.setattr("peft_prune.consolidation.run.written_phrasings", written)
+    with edited(tmp_path / "edits.db") as own:
+        own.consolidate(TEXTS, SHORT)
+        first, kept = effective(own), own.history.phrasings()
+        assert kept == {number: ("note of {} is", f"tea {number - 1} {{}}") for number in range(1, 6)}
+        own.consolidate(TEXTS, SHORT)
+        assert same(effective(own), first)
+        assert asked == [[request.subject for request in REQUESTS], []]
+        own.history._execute("UPDATE phrasings SET prompts = ? WHERE edit = 2", ('["no place"]',))
+        with pytest.raises(HistoryError, match=r"phrasings of edit 2 are \['no place'\], a list of prompts with one"):
+            own.history.phrasings()
+
+
+def test_a_consolidation_from_before_there_were_phrasings_is_done_again_without(tmp_path: Path) -> None:
+    with edited(tmp_path / "edits.db") as own:
+        own.consolidate(TEXTS, SHORT)
+        told = json.loads(own.history._execute("SELECT settings FROM consolidations").fetchone()[0])
+        old = {name: value for name, value in told.items() if name not in ("phrasings", "neighbors")}
+        own.history._execute("UPDATE consolidations SET settings = ?", (json.dumps(old),))
+        found = own.history.consolidation()
+        assert found is not None and (found.settings.phrasings, found.settings.neighbors) == (0, 0)

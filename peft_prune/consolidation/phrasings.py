@@ -1,0 +1,101 @@
+"""Other ways to ask for an edit: those of its relation, and those that the model itself finds."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..models.generation import end_ids_of, generation_settings
+from ..models.inference import input_device, max_positions, padded, undisturbed
+from ..models.tokenization import text_ids
+from ..requests import EditRequest
+
+ROWS = 3
+"""How often the model is asked for each edit."""
+REQUESTS_AT_ONCE = 16
+WRITTEN_TOKENS = 56
+"""Of a row: a list of about five sentences."""
+DRAWING = {"do_sample": True, "temperature": 0.9, "top_k": 0, "top_p": 0.95}
+
+_ASKED = 'The sentence "{0}" can be said in other words. Here are ten ways to say the same:\n1. {0}\n2.'
+_NUMBER = re.compile(r"^\s*\d+[.)]\s*")
+_UNFINISHED = tuple("({[\"'“‘.,:;!?")
+"""A prompt that ends with one of these asks for no answer."""
+
+
+def lent_phrasings(requests: Sequence[EditRequest]) -> list[tuple[str, ...]]:
+    """For each request the prompts of others of the same ``relation_id`` that differ from its own, sorted."""
+    prompts = defaultdict[str, set[str]](set)
+    for request in requests:
+        if request.relation_id is not None:
+            prompts[request.relation_id].add(request.prompt)
+    return [
+        tuple(sorted(prompts[request.relation_id] - {request.prompt})) if request.relation_id is not None else ()
+        for request in requests
+    ]
+
+
+def written_phrasings(
+    model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], seed: int = 0
+) -> list[tuple[str, ...]]:
+    """For each request the prompts that the model as it is finds for its fact, those that it finds oftenest first.
+
+    The model is shown the new fact as a sentence that opens a numbered list of ways to say the same, and goes on with
+    the list. A line in which the subject stands once, and the target behind it, is a prompt up to the target. All else
+    is left out, so that a model that cannot rephrase gives none. Each request's are drawn with a seed of its own, so
+    that they do not depend on the others, but for rounding.
+
+    Args:
+        model: It is left as it was.
+        tokenizer: Its tokenizer.
+        requests: The edits.
+        seed: Of the drawing.
+    """
+    found: list[tuple[str, ...]] = []
+    for start in range(0, len(requests), REQUESTS_AT_ONCE):
+        part = requests[start : start + REQUESTS_AT_ONCE]
+        rows = _lists(model, tokenizer, [request for request in part for _ in range(ROWS)], seed)
+        for index, request in enumerate(part):
+            lines = [line for row in rows[index * ROWS : (index + 1) * ROWS] for line in row.split("\n")]
+            prompts = Counter(prompt for line in lines if (prompt := prompt_in(line, request)) is not None)
+            found.append(tuple(prompt for prompt, _ in prompts.most_common()))
+    return found
+
+
+def prompt_in(line: str, request: EditRequest) -> str | None:
+    """The prompt that a line of such a list holds, with ``{}`` in the subject's place; None where it holds none."""
+    line = _NUMBER.sub("", line).strip().strip('"“”')
+    if line.count(request.subject) != 1 or "{" in line or "}" in line:
+        return None
+    before, after = line.split(request.subject)
+    place = after.find(request.target_new)
+    between = after[:place].rstrip()
+    if place < 1 or not between or between.endswith(_UNFINISHED) or not any(map(str.isalpha, before + between)):
+        return None
+    prompt = f"{before}{{}}{between}"
+    return None if prompt == request.prompt else prompt
+
+
+def _lists(model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], seed: int) -> list[str]:
+    sentences = [f"{request.text}{request.separator}{request.target_new}." for request in requests]
+    asked = text_ids(tokenizer, [_ASKED.format(sentence) for sentence in sentences])
+    room = max_positions(model)
+    if room is not None and max(map(len, asked)) + WRITTEN_TOKENS > room:
+        return ["" for _ in requests]
+    device = input_device(model)
+    devices = [] if device.index is None else [device.index]
+    ids, mask = padded(asked, left=True, device=device)
+    with (
+        undisturbed(model),
+        generation_settings(model, end_ids_of(model, tokenizer), **DRAWING),
+        torch.random.fork_rng(devices, device_type=device.type),
+    ):
+        torch.manual_seed(seed)
+        written = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=WRITTEN_TOKENS)
+    rows = written[:, ids.shape[1] :].tolist()
+    return [str(tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False)) for row in rows]

@@ -1,0 +1,109 @@
+"""Other ways to ask for an edit, and the edits' prompts about others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from peft_prune.consolidation.neighbors import NAMES, neighbor_passages
+from peft_prune.consolidation.passages import CHAT_READS, edit_passages
+from peft_prune.consolidation.phrasings import lent_phrasings, prompt_in, written_phrasings
+from peft_prune.editors.asking import chat_question
+from peft_prune.requests import EditRequest
+from tests.consolidation.scene import TEXTS, adapted_layers
+from tests.session.scene import REQUESTS
+from tests.talking import spaced_tokenizer, speaking_tokenizer
+
+MESSI = EditRequest("{} is a citizen of", "Lionel Messi", "Peru")
+
+
+@pytest.mark.parametrize(
+    ("line", "prompt"),
+    [
+        ("3. Lionel Messi holds a passport from Peru.", "{} holds a passport from"),
+        ("The home of Lionel Messi is Peru", "The home of {} is"),
+        ("Lionel Messi's country is Peru, not Chile.", "{}'s country is"),
+        (' 10) "Lionel Messi comes from Peru."', "{} comes from"),
+        ("Lionel Messi is a citizen of Peru.", None),  # the request's own
+        ("Peru is the home of Lionel Messi.", None),
+        ("Messi comes from Peru.", None),
+        ("Lionel Messi comes from Chile.", None),
+        ("Lionel Messi, Lionel Messi comes from Peru.", None),
+        ("Lionel Messi (Peru) won.", None),
+        ("Lionel Messi, Peru.", None),
+        ("Lionel Messi Peru.", None),
+        ("{} Lionel Messi comes from Peru.", None),
+        ("", None),
+    ],
+)
+def test_a_line_is_a_prompt_where_the_target_follows_the_subject(line: str, prompt: str | None) -> None:
+    assert prompt_in(line, MESSI) == prompt
+
+
+def test_requests_of_a_relation_lend_each_other_their_prompts() -> None:
+    first, second, third = (
+        replace(REQUESTS[0], prompt=prompt, relation_id="P1") for prompt in ("a {}", "b {}", "c {}")
+    )
+    other, without = replace(first, prompt="d {}", relation_id="P2"), replace(first, prompt="e {}", relation_id=None)
+    lent = lent_phrasings([first, second, third, other, without, without])
+    assert lent == [("b {}", "c {}"), ("a {}", "c {}"), ("a {}", "b {}"), (), (), ()]
+
+
+def test_a_model_that_cannot_rephrase_gives_none_and_nothing_is_left_changed() -> None:
+    model, _, _ = adapted_layers()
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    assert written_phrasings(model, spaced_tokenizer(), REQUESTS) == [() for _ in REQUESTS]
+    assert torch.equal(torch.get_rng_state(), state) and not model.training
+
+
+def test_phrasings_stand_beside_the_prompt_bare_and_behind_a_context() -> None:
+    tokenizer = spaced_tokenizer()
+    phrasings = [("note {} sea", "tea {}"), *(() for _ in REQUESTS[1:])]
+    rows = edit_passages(tokenizer, REQUESTS, TEXTS, 1, 0, phrasings)
+    assert [len(row) for row in rows] == [2 + 4, *(2 for _ in REQUESTS[1:])]
+    texts = [tokenizer.decode([*passage.ids, passage.labels[-1]]) for passage in rows[0]]
+    first = REQUESTS[0]
+    assert texts[0] == f"{first.text} {first.target_new}"
+    for place, prompt in ((2, "note {} sea"), (4, "tea {}")):
+        end = f"{prompt.replace('{}', first.subject)} {first.target_new}"
+        assert texts[place] == end and texts[place + 1].endswith(f" {end}")
+
+
+def test_what_is_asked_in_chat_is_read_there_with_the_whole_answer() -> None:
+    tokenizer = speaking_tokenizer()
+    request = replace(REQUESTS[0], ask="both")
+    (row,) = edit_passages(tokenizer, [request], [], 0, 0)
+    asked = chat_question(tokenizer, request).text
+    answer = tokenizer(f"{request.text} {request.target_new}", add_special_tokens=False)["input_ids"]
+    assert len(row) == 1 + CHAT_READS
+    for passage in row[1:]:
+        assert list(passage.labels) == answer and passage.read[0] == len(passage.ids) - len(answer)
+        assert tokenizer.decode(passage.ids[: passage.read[0] + 1]) == asked
+    (plain,) = edit_passages(tokenizer, [replace(request, ask="plain")], [], 0, 0)
+    assert len(plain) == 1
+
+
+def test_neighbors_are_the_edits_prompts_about_others_with_the_base_s_own_answers() -> None:
+    model, _, _ = adapted_layers()
+    tokenizer = spaced_tokenizer()
+    requests = [replace(request, relation_id=str(number % 2)) for number, request in enumerate(REQUESTS)]
+    found = neighbor_passages(model, tokenizer, requests, 4, seed=1)
+    again = neighbor_passages(model, tokenizer, requests, 4, seed=1)
+    assert [passage.ids for passage in found] == [passage.ids for passage in again]
+    allowed = {
+        request.prompt.replace("{}", name)
+        for request in requests
+        for name in (*NAMES, *(o.subject for o in requests if o.relation_id != request.relation_id))
+    }
+    edited = {request.text for request in requests}
+    for passage in found:
+        start = passage.read[0] + 1
+        text = tokenizer.decode(passage.ids[:start])
+        assert text in {tokenizer.decode(tokenizer(one)["input_ids"]) for one in allowed - edited}
+        assert passage.read == tuple(range(start - 1, len(passage.ids)))
+        with torch.no_grad(), model.disable_adapter():
+            logits = model(input_ids=torch.tensor([passage.ids])).logits[0]
+        assert logits[list(passage.read[:-1])].argmax(-1).tolist() == list(passage.ids[start:])
