@@ -7,7 +7,7 @@ REAL := $(VENV)/.real
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install demo real real-package test test-real check format bench docs clean
+.PHONY: install demo real real-package test test-real check format bench docs docs-version clean
 
 install: $(STAMP)
 
@@ -51,6 +51,12 @@ bench: install
 docs: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	$(BIN)/mkdocs build --strict
+	$(BIN)/python docs/links.py site
+
+# One version beside the others on the branch gh-pages, which is not pushed: make docs-version VERSION=0.1
+docs-version: docs
+	$(BIN)/mike deploy --update-aliases $(VERSION) latest
+	$(BIN)/mike set-default latest
 
 clean:
 	rm -rf $(VENV) build dist site demo-output real-output *.egg-info

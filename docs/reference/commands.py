@@ -21,6 +21,14 @@ BEGINNING = """\
 
 [Commands](../commands.md) says what each is for, and what the keys of `--json` mean. Every command has these as well:
 """
+NOT_RUN = {
+    "demo": "takes minutes; tests/cli runs it with one edit",
+    "consolidate": "takes a minute; tests/cli runs it with two steps",
+    "harness": "needs the data of a task from the Hub; tests/cli runs a task of its own",
+    "experiment": "takes many minutes; tests/cli runs it with one edit",
+    "push": "needs the Hub; tests/hub has one on loopback",
+}
+"""Why the example of a command is not run by the tests of this page."""
 
 
 def page() -> str:
@@ -39,6 +47,8 @@ def command(one: Any) -> Iterator[str]:
     """A command's part of the page."""
     yield f"### {one.name}\n"
     yield f"{escaped(inspect.cleandoc(one.help or ''))}\n"
+    if one.name in NOT_RUN:
+        yield f"<!-- not run: {NOT_RUN[one.name]} -->"
     yield "```console\n" + "\n".join(f"$ {line}" for line in EXAMPLES[one.name]) + "\n```\n"
     yield table([parameter for parameter in one.params if parameter.name not in SHARED])
 

@@ -22,7 +22,7 @@ TOKENIZERS = (
 )
 """The forms of a tokenizer on disk."""
 
-_NO_PART = ("dev", "docs")
+_NO_PART = ("dev", "docs", "notebook", "space")
 """Extras that no command needs."""
 
 

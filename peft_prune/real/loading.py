@@ -15,6 +15,7 @@ from ..cache import cache_folder
 from ..folders import whole_folder
 from ..models.gguf import load_gguf_model, load_gguf_tokenizer, require_gguf
 from ..outputs import require_writable
+from ..quiet import no_bar
 from .packages import RealModel, real_model
 
 
@@ -32,7 +33,8 @@ def load_real_model(
         MissingPackageError: A package that it needs is not installed; the message says how it is.
     """
     path = real_model_path(name)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    with no_bar():
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     return model.eval(), AutoTokenizer.from_pretrained(path)
 
 

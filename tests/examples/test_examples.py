@@ -127,7 +127,9 @@ def test_edit_and_push(tmp_path: Path) -> None:
 
 def test_every_example_has_a_test() -> None:
     own = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
-    assert {path.stem for path in EXAMPLES.iterdir() if path.suffix in (".py", ".md")} - own == set()
+    own |= {"own_fact"}  # the notebook, in test_notebook.py
+    kinds = (".py", ".md", ".ipynb")
+    assert {path.stem for path in EXAMPLES.iterdir() if path.suffix in kinds} - own == set()
 
 
 def test_quantized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
