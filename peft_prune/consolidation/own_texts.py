@@ -11,11 +11,20 @@ from ..editors.contexts import STARTS
 from ..models.decoder import unwrapped
 from ..models.inference import input_device, undisturbed
 from ..models.tokenization import text_ids
+from ..moving import moving_bar
 
 BATCH = 64
 
 
-def own_texts(model: Any, tokenizer: PreTrainedTokenizerBase, count: int, length: int, seed: int = 0) -> list[str]:
+def own_texts(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    length: int,
+    seed: int = 0,
+    *,
+    progress: bool = False,
+) -> list[str]:
     """So many texts of ``length`` tokens, sampled from the model as it is, at temperature 1.
 
     They begin with the tokenizer's BOS where it has one, else with a few common words. They are deterministic by
@@ -23,10 +32,14 @@ def own_texts(model: Any, tokenizer: PreTrainedTokenizerBase, count: int, length
     """
     generator = torch.Generator().manual_seed(seed)
     rows: list[list[int]] = []
-    with undisturbed(model):
+    with (
+        undisturbed(model),
+        moving_bar(total=count, desc="Retention texts", unit=" texts", disable=not progress) as bar,
+    ):
         for start in range(0, count, BATCH):
             starts = _starts(tokenizer, range(start, min(start + BATCH, count)))
             rows += _sampled(model, tokenizer, starts, length, generator)
+            bar.update(len(starts))
     texts = [str(tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False)) for row in rows]
     return [text for text in texts if text.strip()]
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ..models.generation import end_ids_of, generation_settings
 from ..models.inference import input_device, max_positions, padded, undisturbed
 from ..models.tokenization import text_ids
+from ..moving import moving_bar
 from ..requests import EditRequest
 
 ROWS = 3
@@ -41,7 +42,12 @@ def lent_phrasings(requests: Sequence[EditRequest]) -> list[tuple[str, ...]]:
 
 
 def written_phrasings(
-    model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], seed: int = 0
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[EditRequest],
+    seed: int = 0,
+    *,
+    progress: bool = False,
 ) -> list[tuple[str, ...]]:
     """For each request the prompts that the model as it is finds for its fact, those that it finds oftenest first.
 
@@ -55,15 +61,18 @@ def written_phrasings(
         tokenizer: Its tokenizer.
         requests: The edits.
         seed: Of the drawing.
+        progress: Show a bar.
     """
     found: list[tuple[str, ...]] = []
-    for start in range(0, len(requests), REQUESTS_AT_ONCE):
-        part = requests[start : start + REQUESTS_AT_ONCE]
-        rows = _lists(model, tokenizer, [request for request in part for _ in range(ROWS)], seed)
-        for index, request in enumerate(part):
-            lines = [line for row in rows[index * ROWS : (index + 1) * ROWS] for line in row.split("\n")]
-            prompts = Counter(prompt for line in lines if (prompt := prompt_in(line, request)) is not None)
-            found.append(tuple(prompt for prompt, _ in prompts.most_common()))
+    with moving_bar(total=len(requests), desc="Other phrasings", unit=" edits", disable=not progress) as bar:
+        for start in range(0, len(requests), REQUESTS_AT_ONCE):
+            part = requests[start : start + REQUESTS_AT_ONCE]
+            rows = _lists(model, tokenizer, [request for request in part for _ in range(ROWS)], seed)
+            for index, request in enumerate(part):
+                lines = [line for row in rows[index * ROWS : (index + 1) * ROWS] for line in row.split("\n")]
+                prompts = Counter(prompt for line in lines if (prompt := prompt_in(line, request)) is not None)
+                found.append(tuple(prompt for prompt, _ in prompts.most_common()))
+            bar.update(len(part))
     return found
 
 

@@ -66,6 +66,7 @@ def consolidate(
     protected: Sequence[Passage] = (),
     progress: Progress | None = None,
     phrasings: Sequence[Sequence[str] | None] | None = None,
+    shows_bars: bool = False,
 ) -> Consolidated:
     """Train the effective factors of ``model``'s adapter for all ``requests``; the adapter itself is not changed.
 
@@ -79,6 +80,7 @@ def consolidate(
         progress: Called after every step.
         phrasings: For each request the prompts that the model has found for it before; None where it is still to be
             asked.
+        shows_bars: While texts and phrasings are written.
 
     Raises:
         InvalidRequestError: No retention text has two tokens.
@@ -90,12 +92,12 @@ def consolidate(
     }
     start = {name: layer.effective_update(adapter).to(torch.float32) for name, layer in layers.items()}
     settings = settings.for_edits(len(requests))
-    chosen = _texts(model, tokenizer, texts, settings)
+    chosen = _texts(model, tokenizer, texts, settings, shows_bars)
     pieces = text_passages(tokenizer, chosen, settings.text_length)
     every = max(PROBE_SHARE, len(pieces) // LARGEST_PROBE)
     probe = pieces[::every]
     kept = [piece for index, piece in enumerate(pieces) if index % every] or probe
-    written = _phrasings(model, tokenizer, requests, settings, phrasings)
+    written = _phrasings(model, tokenizer, requests, settings, phrasings, shows_bars)
     prompts = _prompts(requests, written, settings)
     edits = edit_passages(tokenizer, requests, chosen, settings.contexts, settings.seed, prompts)
     neighbors = neighbor_passages(model, tokenizer, requests, settings.neighbors, settings.seed)
@@ -121,6 +123,7 @@ def _phrasings(
     requests: Sequence[EditRequest],
     settings: ConsolidationSettings,
     known: Sequence[Sequence[str] | None] | None,
+    shows_bars: bool,
 ) -> list[tuple[str, ...]]:
     """What the base finds for each request, or has found before."""
     if not settings.phrasings:
@@ -128,7 +131,9 @@ def _phrasings(
     found = [None if own is None else tuple(own) for own in known or [None] * len(requests)]
     missing = [index for index, own in enumerate(found) if own is None]
     with model.disable_adapter():
-        new = written_phrasings(model, tokenizer, [requests[index] for index in missing], settings.seed)
+        new = written_phrasings(
+            model, tokenizer, [requests[index] for index in missing], settings.seed, progress=shows_bars
+        )
     for index, own in zip(missing, new, strict=True):
         found[index] = own
     return [own or () for own in found]
@@ -147,13 +152,17 @@ def _prompts(
 
 
 def _texts(
-    model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] | None, settings: ConsolidationSettings
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str] | None,
+    settings: ConsolidationSettings,
+    shows_bars: bool,
 ) -> list[str]:
     """The given texts, as many as are asked for; or those that the base writes."""
     count = settings.texts or 1
     if texts is None:
         with undisturbed(model), model.disable_adapter():
-            return own_texts(model, tokenizer, count, settings.text_length, settings.seed)
+            return own_texts(model, tokenizer, count, settings.text_length, settings.seed, progress=shows_bars)
     given = list(texts)
     if len(given) <= count:
         return given

@@ -11,7 +11,7 @@ from ..spectral import LowRankUpdate
 
 STEP_SHARE = 0.04
 """A step moves an entry of a factor by this share of the entries' root mean square, on a model that is worn."""
-LOOKS_PER_EDIT = 16
+LOOKS_PER_EDIT = 32
 """How often each edit is read in all."""
 FEWEST_STEPS = 60
 LOOKS_PER_TEXT = 3
@@ -19,6 +19,8 @@ LOOKS_PER_TEXT = 3
 WORN = 0.25
 """Divergence from the base, in nats a token, from which on a model is worn."""
 LEAST_WEAR = 0.1
+BETA = 2.0
+"""On a worn model."""
 LARGEST_BETA = 4.0
 
 
@@ -100,7 +102,7 @@ class ConsolidationSettings:
 
         The wear of the model is its divergence over `WORN`, between `LEAST_WEAR` and 1: where there is less to mend,
         training is gentler and minds retention more. The learning rate is `STEP_SHARE` times the wear of the root mean
-        square of the factors' entries; β is 1 over the wear, at most `LARGEST_BETA`. Every edit is read
+        square of the factors' entries; β is `BETA` over the wear, at most `LARGEST_BETA`. Every edit is read
         `LOOKS_PER_EDIT` times, in at least `FEWEST_STEPS` steps, and every retention text `LOOKS_PER_TEXT` times.
 
         Args:
@@ -112,7 +114,7 @@ class ConsolidationSettings:
         count = sum(own.numel() for update in factors.values() for own in (update.B, update.A))
         wear = min(1.0, max(LEAST_WEAR, divergence / WORN))
         rate = STEP_SHARE * wear * math.sqrt(squares / max(1, count))
-        beta = min(LARGEST_BETA, 1 / wear)
+        beta = min(LARGEST_BETA, BETA / wear)
         return replace(
             self.for_edits(edits),
             learning_rate=self.learning_rate if self.learning_rate is not None else rate,

@@ -103,7 +103,9 @@ class Consolidating:
         phrasings = [known.get(number) for number in numbers]
         with _bar(progress) as show:
             found = consolidate(
-                *(work.model, work.tokenizer, requests, settings, texts, work.protected_passages(), show, phrasings)
+                *(work.model, work.tokenizer, requests, settings, texts, work.protected_passages(), show),
+                phrasings=phrasings,
+                shows_bars=progress,
             )
         set_consolidated(work.model, found.factors)
         first, last = found.trained.seen[0], found.trained.seen[-1]
@@ -185,7 +187,8 @@ class _bar:
 
     def _show(self, step: Step) -> None:
         self._bar.update()
-        self._bar.set_postfix({"edits": f"{step.edit_loss:.3f}", "retention": f"{step.divergence:.4f}"})
+        losses = {"edits": f"{step.edit_loss:.3f}", "retention": f"{step.divergence:.4f}"}
+        self._bar.set_postfix(losses | {"neighbors": f"{step.neighbors:.4f}"})
 
 
 def _warn_of_unreached(records: Sequence[EditRecord], margins: Sequence[float]) -> None:

@@ -118,14 +118,14 @@ def test_what_is_not_given_follows_from_the_adapter() -> None:
     _, _, updates = adapted_layers()
     own = ConsolidationSettings()
     worn, fresh = own.adapted(updates, 200, 0.5), own.adapted(updates, 10, 1e-4)
-    assert (worn.steps, worn.texts, worn.beta) == (200, 1134, 1.0)
+    assert (worn.steps, worn.texts, worn.beta) == (400, 2267, 2.0)
     assert (fresh.steps, fresh.beta) == (60, 4.0)
     squares = torch.cat([factor.flatten() for update in updates.values() for factor in (update.B, update.A)])
     rms = float(squares.square().mean().sqrt())
     assert worn.learning_rate == pytest.approx(0.04 * rms, rel=1e-5)
     assert fresh.learning_rate == pytest.approx(0.004 * rms, rel=1e-5)
     half = own.adapted(updates, 60, 0.125)
-    assert half.beta == pytest.approx(2.0) and half.learning_rate == pytest.approx(0.02 * rms, rel=1e-5)
+    assert half.beta == pytest.approx(4.0) and half.learning_rate == pytest.approx(0.02 * rms, rel=1e-5)
     given = ConsolidationSettings(learning_rate=0.1, beta=7.0, steps=3, texts=5)
     assert given.adapted(updates, 200, 0.5) == given
 

@@ -223,7 +223,7 @@ def test_what_the_model_finds_for_an_edit_is_kept_and_not_asked_for_again(
 ) -> None:
     asked = []
 
-    def written(model: Any, tokenizer: Any, requests: Any, seed: int) -> list[tuple[str, ...]]:
+    def written(model: Any, tokenizer: Any, requests: Any, seed: int, progress: bool) -> list[tuple[str, ...]]:
         asked.append([request.subject for request in requests])
         return [("note of {} is", f"tea {number} {{}}") for number in range(len(requests))]
 
