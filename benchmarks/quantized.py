@@ -60,7 +60,7 @@ def _measured(arguments: argparse.Namespace, load: Callable[[str], Any]) -> list
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     requests = load_requests(arguments.requests, limit=arguments.edits)
     base = load(arguments.model).eval()
-    editor = get_editor("rome", model=base)
+    editor = get_editor("rome", model=base, **({} if arguments.contexts else {"context_lengths": ()}))
     layers = list(editor.layers(base))
     texts = load_texts(arguments.texts)[: arguments.texts_read]
     statistics = collect_second_moments(base, tokenizer, texts, editor.modules(base), progress=False)
@@ -194,6 +194,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--texts", required=True, help="ordinary texts for the second moments")
     parser.add_argument("--edits", type=int, default=5)
     parser.add_argument("--texts-read", type=int, default=100, metavar="N", help="texts that are read")
+    parser.add_argument(
+        "--contexts", action="store_true", help="seek values over sampled prefixes too: 20 times the work"
+    )
     parser.add_argument("--only", action="append", choices=CASES, metavar="NAME", help="a format; may be repeated")
     return parser.parse_args()
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import AdapterError, InvalidRequestError
 from ..folders import whole_file
 from ..models.decoder import unwrapped
+from ..models.experts import place_of
 from ..models.fingerprint import base_fingerprint, same_base
 from ..models.inference import input_device, max_positions, padded, undisturbed
 from ..models.mlp import features
@@ -161,7 +162,9 @@ def collect_second_moments(
     """Second moments of the inputs of ``modules`` over ``texts``, in one pass for all of them.
 
     The pass ends after the deepest of the modules; padding is not counted; sums are float32, of inputs that are
-    converted to float32 first. A text longer than ``max_length`` is cut there.
+    converted to float32 first. A text longer than ``max_length`` is cut there. That of an expert is the sum of
+    gate² k kᵀ over the tokens that are routed to it, divided by the number of all tokens: its block of the moment of
+    all experts side by side.
 
     Args:
         model: The unedited model.
@@ -188,7 +191,9 @@ def collect_second_moments(
             bar.update(len(batch))
     if tokens == 0:
         raise InvalidRequestError("texts: there is no text to take second moments over")
-    return SecondMoments({name: total / tokens for name, total in sums.items()}, tokens, base_fingerprint(inner))
+    # of an expert that no token is routed to nothing is known
+    seen = {name: total / tokens for name, total in sums.items() if place_of(name) is None or bool(total.any())}
+    return SecondMoments(seen, tokens, base_fingerprint(inner))
 
 
 def mean_diagonal(moment: Tensor) -> Tensor:
@@ -247,6 +252,8 @@ def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
 def _add_batch(inner: Any, ids: Tensor, mask: Tensor, modules: Sequence[str], sums: dict[str, Tensor]) -> None:
     def add(name: str, states: Tensor) -> None:
         keys = states[mask.bool().to(states.device)].float()
+        if place_of(name) is not None:
+            keys = keys[keys.any(dim=1)]  # the tokens that are routed there
         product = keys.T @ keys
         sums[name] = sums[name] + product if name in sums else product
 

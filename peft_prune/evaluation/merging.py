@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..models.inference import input_device, undisturbed
@@ -103,7 +103,7 @@ def merge_report(
     return MergeReport(base, into, figures, before[0], after[0], drift)
 
 
-def merge_measured(model: PeftModel, *, requantize: bool = False) -> tuple[nn.Module, MergeReport]:
+def merge_measured(model: PeftModel, *, requantize: bool = False) -> tuple[Any, MergeReport]:
     """Merge the active adapter and unload it: the plain model, and what arrived of each layer's update.
 
     It costs one merge less than `merge_report` followed by ``merge_and_unload``.
