@@ -22,7 +22,7 @@ from tests.talking import spaced_tokenizer
 
 PLACE = "model.layers.1.mlp.experts"
 REQUESTS = [EditRequest("note sea {}", subject, "ten") for subject in ("sane ant", "oats east", "tea")]
-MORE = [*REQUESTS, EditRequest("note sea {}", "nest", "sea"), EditRequest("note sea {}", "stone", "net")]
+MORE = [*REQUESTS, EditRequest("note sea {}", "nest tan", "tan"), EditRequest("note sea {}", "stone tan", "tan")]
 BARE = replace(EASY, context_lengths=(), average_key=False, mom2_shrinkage=1e-3)
 every_family = pytest.mark.parametrize("family", MIXTURES)
 
@@ -122,6 +122,44 @@ def test_memit_solves_for_the_experts_side_by_side(family: str) -> None:
         update, owners = edit.updates[f"{PLACE}.down.{own}"], edit.owners[f"{PLACE}.down.{own}"]
         assert torch.allclose(update.A.double(), part[list(owners)], atol=1e-4 * float(rows.abs().max()))
         assert torch.allclose(edit.keys[f"{PLACE}.down.{own}"].double().T, K.split(width)[names.index(own)], atol=1e-4)
+
+
+def stacked(edit: Any, keys: list[dict[int, Tensor]]) -> tuple[list[int], Tensor, Tensor]:
+    """The experts of the keys, A of all of them side by side, (n, in), and the keys, (in, n), float64."""
+    names = sorted({own for key in keys for own in key})
+    width = len(next(iter(keys[0].values())))
+    K = torch.stack([torch.cat([key.get(own, torch.zeros(width).double()) for own in names]) for key in keys], dim=1)
+    A = torch.zeros(len(keys), len(names), width, dtype=torch.float64)
+    for place, own in enumerate(names):
+        module = f"{PLACE}.down.{own}"
+        A[list(edit.owners[module]), place] = edit.updates[module].A.double()
+    return names, A.flatten(1), K
+
+
+def test_emmet_takes_the_values_exactly_and_alphaedit_stays_in_each_null_space() -> None:
+    model, tokenizer = mixture("qwen3_moe"), spaced_tokenizer()
+    statistics = moments_of("qwen3_moe", model)
+    keys = [key_at("qwen3_moe", model, request) for request in REQUESTS]
+    options = {"layers": (1,), "context_lengths": (), "v_num_grad_steps": 2}
+    emmet = get_editor("emmet", ridge=0.0, mom2_shrinkage=1e-3, **options)
+    edit = emmet.compute(model, tokenizer, REQUESTS, emmet.prepare(model, tokenizer, statistics))
+    _, A, K = stacked(edit, keys)
+    assert torch.allclose(A @ K, torch.eye(len(REQUESTS), dtype=torch.float64), atol=1e-3)
+    middle = {
+        name: float(torch.linalg.eigvalsh(moment.double()).median()) for name, moment in statistics.moments.items()
+    }
+    threshold = max(middle.values())
+    alpha = get_editor("alphaedit", nullspace_threshold=threshold, L2=0.5, **options)
+    edit = alpha.compute(model, tokenizer, REQUESTS, alpha.prepare(model, tokenizer, statistics))
+    names, A, K = stacked(edit, keys)
+    projections = []
+    for own in names:
+        values, vectors = torch.linalg.eigh(statistics.moments[f"{PLACE}.down.{own}"].double())
+        kept = vectors[:, values < threshold]
+        projections.append(kept @ kept.T)
+    P = torch.block_diag(*projections)
+    expected = torch.linalg.solve(P @ K @ K.T + 0.5 * torch.eye(len(P), dtype=torch.float64), P @ K).T
+    assert torch.allclose(A, expected, atol=1e-4 * float(expected.abs().max()))
 
 
 def session(model: Any, family: str, history=None, editor=None) -> EditSession:

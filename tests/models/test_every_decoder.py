@@ -29,7 +29,7 @@ EXPERTS = "mixture of experts"
 WHOLE = {
     "encoder-decoder": "florence2 pix2struct pp_formulanet t5gemma2 udop vision-encoder-decoder",
     "no one list of blocks": "blt hrm_text idefics pi0 qwen2_5_omni qwen3_omni_moe xlm",
-    "no MLP": "falcon_mamba mamba mamba2 nemo_speechlm rwkv",
+    "no MLP": "falcon_mamba mamba mamba2 rwkv",
     "as well": "zamba zamba2",
 }
 """Why no layer of a model can be edited; the others of which that is said are mixtures of experts."""
@@ -38,7 +38,9 @@ NOT_SEARCHED = {
     "cannot be run on text alone": "blip-2 instructblip instructblipvideo kosmos-2 voxtral_realtime",
     "embeddings of one vocabulary": "blip kyutai_speech_to_text musicgen musicgen_melody nemotron_h_omni",
     "looks ahead": "cpmant paligemma xlnet",
-    "does not hand on one state": "gemma3n_text glm5_next hy_v4 openai-gpt prophetnet",
+    "does not hand on one state": "deepseek_v4 gemma3n_text glm5_next hy_v4 openai-gpt prophetnet qwen4_exp "
+    "qwen4_exp_text",
+    "state through its output embeddings once": "diffusion_gemma",
     "gives other logits": "bart bigbird_pegasus blenderbot-small camembert data2vec-text git marian mbart mvp pegasus "
     "plbart roberta roberta-prelayernorm trocr whisper xlm-roberta xlm-roberta-xl xlstm xmod",
     "without the layers before it": "blenderbot kosmos-2.5 reformer",
@@ -51,7 +53,7 @@ ROUTED = (
 ).split()
 """Mixtures in which some layer has no expert that all tokens share."""
 
-REFUSED_EXPERTS: dict[str, str] = {}
+REFUSED_EXPERTS = {"inkling2_text": "gives other logits without the layers before it"}
 
 PLAIN = {"context_lengths": (), "v_num_grad_steps": 2, "mom2_adjustment": False, "average_key": False}
 

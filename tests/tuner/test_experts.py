@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import PeftModel, get_peft_model
 
 from peft_prune import PruneEditConfig, UnsupportedModelError
@@ -170,6 +171,12 @@ def test_experts_that_compute_something_else_are_refused_before_any_work(change,
     with pytest.raises((UnsupportedModelError, ValueError), match=reason):
         attached(base)
     assert [name for name, _ in base.named_modules()] == modules
+
+
+def test_offloaded_experts_are_refused() -> None:
+    base = cpu_offload(mixture("olmoe"), execution_device=torch.device("cpu"))
+    with pytest.raises((UnsupportedModelError, ValueError), match="they are offloaded; load them onto a device"):
+        attached(base)
 
 
 def test_what_has_no_place_for_an_expert_says_so(tmp_path) -> None:
