@@ -91,21 +91,20 @@ def _layout(place: str, config: Any, editor: str, problems: list[str]) -> tuple[
     from transformers import AutoModelForCausalLM
 
     from ..editors import get_editor
-    from ..models.mlp import features, listed, mlp_output_modules, refused_layers
+    from ..models.mlp import listed, mlp_output_modules, refused_layers, shape_of
     from .loading import readable
 
     try:
         with readable("model", place), torch.device("meta"):
             empty: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         parameters = sum(one.numel() for one in empty.parameters())
-        layers = get_editor(editor, model=empty).layers(empty)
-        names = mlp_output_modules(empty, layers)
-        refused = refused_layers(empty)
+        own = get_editor(editor, model=empty)
+        names = mlp_output_modules(empty, own.layers(empty), experts=own.edits_experts)
+        refused = refused_layers(empty, experts=own.edits_experts)
     except PeftPruneError as error:
         problems.append(str(error))
         return {}, None, None
-    shapes = {layer: features(empty.get_submodule(name)) for layer, name in names.items()}
-    edited = {name: {"layer": layer, "shape": list(reversed(shapes[layer] or ()))} for layer, name in names.items()}
+    edited = {name: {"layer": layer, "shape": shape_of(empty.get_submodule(name))} for layer, name in names.items()}
     return edited, parameters, listed(refused) or None
 
 

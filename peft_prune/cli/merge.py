@@ -20,6 +20,7 @@ from .requested import edits_asked, lost_of, tell_lost
 if TYPE_CHECKING:
     from ..evaluation import MergeReport
     from ..export import MergedGguf
+    from ..requests import EditRequest
 
 
 @placed
@@ -53,7 +54,7 @@ def merge(
     placement: Placement,
 ) -> None:
     """Add an adapter to its base model, measure what arrives, and write a checkpoint that needs no adapter."""
-    from ..evaluation import merge_report
+    from ..evaluation.merging import merge_measured
     from .models import companions, load_adapter, load_model, load_tokenizer, print_json
 
     model = in_gguf(model, gguf_file)
@@ -74,15 +75,10 @@ def merge(
     edited = load_adapter(load_model(model, dtype, placement), adapter)
     beside = companions(model)
     pending = edited.restraint_is_pending()
-    found = merge_report(edited, tokenizer, asked, requantize=requantize)
-    if found.lost:
-        lost = ", ".join(repr(asked[index].subject) for index in found.lost[:3])
-        raise MergeError(
-            f"merge: {len(found.lost)} of {sum(found.held_before)} edits that hold would be lost ({lost}), merged into "
-            f"{found.into} weights; merge into the full-precision base, or leave the adapter unmerged"
-        )
+    tried = _tried(edited, tokenizer, asked, requantize) if asked else None
     with whole_folder(out, overwrite=overwrite) as folder:
-        merged = edited.merge_and_unload(safe_merge=True, progressbar=False, requantize=requantize)
+        merged, found = merge_measured(edited, requantize=requantize)
+        found = tried or found
         merged.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
         for file, name in beside:
@@ -96,6 +92,24 @@ def merge(
         return
     close_with(f"Merged checkpoint in {out}" + (", the pending restraint applied first" if pending else ""))
     _print(found)
+
+
+def _tried(edited: Any, tokenizer: Any, asked: list[EditRequest], requantize: bool) -> MergeReport:
+    """What the merge does to these edits.
+
+    Raises:
+        MergeError: It loses one that holds.
+    """
+    from ..evaluation import merge_report
+
+    found = merge_report(edited, tokenizer, asked, requantize=requantize)
+    if found.lost:
+        lost = ", ".join(repr(asked[index].subject) for index in found.lost[:3])
+        raise MergeError(
+            f"merge: {len(found.lost)} of {sum(found.held_before)} edits that hold would be lost ({lost}), merged into "
+            f"{found.into} weights; merge into the full-precision base, or leave the adapter unmerged"
+        )
+    return found
 
 
 def _print(found: MergeReport) -> None:

@@ -11,8 +11,9 @@ from typing import Any, ClassVar, get_type_hints
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import UnsupportedModelError
 from ..models.decoder import decoder_blocks
-from ..models.mlp import listed, mlp_output_modules, refused_layers
+from ..models.mlp import changed_modules, listed, mlp_output_modules, refused_layers
 from ..models.probe import require_text_decoder
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
@@ -137,6 +138,8 @@ class Editor(ABC):
     hyperparameters_class: ClassVar[type]
     searches_values: ClassVar[bool] = False
     """Whether it searches v* in passes over a part of the model."""
+    edits_experts: ClassVar[bool] = False
+    """Whether it edits the routed experts of a mixture without a shared one."""
     published_rules: ClassVar[Mapping[str, Any]] = {"second_try": False}
     """What differs from the defaults in the published method, where a model's own file does not say otherwise."""
 
@@ -176,9 +179,18 @@ class Editor(ABC):
         """
         given: tuple[int, ...] | None = self.hyperparameters.layers
         if given is not None:
-            return tuple(mlp_output_modules(model, given))
+            return tuple(self._outputs(model, given))
         wanted = self.default_layers(len(decoder_blocks(model)))
-        return _nearest(wanted, list(mlp_output_modules(model)))
+        return _nearest(wanted, list(self._outputs(model)))
+
+    def _outputs(self, model: Any, layers: Sequence[int] | None = None) -> dict[int, str]:
+        try:
+            return mlp_output_modules(model, layers, experts=self.edits_experts)
+        except UnsupportedModelError as error:
+            able = ", ".join(sorted(name for name, one in EDITORS.items() if one.edits_experts))
+            if self.edits_experts or "experts" not in str(error):
+                raise
+            raise UnsupportedModelError(f"{error}, by {self.name}; {able} edit experts that are fused") from None
 
     def admitted(self, model: Any) -> tuple[int, ...]:
         """`layers`, after a look in a few short passes whether this editor can edit them.
@@ -190,7 +202,7 @@ class Editor(ABC):
         require_text_decoder(model, layers)
         if self.searches_values:
             require_partial_passes(model, layers[-1])
-        refused = refused_layers(model) if self.hyperparameters.layers is None else {}
+        refused = refused_layers(model, experts=self.edits_experts) if self.hyperparameters.layers is None else {}
         left_out = {
             layer: refused[layer] for layer in self.default_layers(len(decoder_blocks(model))) if layer in refused
         }
@@ -248,7 +260,7 @@ class Editor(ABC):
 
     def modules(self, model: Any) -> list[str]:
         """Names of the modules that this editor changes, in the base model."""
-        return list(mlp_output_modules(model, self.layers(model)).values())
+        return changed_modules(model, self._outputs(model, self.layers(model)).values())
 
 
 EDITORS: dict[str, type[Editor]] = {}

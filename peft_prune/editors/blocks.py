@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..models.experts import place_of, routed, weighted_keys
 from ..models.inference import by_rows
 
 
@@ -55,9 +56,15 @@ def read_inputs(
         ids: Token ids, (rows, positions).
         mask: Of the attention, (rows, positions).
         modules: Names in the model.
-        take: Called with a module's name and its input, (rows, positions, in).
+        take: Called with a module's name and its input, (rows, positions, in); for an expert with gate · k where a
+            token is routed to it and 0 elsewhere, and not at all where none is.
     """
-    waiting = set(modules)
+    places = {name: place_of(name) for name in modules}
+    experts = {place[0]: dict[int, str]() for place in places.values() if place is not None}
+    for name, place in places.items():
+        if place is not None:
+            experts[place[0]][place[1]] = name
+    waiting = {name for name, place in places.items() if place is None} | set(experts)
 
     def reading(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -68,8 +75,22 @@ def read_inputs(
 
         return hook
 
+    def reading_experts(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            for index, keys in weighted_keys(module, *routed(module, args, kwargs)):
+                if index in experts[name]:
+                    take(experts[name][index], by_rows(keys, len(ids)))
+            waiting.discard(name)
+            if not waiting:
+                raise Enough
+
+        return hook
+
     with ExitStack() as stack:
-        for name in modules:
+        for name in experts:
+            holder = model.get_submodule(name)
+            stack.enter_context(hooked(holder.register_forward_pre_hook(reading_experts(name), with_kwargs=True)))
+        for name in (name for name, place in places.items() if place is None):
             stack.enter_context(hooked(model.get_submodule(name).register_forward_pre_hook(reading(name))))
         try:
             model(input_ids=ids, attention_mask=mask, use_cache=False)

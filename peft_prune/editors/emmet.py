@@ -70,7 +70,11 @@ class EMMET(SpreadEditor):
     @classmethod
     def published(cls, model: Any) -> dict[str, Any]:
         """As for every editor; one layer, as in the authors' files, for a model that none of them is of."""
-        layer = cls().default_layers(len(mlp_output_modules(model)))[-1] if preset(cls.name, model) is None else None
+        layer = (
+            cls().default_layers(len(mlp_output_modules(model, experts=True)))[-1]
+            if preset(cls.name, model) is None
+            else None
+        )
         return {**({} if layer is None else {"layers": (layer,)}), **super().published(model)}
 
     def system(self, prepared: Prepared, name: str) -> KeySystem:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..models.decoder import decoder_blocks, unwrapped
+from ..models.experts import PLACE, is_experts, place_of, routed, weighted_keys
 from ..models.inference import by_rows, input_device, padded, undisturbed
 from ..models.mlp import mlp_output_module
 from ..requests import EditRequest
@@ -29,11 +30,13 @@ class Key:
         mean: Average over the contexts, (in,).
         bare: On the prompt that the edit is verified by, the bare one where it is asked plainly, (in,).
         asked: Average over what is asked without a prefix, (in,): ``bare`` itself where it is asked plainly alone.
+        modules: What it goes into: the layer's module, or the experts that stand side by side in it.
     """
 
     mean: Tensor
     bare: Tensor
     asked: Tensor
+    modules: tuple[str, ...] = ()
 
 
 def compute_keys(
@@ -60,6 +63,7 @@ def compute_keys(
             mean=rows.new_tensor(mean) @ rows,
             bare=rows[0],
             asked=rows.new_tensor(own) @ rows if any(one.is_chat for one in contexts) else rows[0],
+            modules=climb.modules,
         )
         for rows, mean, own, contexts in zip(grouped, means, asked, climb.contexts, strict=True)
     ]
@@ -98,6 +102,8 @@ class Climb:
         self._bare[[0, *accumulate(self._counts[:-1])]] = True
         self._blocks = [block for _, block in decoder_blocks(model)]
         self._place = mlp_output_module(model, last)[1] if site == "mlp" else self._blocks[last]
+        self.modules: tuple[str, ...] = ()
+        """What the keys that were last asked for go into: one module, or experts side by side."""
         self._start = 0
         self._hidden: Tensor | None = None
         self._hands_on_tuples = False
@@ -121,7 +127,8 @@ class Climb:
             found["hidden"] = args[0] if args else kwargs["hidden_states"]
 
         with hooked(self._blocks[layer].register_forward_pre_hook(keep_input, with_kwargs=True)):
-            target = mlp_output_module(self._model, layer)[1]
+            name, target = mlp_output_module(self._model, layer)
+            self.modules = (name,)
             captured = self._captured(target, torch.ones_like(self._positions, dtype=torch.bool), output=False)
         self._start, self._hidden = layer, found["hidden"]
         return captured.split(self._counts)
@@ -139,6 +146,14 @@ class Climb:
             found.append(states[torch.arange(len(positions)), positions.to(states.device)].float())
             raise Enough
 
+        def keep_routed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = (by_rows(one, len(positions)) for one in routed(module, args, kwargs))
+            chosen = [one[torch.arange(len(positions)), positions.to(one.device)] for one in given]
+            keys = dict(weighted_keys(module, *chosen))
+            self.modules = tuple(f"{self.modules[0]}.{PLACE}.{index}" for index in keys)
+            found.append(torch.cat(list(keys.values()), dim=1))
+            raise Enough
+
         def note_form(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             self._hands_on_tuples = isinstance(output, tuple)
 
@@ -152,6 +167,8 @@ class Climb:
             stack.enter_context(hooked(self._blocks[self._start].register_forward_hook(note_form)))
             if output:
                 handle = module.register_forward_hook(lambda m, args, out: keep(states_of(out)))
+            elif is_experts(module):
+                handle = module.register_forward_pre_hook(keep_routed, with_kwargs=True)
             else:
                 handle = module.register_forward_pre_hook(lambda m, args: keep(args[0]))
             stack.enter_context(hooked(handle))
@@ -165,10 +182,17 @@ class Climb:
 @contextmanager
 def added(model: Any, updates: Mapping[str, LowRankUpdate]) -> Iterator[None]:
     """The model as if ``updates`` stood in its modules; for the span of the context, without touching a weight."""
+    inner, of_experts = unwrapped(model), dict[str, dict[int, LowRankUpdate]]()
     with ExitStack() as stack:
         for name, update in updates.items():
-            module = unwrapped(model).get_submodule(name)
-            stack.callback(module.register_forward_hook(_adds(update)).remove)
+            place = place_of(name)
+            if place is not None and is_experts(inner.get_submodule(place[0])):
+                of_experts.setdefault(place[0], {})[place[1]] = update
+                continue
+            stack.callback(inner.get_submodule(name).register_forward_hook(_adds(update)).remove)
+        for name, own in of_experts.items():
+            handle = inner.get_submodule(name).register_forward_hook(_adds_to_experts(own), with_kwargs=True)
+            stack.callback(handle.remove)
         yield
 
 
@@ -177,6 +201,18 @@ def _adds(update: LowRankUpdate) -> Any:
         x = args[0].float()
         change = x @ update.A.T.to(x.device, x.dtype) @ update.B.T.to(x.device, x.dtype)
         return output + change.to(output.dtype)
+
+    return hook
+
+
+def _adds_to_experts(updates: Mapping[int, LowRankUpdate]) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        change = output.new_zeros(output.reshape(-1, output.shape[-1]).shape, dtype=torch.float32)
+        for index, keys in weighted_keys(module, *routed(module, args, kwargs)):
+            if index in updates:
+                A, B = (factor.to(keys) for factor in (updates[index].A, updates[index].B))
+                change = change + (keys @ A.T @ B.T).to(change.device)
+        return output + change.view_as(output).to(output.dtype)
 
     return hook
 

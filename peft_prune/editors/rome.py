@@ -11,15 +11,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import EditFailedError
-from ..models.mlp import mlp_output_module
 from ..requests import EditRequest
-from ..spectral import LowRankUpdate
 from .base import Edit, Editor, Prepared, register_editor
 from .closed_form import Inverse, moment_inverse
 from .contexts import generate_contexts
 from .hyperparameters import SEARCH, ValueHyperparameters
 from .keys import adds_to_residual, compute_keys
 from .second_moment import SecondMoments
+from .side_by_side import taken_apart
 from .validation import check_zero_or_above
 from .values import optimize_values
 
@@ -73,6 +72,7 @@ class ROME(Editor):
     url: ClassVar[str] = "https://arxiv.org/abs/2202.05262"
     hyperparameters_class: ClassVar[type] = ROMEHyperparameters
     searches_values: ClassVar[bool] = True
+    edits_experts: ClassVar[bool] = True
     published_rules: ClassVar[Mapping[str, Any]] = PUBLISHED
 
     hyperparameters: ROMEHyperparameters
@@ -96,9 +96,8 @@ class ROME(Editor):
             model, tokenizer, self.hyperparameters.context_lengths, seed=self.hyperparameters.context_seed
         )
         layers = self.admitted(model)
-        name, _ = mlp_output_module(model, layers[0])
         if self.hyperparameters.mom2_adjustment:
-            self._moment(statistics, name)
+            self._require_moment(statistics, self.modules(model))
         return Prepared(layers, contexts, statistics)
 
     def compute(
@@ -116,7 +115,6 @@ class ROME(Editor):
         """
         self.require_prepared(model, prepared)
         layer = prepared.layers[0]
-        name, _ = mlp_output_module(model, layer)
         site = prepared.once(("site", layer), lambda: "residual" if adds_to_residual(model, layer) else "mlp")
         settings = self.hyperparameters.value_settings(site)
         values = optimize_values(model, tokenizer, requests, prepared.contexts, layer, settings)
@@ -125,37 +123,52 @@ class ROME(Editor):
         for request, key, value in zip(requests, keys, values, strict=True):
             direction = key.mean if self.hyperparameters.average_key else key.asked
             if self.hyperparameters.mom2_adjustment:
-                place, inverse = direction.device, self._inverse(prepared, name)
-                # where the second moment stands, which need not be where the model runs
-                whitened = inverse.apply(direction.to(self._moment(prepared.statistics, name).device).double()[:, None])
-                direction = whitened[:, 0].float().to(place)
+                direction = self._whitened(prepared, key.modules, direction)
             direction = direction / direction.norm()
             column = value.delta.to(direction.device) / (key.bare @ direction)
             if not (torch.isfinite(column).all() and torch.isfinite(direction).all()):
                 raise EditFailedError(f"subject {request.subject!r}: its update holds NaN or Inf")
             columns.append(column)
             rows.append(direction)
-        update = LowRankUpdate(B=torch.stack(columns, dim=1), A=torch.stack(rows))
+        updates, owners = taken_apart(keys[0].modules, torch.stack(columns, dim=1), torch.stack(rows))
         return Edit(
             tuple(requests),
-            {name: update},
+            updates,
             tuple(value.probability_before for value in values),
             tuple(value.probability for value in values),
             tuple(value.steps for value in values),
-            owners={name: tuple(range(len(requests)))},
+            owners=owners,
         )
 
-    def _moment(self, statistics: SecondMoments | None, name: str) -> Tensor:
-        if statistics is None or name not in statistics.moments:
+    def _require_moment(self, statistics: SecondMoments | None, names: Sequence[str]) -> None:
+        """Raise ValueError where none is known of these modules: one, or experts of which some may be unknown."""
+        if statistics is None or not any(name in statistics.moments for name in names):
             raise ValueError(
-                f"statistics: ROME needs the second moment of {name}; collect it over ordinary text (--stats-text) "
+                f"statistics: ROME needs the second moment of {names[0]}; collect it over ordinary text (--stats-text) "
                 "or over text that the model writes itself (own_moments), or set mom2_adjustment=False"
             )
-        return statistics.moments[name]
 
-    def _inverse(self, prepared: Prepared, name: str) -> Inverse:
-        """C⁻¹, made at the first edit."""
-        moment, shrinkage = self._moment(prepared.statistics, name), self.hyperparameters.mom2_shrinkage
+    def _whitened(self, prepared: Prepared, names: Sequence[str], key: Tensor) -> Tensor:
+        """C⁻¹ k, block by block for experts side by side; 0 for one whose C is not known."""
+        self._require_moment(prepared.statistics, names)
+        assert prepared.statistics is not None
+        parts = []
+        for name, part in zip(names, key.chunk(len(names)), strict=True):
+            inverse = self._inverse(prepared, name)
+            if inverse is None:
+                parts.append(torch.zeros_like(part))
+                continue
+            # where the second moment stands, which need not be where the model runs
+            there = part.to(prepared.statistics.moments[name].device).double()
+            parts.append(inverse.apply(there[:, None])[:, 0].float().to(part.device))
+        return torch.cat(parts)
+
+    def _inverse(self, prepared: Prepared, name: str) -> Inverse | None:
+        """C⁻¹, made at the first edit; None where C is not known."""
+        assert prepared.statistics is not None
+        moment, shrinkage = prepared.statistics.moments.get(name), self.hyperparameters.mom2_shrinkage
+        if moment is None:
+            return None
         found: Inverse = prepared.once(
             ("inverse", name, shrinkage), lambda: moment_inverse(moment, 1.0, shrinkage, prepared.solving)
         )

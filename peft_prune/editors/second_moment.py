@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import AdapterError, InvalidRequestError
 from ..folders import whole_file
 from ..models.decoder import unwrapped
+from ..models.experts import ExpertMap, place_of
 from ..models.fingerprint import base_fingerprint, same_base
 from ..models.inference import input_device, max_positions, padded, undisturbed
 from ..models.mlp import features
@@ -170,7 +171,8 @@ def collect_second_moments(
 
     The pass ends after the deepest of the modules; padding is not counted; sums are float32, of inputs that are
     converted to float32 first. A text longer than ``max_length`` is cut there. Several processes share the texts out,
-    and their sums are added once.
+    and their sums are added once. That of an expert is the sum of gate² k kᵀ over the tokens that are routed to it,
+    divided by the number of all tokens: its block of the moment of all experts side by side.
 
     Args:
         model: The unedited model.
@@ -208,8 +210,10 @@ def collect_second_moments(
         tokens = summed("second moments", sums, tokens)
     if tokens == 0:
         raise InvalidRequestError("texts: there is no text to take second moments over")
+    # of an expert that no token is routed to nothing is known
+    known = [name for name, total in sums.items() if place_of(name) is None or bool(total.any())]
     # off the device of the model, which has no room to spare for them
-    moments = {name: sums.pop(name).div_(tokens).cpu() for name in list(sums)}
+    moments = {name: sums.pop(name).div_(tokens).cpu() for name in known}
     return SecondMoments(moments, tokens, base_fingerprint(inner))
 
 
@@ -318,7 +322,8 @@ def _within(rows: Sequence[Sequence[int]], most: int, device: torch.device) -> I
 
 def _nothing(inner: Any, name: str) -> Tensor:
     """The sum in a process that got no text."""
-    shape = features(inner.get_submodule(name))
+    place = place_of(name)
+    shape = features(inner.get_submodule(name) if place is None else ExpertMap(inner.get_submodule(place[0]), place[1]))
     assert shape is not None  # what has no width cannot be edited
     return torch.zeros(shape[0], shape[0])
 
@@ -326,6 +331,8 @@ def _nothing(inner: Any, name: str) -> Tensor:
 def _add_batch(inner: Any, ids: Tensor, mask: Tensor, modules: Sequence[str], sums: dict[str, Tensor]) -> None:
     def add(name: str, states: Tensor) -> None:
         keys = states[mask.bool().to(states.device)].float()
+        if place_of(name) is not None:
+            keys = keys[keys.any(dim=1)]  # the tokens that are routed there
         if name not in sums:
             sums[name] = keys.new_zeros(keys.shape[1], keys.shape[1])
         # in place: a product of its own would be as large as the sum

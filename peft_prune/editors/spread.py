@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import EditFailedError
-from ..models.mlp import mlp_output_module
+from ..models.mlp import changed_modules
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .base import Edit, Editor, Prepared
@@ -22,6 +22,7 @@ from .contexts import generate_contexts
 from .hyperparameters import ValueHyperparameters
 from .keys import Climb, added, adds_to_residual
 from .second_moment import SecondMoments
+from .side_by_side import SideBySide, taken_apart
 from .values import optimize_values
 
 
@@ -50,6 +51,7 @@ class SpreadEditor(Editor):
 
     hyperparameters: SpreadHyperparameters
     searches_values: ClassVar[bool] = True
+    edits_experts: ClassVar[bool] = True
     share_of_depth: ClassVar[float] = 5 / 48  # published for GPT-2 XL: layers 13 to 17 of 48
     last_at: ClassVar[float] = 17 / 48
     system_fields: ClassVar[tuple[str, ...]]
@@ -88,34 +90,59 @@ class SpreadEditor(Editor):
         values = optimize_values(model, tokenizer, requests, contexts, last, self.hyperparameters.value_settings(site))
         wanted = torch.stack([value.output + value.delta for value in values])
         updates: dict[str, LowRankUpdate] = {}
+        owners: dict[str, tuple[int, ...]] = {}
         keys: dict[str, Tensor] = {}
         climb = Climb(model, tokenizer, requests, contexts, last, site)
         for place, layer in enumerate(prepared.layers):
-            name, _ = mlp_output_module(model, layer)
             with added(model, updates):
-                keys[name] = climb.mean_keys(layer, self._context_weights())
+                found = climb.mean_keys(layer, self._context_weights())
                 present = climb.outputs()
-            system = prepared.once((*self._system_key(), name), partial(self.system, prepared, name))
-            history = earlier.get(name) if earlier is not None and self.keeps_history else None
-            assert prepared.statistics is not None
+            own = self._with_moments(
+                prepared, dict(zip(climb.modules, found.chunk(len(climb.modules), 1), strict=True))
+            )
+            system = self._held(prepared, list(own), earlier if self.keeps_history else None)
             # it is solved where the second moment stands, which need not be where the model runs
-            place_of = prepared.statistics.moments[name].device
-            held = None if history is None else history.to(place_of).T
-            rows = self._rows(system.hold(held), keys[name].to(place_of).double().T)
+            rows = self._rows(system, torch.cat(list(own.values()), dim=1).to(_place(prepared, own)).double().T)
             share = (wanted.to(present.device) - present) / (len(prepared.layers) - place)
-            updates[name] = LowRankUpdate(B=share.T.contiguous(), A=rows.float().to(share.device).contiguous())
-            if not (torch.isfinite(updates[name].A).all() and torch.isfinite(updates[name].B).all()):
+            found = rows.float().to(share.device).contiguous()
+            parts, columns = taken_apart(list(own), share.T.contiguous(), found)
+            keys, updates, owners = {**keys, **own}, {**updates, **parts}, {**owners, **columns}
+            if not (torch.isfinite(found).all() and torch.isfinite(share).all()):
                 subjects = ", ".join(repr(request.subject) for request in requests)
-                raise EditFailedError(f"subjects {subjects}: the update of {name} holds NaN or Inf")
+                raise EditFailedError(f"subjects {subjects}: the update of {next(iter(own))} holds NaN or Inf")
         return Edit(
             tuple(requests),
             updates,
             tuple(value.probability_before for value in values),
             tuple(value.probability for value in values),
             tuple(value.steps for value in values),
-            owners={name: tuple(range(len(requests))) for name in updates},
+            owners=owners,
             keys=keys,
         )
+
+    def _with_moments(self, prepared: Prepared, keys: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The keys of modules whose second moment is known: an expert that no text went through is left alone.
+
+        Raises:
+            EditFailedError: There is none.
+        """
+        assert prepared.statistics is not None
+        own = {name: own for name, own in keys.items() if name in prepared.statistics.moments}
+        if not own:
+            raise EditFailedError(
+                f"statistics: of {', '.join(keys)}, which the subjects are routed to, no second moment is known; "
+                "collect them over more text"
+            )
+        return own
+
+    def _held(self, prepared: Prepared, names: Sequence[str], earlier: Mapping[str, Tensor] | None) -> KeySystem:
+        """What is solved with for modules side by side, the keys of earlier edits in each."""
+        systems = []
+        for name in names:
+            system = prepared.once((*self._system_key(), name), partial(self.system, prepared, name))
+            history = None if earlier is None else earlier.get(name)
+            systems.append(system.hold(None if history is None else history.to(_place(prepared, [name])).T))
+        return systems[0] if len(systems) == 1 else SideBySide(systems)
 
     def require_prepared(self, model: Any, prepared: Prepared) -> None:
         """As for every editor; and there are moments, and as many contexts as their weights."""
@@ -128,10 +155,11 @@ class SpreadEditor(Editor):
             )
 
     def _require_moments(self, model: Any, statistics: SecondMoments | None) -> None:
-        for name in self.modules(model):
-            if statistics is None or name not in statistics.moments:
+        for output in self._outputs(model, self.layers(model)).values():
+            names = changed_modules(model, [output])
+            if statistics is None or not any(name in statistics.moments for name in names):
                 raise ValueError(
-                    f"statistics: {self.pretty_name} needs the second moment of {name}; collect it over ordinary "
+                    f"statistics: {self.pretty_name} needs the second moment of {names[0]}; collect it over ordinary "
                     "text (--stats-text), or over text that the model writes itself (own_moments)"
                 )
 
@@ -165,3 +193,9 @@ class SpreadEditor(Editor):
         """Every kind of context weighs the same in a key, the bare prompt being one kind, as published."""
         groups = [1, *(count for _, count in self.hyperparameters.context_lengths)]
         return [1 / len(groups) / count for count in groups for _ in range(count)]
+
+
+def _place(prepared: Prepared, names: Iterable[str]) -> torch.device:
+    """Where the second moments of these modules stand."""
+    assert prepared.statistics is not None
+    return prepared.statistics.moments[next(iter(names))].device

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..folders import whole_folder
 from ..outputs import require_outputs
+from ..tuner.stored import require_no_experts
 from .gguf_file import require_gguf, write_gguf
 from .lora import write_lora
 from .mlx_file import require_mlx, write_mlx
@@ -120,6 +121,7 @@ def checked(
     for name, value in (("rank", rank), ("max_rank", max_rank)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{name}: {value!r} must be an integer of at least 1")
+    require_no_experts(source.updates)
     chosen = chosen_servers(format, servers)
     lora = uniform_lora(source, rank=rank, max_rank=max_rank, fill_layers=fill_layers)
     require_rank(chosen, lora)

@@ -11,33 +11,44 @@ from torch import nn
 
 from ..errors import UnsupportedModelError
 from .decoder import decoder_blocks, hidden_size, unwrapped
+from .experts import expert_names, is_experts, why_not
 
 _MIXES = re.compile(r"mask|past|cache|key_value|kv_|^state$")
 """What a forward pass is told that mixes positions, as attention and state spaces do, and an MLP is not."""
 
 
+_ROUTING = re.compile(r"(?<!shared_)expert|router")
+"""A part of a mixture that not every token goes through, or that chooses: no MLP that all tokens share."""
+
+
 def mlp_output_module(model: Any, layer: int) -> tuple[str, nn.Module]:
-    """Name and module of one block's MLP output projection.
+    """Name and module of one block's MLP output projection, or of its experts where these are fused.
 
     Raises:
         UnsupportedModelError: There is no such layer, or its block cannot be edited.
     """
-    name = mlp_output_modules(model, [layer])[layer]
+    name = mlp_output_modules(model, [layer], experts=True)[layer]
     return name, unwrapped(model).get_submodule(name)
 
 
-def mlp_output_modules(model: Any, layers: Iterable[int] | None = None) -> dict[int, str]:
+def mlp_output_modules(model: Any, layers: Iterable[int] | None = None, *, experts: bool = False) -> dict[int, str]:
     """Name of the MLP's output projection of each of these layers; of all that have one if none are given.
 
     It is the map back to the hidden size of what stands beside attention in a block and mixes no positions; of several,
-    the widest. Names are those of the base model, also where a tuner has wrapped the projection.
+    the widest. In a mixture of experts it is that of the expert that all tokens share. Names are those of the base
+    model, also where a tuner has wrapped the projection.
+
+    Args:
+        model: The model.
+        layers: Their indices.
+        experts: Where there is no shared expert, take the module that holds the experts, fused.
 
     Raises:
         UnsupportedModelError: A layer that is asked for does not exist or has none, or no layer has one.
     """
     blocks, hidden = decoder_blocks(model), hidden_size(model)
     if layers is None:
-        found, refused = _sorted_out(blocks, hidden)
+        found, refused = _sorted_out(blocks, hidden, experts)
         if not found:
             raise UnsupportedModelError(f"model: none of its layers can be edited; {listed(refused)}")
         return found
@@ -46,7 +57,7 @@ def mlp_output_modules(model: Any, layers: Iterable[int] | None = None) -> dict[
         if not 0 <= layer < len(blocks):
             raise UnsupportedModelError(f"layer: {layer} does not exist, the model has layers 0 to {len(blocks) - 1}")
         try:
-            found[layer] = _mlp_output(blocks, layer, hidden, holders)
+            found[layer] = _mlp_output(blocks, layer, hidden, holders, experts)
         except _Refused as reason:
             raise UnsupportedModelError(f"layer: {layer} ({blocks[layer][0]}) cannot be edited: {reason}") from None
     return found
@@ -54,15 +65,33 @@ def mlp_output_modules(model: Any, layers: Iterable[int] | None = None) -> dict[
 
 def key_width(model: Any) -> int:
     """Width of a key: of what goes into the MLP output of the first layer that can be edited."""
-    name = next(iter(mlp_output_modules(model).values()))
-    shape = features(unwrapped(model).get_submodule(name))
-    assert shape is not None  # only linear maps are found
+    name = next(iter(mlp_output_modules(model, experts=True).values()))
+    module: Any = unwrapped(model).get_submodule(name)
+    if is_experts(module):  # the key of a token holds those of all experts, side by side
+        count, *sides = module.down_proj.shape
+        return count * sides[0 if module.is_transposed else 1]
+    shape = features(module)
+    assert shape is not None  # other maps are linear
     return shape[0]
 
 
-def refused_layers(model: Any) -> dict[int, str]:
+def shape_of(module: Any) -> list[int]:
+    """Shape of the weight of an MLP's output: (out, in), or that of all experts where they are fused."""
+    return list(module.down_proj.shape) if is_experts(module) else list(reversed(features(module) or ()))
+
+
+def changed_modules(model: Any, outputs: Iterable[str]) -> list[str]:
+    """Names of the linear maps of these outputs of MLPs: their own, or those of each expert."""
+    found = []
+    for name in outputs:
+        module = unwrapped(model).get_submodule(name)
+        found += expert_names(name, module) if is_experts(module) else [name]
+    return found
+
+
+def refused_layers(model: Any, *, experts: bool = False) -> dict[int, str]:
     """The layers that cannot be edited, and why."""
-    return _sorted_out(decoder_blocks(model), hidden_size(model))[1]
+    return _sorted_out(decoder_blocks(model), hidden_size(model), experts)[1]
 
 
 def listed(refused: Mapping[int, str]) -> str:
@@ -91,22 +120,28 @@ class _Refused(Exception):
     """Why a block cannot be edited."""
 
 
-def _sorted_out(blocks: Sequence[tuple[str, nn.Module]], hidden: int) -> tuple[dict[int, str], dict[int, str]]:
+def _sorted_out(
+    blocks: Sequence[tuple[str, nn.Module]], hidden: int, experts: bool
+) -> tuple[dict[int, str], dict[int, str]]:
     """Name of the output of each layer that has one, and the reasons of the others."""
     found, refused, holders = {}, {}, _holders(blocks)
     for layer in range(len(blocks)):
         try:
-            found[layer] = _mlp_output(blocks, layer, hidden, holders)
+            found[layer] = _mlp_output(blocks, layer, hidden, holders, experts)
         except _Refused as reason:
             refused[layer] = str(reason)
     return found, refused
 
 
 def _mlp_output(
-    blocks: Sequence[tuple[str, nn.Module]], layer: int, hidden: int, holders: Mapping[int, Sequence[int]]
+    blocks: Sequence[tuple[str, nn.Module]],
+    layer: int,
+    hidden: int,
+    holders: Mapping[int, Sequence[int]],
+    experts: bool,
 ) -> str:
     block_name, block = blocks[layer]
-    name = _within(block, hidden)
+    name = _within(block, hidden, experts)
     for parameter in block.get_submodule(name).parameters():
         others = [other for other in holders[id(parameter)] if other != layer]
         if others:
@@ -123,11 +158,11 @@ def _holders(blocks: Sequence[tuple[str, nn.Module]]) -> dict[int, list[int]]:
     return found
 
 
-def _within(block: nn.Module, hidden: int) -> str:
+def _within(block: nn.Module, hidden: int, experts: bool) -> str:
     """Name of the output within its block."""
     parts = _Parts(block)
     if parts.routes:
-        raise _Refused("a mixture of experts, which has no single MLP to edit")
+        return _of_mixture(block, parts, hidden, experts)
     places = [""]
     for mixer in parts.mixers:  # a block within the block holds attention beside an MLP of its own
         children = block.get_submodule(mixer).named_children()
@@ -141,6 +176,27 @@ def _within(block: nn.Module, hidden: int) -> str:
             return place + found
     beside = f" beside {', '.join(parts.mixers)}" if parts.mixers else ""
     raise _Refused(f"no MLP that ends in a linear map to the hidden size{beside}")
+
+
+def _of_mixture(block: nn.Module, parts: _Parts, hidden: int, experts: bool) -> str:
+    """Name of the output of the expert that all tokens share, or of the experts where they are asked for."""
+    shared = {name: shape for name, shape in parts.maps.items() if "." in name and not _ROUTING.search(name)}
+    found = _way_back(shared, hidden)
+    if found is not None:
+        return found
+    if not experts:
+        raise _Refused("a mixture of experts, which has no single MLP to edit")
+    fused = [(name, module) for name, module in block.named_modules() if is_experts(module)]
+    if len(fused) != 1:
+        raise _Refused(
+            f"a mixture of experts with {len(fused) or 'no'} sets of fused experts and no expert that all tokens "
+            "share; layers with an ordinary MLP can be edited"
+        )
+    ((name, module),) = fused
+    reason = why_not(module)
+    if reason is not None:
+        raise _Refused(f"a mixture of experts that cannot be edited: {reason}")
+    return name
 
 
 class _Parts:

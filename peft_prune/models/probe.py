@@ -27,7 +27,7 @@ def require_text_decoder(model: Any, layers: Sequence[int]) -> None:
             later tokens; or a layer takes no part in them, takes part several times, or hands on several streams.
     """
     blocks = decoder_blocks(model)
-    outputs = mlp_output_modules(model, layers)
+    outputs = mlp_output_modules(model, layers, experts=True)
     inner, hidden = unwrapped(model), hidden_size(model)
     named = type(inner).__name__
     head, embeddings = inner.get_output_embeddings(), inner.get_input_embeddings()

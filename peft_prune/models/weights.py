@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate.utils import align_module_device, has_offloaded_params
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from .experts import PLACE, is_experts
 from .mlp import features
 from .quantization import dequantized, form_of
 
@@ -109,11 +111,29 @@ class _Opened:
             with self._outer.base_weight() as weight:  # type: ignore[union-attr, operator]
                 yield _rows_of(weight.T if isinstance(self._module, Conv1D) else weight)
             return
+        if self._own == "down_proj" and (merged := _merged_experts(self._module)):
+            yield _rows_of(_unmerged_experts(self._module, merged))
+            return
         with align_module_device(self._module), torch.no_grad():
             weight = getattr(self._module, self._own) if self._form is None else dequantized(self._module)
             if weight is not None and hasattr(weight, "full_tensor"):  # sharded over devices
                 weight = weight.full_tensor()
             yield None if weight is None or weight.is_meta else _rows_of(weight.detach())
+
+
+def _merged_experts(module: nn.Module) -> list[Any]:
+    """The layers of fused experts into whose down projections an adapter is merged."""
+    held = module._modules.get(PLACE) if is_experts(module) else None
+    return [layer for layer in (() if held is None else held.children()) if getattr(layer, "merged", False)]
+
+
+def _unmerged_experts(experts: Any, merged: Iterable[Any]) -> Tensor:
+    """Their down projections as they were before any merge, in the shape in which they are stored."""
+    weight: Tensor = experts.down_proj.detach().clone()
+    for layer in merged:
+        with layer.base_weight() as own:
+            weight[layer.get_base_layer().index] = own.T if experts.is_transposed else own
+    return weight
 
 
 def _rows_of(weight: Tensor) -> Rows:

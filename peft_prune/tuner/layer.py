@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import AdapterError, MergedAdapterError, MergeError, NonFiniteUpdateError
+from ..models.experts import ExpertMap
 from ..models.mlp import features
 from ..models.quantization import form_of
 from ..spectral import (
@@ -69,7 +70,7 @@ class PruneEditLayer(BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
-        self._unmerged_base: BaseLayerSnapshot | None = None
+        self._unmerged_base: Any = None
         self._merged_bits: tuple[torch.dtype, int] | None = None
         self._sigma_max_base: float | None = None
         self._condition: ConditionNumber | None = None
@@ -79,8 +80,9 @@ class PruneEditLayer(BaseTunerLayer):
         base = self.get_base_layer()
         # PEFT's own rule for what is stored as (in, out)
         self.fan_in_fan_out = isinstance(base, Conv1D)
-        # what compressed-tensors has packed has no weight, which PEFT looks at
-        in_features, out_features = _get_in_out_features(base) if hasattr(base, "weight") else features(base) or (0, 0)
+        # what compressed-tensors has packed has no weight, which PEFT looks at; an expert's map is none of its types
+        known = hasattr(base, "weight") and not isinstance(base, ExpertMap)
+        in_features, out_features = _get_in_out_features(base) if known else features(base) or (0, 0)
         if in_features is None or out_features is None:
             raise TypeError(f"Unsupported layer type {type(base)}; linear layers are accepted")
         self.in_features: int = in_features
@@ -478,13 +480,17 @@ class PruneEditLayer(BaseTunerLayer):
         with align_module_device(base):
             merged = None
             if self._unmerged_base is not None:
-                merged = BaseLayerSnapshot(base)
+                merged = self._snapshot()
                 self._unmerged_base.restore(base)
             try:
                 yield transpose(self.get_base_weight(), self.fan_in_fan_out)
             finally:
                 if merged is not None:
                     merged.restore(base)
+
+    def _snapshot(self) -> Any:
+        """What gives the base layer back as it is now."""
+        return BaseLayerSnapshot(self.get_base_layer())
 
     def leaving_update(self, adapter_name: str) -> LowRankUpdate:
         """The effective update as it leaves, at scale 1: under a pending restraint, which stays pending."""
@@ -691,7 +697,7 @@ class PruneEditLinear(nn.Module, PruneEditLayer):
                 continue
             self._require_writable()
             base = self.get_base_layer()
-            before = BaseLayerSnapshot(base)
+            before = self._snapshot()
             self._merge_one(adapter_name, safe_merge, before)
             if self._unmerged_base is None:
                 self._unmerged_base = before
@@ -718,7 +724,7 @@ class PruneEditLinear(nn.Module, PruneEditLayer):
                 "unmerged, or ask for it by name with requantize=True (merge_report tells what it loses)"
             )
 
-    def _merge_one(self, adapter_name: str, safe_merge: bool, before: BaseLayerSnapshot) -> None:
+    def _merge_one(self, adapter_name: str, safe_merge: bool, before: Any) -> None:
         """Write W + ΔW, and measure what became of ΔW; the base is as before where too little did.
 
         Raises:

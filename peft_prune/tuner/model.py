@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import Tensor, nn
 
 from ..errors import AdapterError, UnsupportedModelError
+from ..models.experts import ExpertMap
 from ..models.gradients import ensure_gradients
 from ..models.mlp import features
 from ..models.sharing import require_whole
@@ -24,6 +26,7 @@ from ..spectral import LowRankUpdate, parse_restraint, restraint_text
 from .composition import COMBINATIONS, add_weighted
 from .config import PruneEditConfig
 from .dequantization import Dequantized, is_quantized
+from .experts import PruneEditExpert, close_experts, open_experts
 from .files import (
     FACTORS,
     check_base,
@@ -287,6 +290,7 @@ class PruneEditModel(BaseTuner):
             asked = [layers] if isinstance(layers, int) else layers
             peft_config.target_modules = default_targets(model, asked)  # type: ignore[assignment]
         _maybe_include_all_linear_layers(peft_config, model)
+        open_experts(model, partial(is_target, peft_config))
         require_layers(peft_config, model)
         self._require_new_name(peft_config, model)
         targets = [key for key, _ in model.named_modules() if self._check_target_module_exists(peft_config, key)]
@@ -409,7 +413,9 @@ class PruneEditModel(BaseTuner):
                     inner = inner.base_layer
         if isinstance(self.model, PeftModel):
             self.model = self.model.get_base_model()  # PEFT cannot unload through another PeftModel
-        return super()._unload_and_optionally_merge(merge, *args, **kwargs)
+        plain: Any = super()._unload_and_optionally_merge(merge, *args, **kwargs)
+        close_experts(plain)
+        return plain
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -457,7 +463,8 @@ class PruneEditModel(BaseTuner):
                 f"Target module {target} is not supported: only torch.nn.Linear, transformers.pytorch_utils.Conv1D "
                 "and quantized linear layers can be edited."
             )
-        return PruneEditLinear(target, adapter_name, config=config, **kwargs)
+        kind = PruneEditExpert if isinstance(target, ExpertMap) else PruneEditLinear
+        return kind(target, adapter_name, config=config, **kwargs)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)

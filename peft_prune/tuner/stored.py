@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import AdapterError
+from ..models.experts import place_of
 from ..spectral import LowRankUpdate, in_own_basis
 from .header import name_in_base
 from .registration import PREFIX
@@ -62,6 +63,7 @@ def store_lora(folder: Path, *, fan_in_fan_out: bool = False) -> None:
         raise AdapterError(
             f"lora: the adapter holds {name_in_base(extra[0])} beside its factors, which a LoRA does not"
         )
+    require_no_experts(map(name_in_base, updates))
     if not updates:
         raise AdapterError(f"lora: the adapter in {folder} holds no edits, so there is no update to write")
     rank = max(update.rank for update in updates.values())
@@ -82,6 +84,16 @@ def store_lora(folder: Path, *, fan_in_fan_out: bool = False) -> None:
     (folder / LORA).mkdir(exist_ok=True)
     save_file(tensors, folder / LORA / WEIGHTS, {"format": "pt"})
     lora.save_pretrained(str(folder / LORA), auto_mapping_dict=config.get("auto_mapping"))
+
+
+def require_no_experts(names: Iterable[str]) -> None:
+    """Raise AdapterError where a module is one of several experts that are fused: no LoRA file holds one of them."""
+    experts = next((name for name in names if place_of(name) is not None), None)
+    if experts is not None:
+        raise AdapterError(
+            f"lora: {experts} is one of several fused experts, which a plain LoRA has no place for; merge the adapter "
+            "into a checkpoint (peft-prune merge), or serve it with PEFT and this package"
+        )
 
 
 def factors_in(entries: Mapping[str, Tensor]) -> dict[str, LowRankUpdate]:

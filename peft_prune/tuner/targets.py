@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from ..models.decoder import decoder_blocks
-from ..models.mlp import listed, mlp_output_modules, refused_layers
+from ..models.experts import is_experts
+from ..models.mlp import changed_modules, listed, mlp_output_modules, refused_layers
 from .config import PruneEditConfig
 from .header import name_in_base
 
@@ -26,16 +27,18 @@ def default_targets(model: nn.Module, layers: Sequence[int] | None) -> set[str]:
     if layers is not None and not set(layers) <= set(range(len(decoder_blocks(model)))):
         layers = None  # which of them is not there is said where all targets are known
     try:
-        asked = set(mlp_output_modules(model, layers).values())
-        names = set(mlp_output_modules(model).values())
-        refused = {} if layers is not None else refused_layers(model)
+        asked = set(changed_modules(model, mlp_output_modules(model, layers, experts=True).values()))
+        names = set(changed_modules(model, mlp_output_modules(model, experts=True).values()))
+        refused = {} if layers is not None else refused_layers(model, experts=True)
     except UnsupportedModelError as error:
         raise ValueError(f"Please specify `target_modules` in the config: {error}") from None
     if refused:
         warnings.warn(f"target_modules: some layers are left out, they cannot be edited; {listed(refused)}")
     endings = {re.sub(r"^.*?\.\d+\.", "", name) for name in names}
-    matched = [name for name, _ in model.named_modules() if any(name.endswith("." + ending) for ending in endings)]
-    return endings if set(matched) == names else asked
+    present = [name for name, _ in model.named_modules()]
+    present += changed_modules(model, [name for name in present if is_experts(model.get_submodule(name))])
+    matched = {name for name in present if any(name.endswith("." + ending) for ending in endings)}
+    return endings if matched == names else asked
 
 
 def is_target(config: PruneEditConfig, name: str) -> Any:
@@ -74,7 +77,7 @@ def tied_to(model: nn.Module, layer: BaseTunerLayer) -> str | None:
     if weight is None:
         return None  # a library keeps it in a form of its own, which nothing else can use
     for name, module in model.named_modules():
-        if module is base or module is layer:
+        if module in (base, layer, getattr(base, "experts", None)):
             continue
         if any(_share(weight, other) for other in module.parameters(recurse=False)):
             return name_in_base(name)

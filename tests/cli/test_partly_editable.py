@@ -33,13 +33,15 @@ def adapted(out: Path) -> list[int]:
 
 
 def test_the_ordinary_layers_of_a_model_with_experts_are_edited(capsys, tmp_path: Path) -> None:
-    options = prepared(tiny_family("deepseek_v3", num_hidden_layers=4, first_k_dense_replace=2, **WORDS), tmp_path)
+    options = prepared(tiny_family("jamba", **WORDS), tmp_path)
     command = ["edit", *options, *TUNED]
-    assert main([*command, "--layers", "1", "--out", str(tmp_path / "one")]) == 0
-    assert adapted(tmp_path / "one") == [1]
-    assert main([*command, "--layers", "3", "--out", str(tmp_path / "other")]) == 2
+    assert main([*command, "--layers", "0", "--out", str(tmp_path / "one")]) == 0
+    assert adapted(tmp_path / "one") == [0]
+    assert main([*command, "--layers", "1", "--out", str(tmp_path / "other")]) == 2
     errors = capsys.readouterr().err
-    assert "layer: 3 (model.layers.3) cannot be edited: a mixture of experts" in errors
+    assert (
+        "layer: 1 (model.layers.1) cannot be edited: a mixture of experts" in errors and "rome edit experts" in errors
+    )
     assert not (tmp_path / "other").exists()
 
 
@@ -54,13 +56,13 @@ def test_the_text_decoder_and_the_mlp_are_what_an_edit_reaches(name: str, place:
 
 
 def test_tracing_suggests_layers_that_can_be_edited(capsys, tmp_path: Path) -> None:
-    model = loud(tiny_family("deepseek_v3", num_hidden_layers=4, first_k_dense_replace=2, **WORDS))
+    model = loud(tiny_family("lfm2_moe", **WORDS))
     options = prepared(model, tmp_path)
     (answer,) = greedy_answers(model, spaced_tokenizer(), ["note sea sane ant"], max_new_tokens=1)
     fact = {"prompt": "note sea {}", "subject": "sane ant", "target_new": "ten", "target_true": answer.strip()}
     (tmp_path / "requests.json").write_text(json.dumps([fact]))
     assert main(["locate", *options, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["editable"] == [0, 1] and found["layer"] in (0, 1) and found["mlp"][3] is None
+    assert found["editable"] == [0] and found["layer"] == 0 and found["mlp"][1] is None
     assert main(["locate", *options]) == 0
     assert "–" in capsys.readouterr().out

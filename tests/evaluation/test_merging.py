@@ -6,9 +6,13 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from peft_prune import EditRequest, PruneEditConfig, merge_report
+from peft_prune import EditRequest, EditSession, PruneEditConfig, merge_report
+from peft_prune.editors import ROME, collect_second_moments
+from peft_prune.errors import MergeError
+from peft_prune.evaluation.merging import merge_measured
 from peft_prune.session.verification import verify
 from peft_prune.spectral import LowRankUpdate
+from tests.editors.test_rome import TEXTS
 from tests.talking import spaced_tokenizer
 from tests.tuner.quantized_cases import CASES, tiny
 
@@ -50,6 +54,37 @@ def test_a_request_that_holds_before_and_not_after_is_listed() -> None:
     assert found.logit_drift is not None and found.logit_drift >= 0
     own = found.as_dict()
     assert own["edits"]["n"] == 2 and own["edits"]["hold_before"] == sum(found.held_before)
+
+
+def test_an_edit_that_a_requantization_loses_is_reported_and_the_merge_refused() -> None:
+    """A session's edit by ROME, just enough for the answer to change: its entries are below half a step of the grid."""
+    base, tokenizer, request = (
+        CASES["bitsandbytes-nf4"](tiny()),
+        spaced_tokenizer(),
+        EditRequest(PROMPT, "net son", "note"),
+    )
+    settings = {"layers": (1,), "v_lr": 0.02, "v_num_grad_steps": 40, "stop_probability": 0.078}
+    editor = ROME(context_lengths=(), average_key=False, **settings)
+    statistics = collect_second_moments(base, tokenizer, TEXTS, editor.modules(base), progress=False)
+    model = get_peft_model(base, PruneEditConfig(layers_to_transform=[1], restraint="none")).eval()
+    (result,) = EditSession(model, tokenizer, editor, statistics=statistics, monitor=False).edit([request])
+    assert result.took
+    found = merge_report(model, tokenizer, [request], requantize=True)
+    assert found.held_before == (True,) and found.lost == (0,) and len(found.refused) == 1
+    with pytest.raises(MergeError, match="share of 0"):
+        model.merge_adapter(requantize=True)
+    dequantized = merge_report(model, tokenizer, [request])
+    assert dequantized.held_after == (True,) and not dequantized.lost and not dequantized.refused
+    assert verify(model, tokenizer, [request])[0].holds
+
+
+def test_a_merge_for_good_is_measured_as_the_report_has_it() -> None:
+    model = edited("bitsandbytes-nf4", 1.0)
+    (wanted,) = merge_report(model).layers.values()
+    merged, found = merge_measured(model)
+    (figure,) = found.layers.values()
+    assert (found.base, found.into) == ("nf4", "dequantized") and figure == wanted
+    assert type(merged.model.layers[2].mlp.down_proj) is torch.nn.Linear
 
 
 def test_a_quantized_base_is_dequantized_for_the_report_and_quantized_after_it() -> None:

@@ -47,24 +47,32 @@ def test_what_cannot_be_edited_is_refused_with_the_reason() -> None:
 
 
 def test_only_the_layers_that_are_asked_for_are_checked() -> None:
-    model = tiny_family("deepseek_v3")  # its first layer is dense
-    assert mlp_output_module(model, 0)[0] == "model.layers.0.mlp.down_proj"
-    assert list(refused_layers(model)) == [1, 2]
+    model = tiny_family("jamba")  # its middle layer is a mixture without a shared expert
+    assert list(refused_layers(model)) == [1] and refused_layers(model, experts=True) == {}
     with pytest.raises(
-        UnsupportedModelError, match=r"layer: 2 \(model.layers.2\) cannot be edited: a mixture of experts"
+        UnsupportedModelError, match=r"layer: 1 \(model.layers.1\) cannot be edited: a mixture of experts"
     ):
-        mlp_output_module(model, 2)
+        mlp_output_modules(model, [1])
     adapted = get_peft_model(model, PruneEditConfig(layers_to_transform=[0]))
-    assert [name for name, _ in adapted.edited_layers()] == ["model.layers.0.mlp.down_proj"]
-    with pytest.raises(ValueError, match=r"layer: 1 .* a mixture of experts"):
-        get_peft_model(tiny_family("deepseek_v3"), PruneEditConfig(layers_to_transform=[0, 1]))
+    assert [name for name, _ in adapted.edited_layers()] == ["model.layers.0.feed_forward.down_proj"]
+    with pytest.raises(ValueError, match=r"layer: 1 .* a mixture of experts with no sets of fused experts"):
+        get_peft_model(tiny_family("dbrx"), PruneEditConfig(layers_to_transform=[1]))
 
 
-def test_without_layers_all_that_can_be_edited_are_adapted_and_the_others_are_named() -> None:
-    with pytest.warns(UserWarning, match="layer 1: a mixture of experts"):
-        model = get_peft_model(tiny_family("jamba"), PruneEditConfig())
+def test_a_mixture_is_edited_in_the_expert_that_all_tokens_share() -> None:
+    model = tiny_family("deepseek_v3")  # its first layer is dense
+    names = [f"model.layers.{layer}.mlp.shared_experts.down_proj" for layer in (1, 2)]
+    assert list(mlp_output_modules(model).values()) == ["model.layers.0.mlp.down_proj", *names]
+    assert not refused_layers(model)
+
+
+def test_without_layers_all_that_can_be_edited_are_adapted() -> None:
+    model = get_peft_model(tiny_family("jamba"), PruneEditConfig())
     names = [name for name, _ in model.edited_layers()]
-    assert names == ["model.layers.0.feed_forward.down_proj", "model.layers.2.feed_forward.down_proj"]
+    experts = [f"model.layers.1.feed_forward.experts.down.{index}" for index in range(4)]
+    assert names == ["model.layers.0.feed_forward.down_proj", *experts, "model.layers.2.feed_forward.down_proj"]
+    with pytest.warns(UserWarning, match="beside mixer"):
+        get_peft_model(tiny_family("nemotron_h"), PruneEditConfig())
 
 
 def test_an_mlp_beside_a_mixer_is_chosen_also_where_no_expert_is_asked() -> None:
@@ -75,13 +83,13 @@ def test_an_mlp_beside_a_mixer_is_chosen_also_where_no_expert_is_asked() -> None
 
 
 def test_an_editor_takes_the_editable_layers_nearest_to_its_default_ones() -> None:
-    model = tiny_family("deepseek_v3", num_hidden_layers=8, first_k_dense_replace=2)
-    assert get_editor("rome").layers(model) == (1,)  # its default is 3
-    assert get_editor("memit").layers(model) == (0, 1)
-    with pytest.warns(UserWarning, match="layers: 1 are edited; layer 3: a mixture of experts"):
-        assert get_editor("rome").admitted(model) == (1,)
-    with pytest.raises(UnsupportedModelError, match=r"layer: 3 .* a mixture of experts"):
-        get_editor("rome", layers=(3,)).layers(model)
+    model = tiny_family("jamba")
+    assert get_editor("ft", layers=None).layers(model) == (0,)  # its default is 1, a mixture
+    assert get_editor("rome").layers(model) == (1,)
+    with pytest.warns(UserWarning, match="layers: 0 are edited; layer 1: a mixture of experts"):
+        assert get_editor("ft").admitted(model) == (0,)
+    with pytest.raises(UnsupportedModelError, match=r"layer: 1 .* a mixture of experts.*rome"):
+        get_editor("ft", layers=(1,)).layers(model)
     assert get_editor("memit").layers(tiny_gpt2()) == get_editor("memit").default_layers(3)
 
 

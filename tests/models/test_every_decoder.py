@@ -18,7 +18,8 @@ from peft_prune.editors.blocks import hooked
 from peft_prune.editors.keys import added, compute_keys
 from peft_prune.editors.tokens import tokenize_prompts
 from peft_prune.models.decoder import decoder_blocks, decoder_of
-from peft_prune.models.mlp import mlp_output_modules, refused_layers
+from peft_prune.models.experts import computes
+from peft_prune.models.mlp import mlp_output_module, mlp_output_modules, refused_layers
 from tests.families import DEPTH, FAMILIES, UNBUILT, tiny_family
 from tests.talking import spaced_tokenizer
 
@@ -28,7 +29,7 @@ EXPERTS = "mixture of experts"
 WHOLE = {
     "encoder-decoder": "florence2 pix2struct pp_formulanet t5gemma2 udop vision-encoder-decoder",
     "no one list of blocks": "blt hrm_text idefics pi0 qwen2_5_omni qwen3_omni_moe xlm",
-    "no MLP": "falcon_mamba mamba mamba2 nemo_speechlm rwkv",
+    "no MLP": "falcon_mamba mamba mamba2 rwkv",
     "as well": "zamba zamba2",
 }
 """Why no layer of a model can be edited; the others of which that is said are mixtures of experts."""
@@ -37,12 +38,24 @@ NOT_SEARCHED = {
     "cannot be run on text alone": "blip-2 instructblip instructblipvideo kosmos-2 voxtral_realtime",
     "embeddings of one vocabulary": "blip kyutai_speech_to_text musicgen musicgen_melody nemotron_h_omni",
     "looks ahead": "cpmant paligemma xlnet",
-    "does not hand on one state": "gemma3n_text glm5_next hy_v4 openai-gpt prophetnet",
+    "does not hand on one state": "deepseek_v4 gemma3n_text glm5_next hy_v4 openai-gpt prophetnet qwen4_exp "
+    "qwen4_exp_text",
+    "state through its output embeddings once": "diffusion_gemma",
     "gives other logits": "bart bigbird_pegasus blenderbot-small camembert data2vec-text git marian mbart mvp pegasus "
     "plbart roberta roberta-prelayernorm trocr whisper xlm-roberta xlm-roberta-xl xlstm xmod",
     "without the layers before it": "blenderbot kosmos-2.5 reformer",
 }
 """Why no value can be searched in a model whose MLPs can be adapted."""
+
+ROUTED = (
+    "cohere2_moe flex_olmo gpt_oss granitemoe granitemoe_swa granitemoeshared inkling2_text inkling_text jamba "
+    "lfm2_moe mellum mimo_v2_flash minimax minimax_m2 mixtral olmoe phimoe qwen3_moe qwen3_vl_moe"
+).split()
+"""Mixtures in which some layer has no expert that all tokens share."""
+
+REFUSED_EXPERTS = {"inkling2_text": "gives other logits without the layers before it"}
+
+PLAIN = {"context_lengths": (), "v_num_grad_steps": 2, "mom2_adjustment": False, "average_key": False}
 
 IDS = torch.arange(5, 11)[None]
 STATES = torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(0))
@@ -94,6 +107,8 @@ def stands_in_an_mlp(model: PreTrainedModel, layer: int, module: str) -> bool:
     assert module.startswith(place + ".") and place.startswith(decoder_of(model)[0])
     assert not re.search("vision|visual|image|audio|tower", module)
     named = [type(parent).__name__ for parent in parents]
+    if "shared" in module:  # what all tokens go through stands in a mixture's own class
+        named = [word for word in named if not re.search("Moe|MoE", word)]
     inside_mlp = any(re.search("mlp|ffn|feed_?forward|^ff$|output|^fc2$", word.lower()) for word in [*inside, *named])
     return inside_mlp and not any(OTHERS.search(word) for word in named if not MLPS.search(word))
 
@@ -163,6 +178,44 @@ def require_exact_edit(model: PreTrainedModel, layer: int) -> None:
     moved = update.B @ (update.A @ key)
     assert float(moved.norm()) > 0 and torch.isfinite(moved).all()
     assert torch.allclose(after - before, moved, rtol=1e-3, atol=1e-3 * float(moved.norm()))
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_fused_experts_without_a_shared_one_are_edited_each_by_its_share(name: str) -> None:
+    bare = tiny_family(name, "meta")
+    layers = set(mlp_output_modules(bare, experts=True)) - set(dense_layers(bare))
+    if name in REFUSED_EXPERTS:
+        with pytest.raises(UnsupportedModelError, match=REFUSED_EXPERTS[name]):
+            get_editor("rome", layers=(min(layers),)).admitted(tiny_family(name))
+        return
+    model, layer = tiny_family(name), max(layers)
+    place, experts = mlp_output_module(model, layer)
+    assert computes(experts)
+    editor, request = get_editor("rome", layers=(layer,), **PLAIN), EditRequest("note sea {}", "sane ant", "ten")
+    assert editor.admitted(model) == (layer,)
+    edit = editor.compute(model, spaced_tokenizer(), [request], editor.prepare(model, spaced_tokenizer()))
+    (prompt,) = tokenize_prompts(spaced_tokenizer(), [request.prompt], request.subject)
+    outputs: list[Tensor] = []
+
+    def note(m: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        outputs.append(out.reshape(-1, out.shape[-1])[prompt.subject_last])
+
+    for updates in ({}, edit.updates):
+        with torch.no_grad(), added(model, updates), hooked(experts.register_forward_hook(note)):
+            model(input_ids=torch.tensor([prompt.ids]), use_cache=False)
+    (key,) = compute_keys(model, spaced_tokenizer(), [request], ("",), layer)
+    parts = zip(key.modules, key.bare.chunk(len(key.modules)), strict=True)
+    moved = sum(edit.updates[module].B @ (edit.updates[module].A @ part) for module, part in parts)
+    assert set(edit.updates) == set(key.modules) and all(module.startswith(place + ".") for module in key.modules)
+    assert float(moved.norm()) > 0
+    assert torch.allclose(outputs[1] - outputs[0], moved, rtol=1e-3, atol=1e-3 * float(moved.norm()))
+
+
+def dense_layers(bare: PreTrainedModel) -> dict[int, str]:
+    try:
+        return mlp_output_modules(bare)
+    except UnsupportedModelError:
+        return {}
 
 
 @pytest.mark.parametrize("name", ["gemma3", "llava", "internvl", "qwen2_5_vl", "qwen3_vl"])
