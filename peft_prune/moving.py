@@ -14,6 +14,10 @@ SECONDS = 5.0
 """Between two lines, where there is no terminal; what is over sooner gives none."""
 
 
+UP = "\x1b[A"
+"""With which tqdm goes back to the line of a bar around another one."""
+
+
 def moving_bar(**options: Any) -> tqdm:
     """tqdm's bar, which takes the same options."""
     from tqdm import tqdm
@@ -37,7 +41,7 @@ class _Lines:
         self._stream = stream
 
     def write(self, text: str) -> None:
-        line = text.replace("\r", "").strip()
+        line = text.replace("\r", "").replace(UP, "").strip()
         if line:
             self._stream.write(f"{line}\n")
 

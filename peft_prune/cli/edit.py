@@ -17,7 +17,7 @@ from ..outputs import Given, require_outputs
 from ..processes import is_main
 from ..requests import LoadedRequests
 from .moments import MomentsSource, Stats, StatsText, StatsTokens
-from .options import Ask, Dtype, EditorName, GgufFile, JsonOutput, Overwrite, ServeDtype, Settings, SolveDevice
+from .options import Ask, Author, Dtype, EditorName, GgufFile, JsonOutput, Overwrite, ServeDtype, Settings, SolveDevice
 from .placement import Placement, placed
 from .places import in_gguf
 from .plain import close_with, say
@@ -110,6 +110,10 @@ def edit(
     ask: Ask = None,
     serve_dtype: ServeDtype = "auto",
     solve_device: SolveDevice = None,
+    author: Author = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say what was chosen for this model and why, before editing.")
+    ] = False,
     overwrite: Overwrite = False,
     json_output: JsonOutput = False,
     *,
@@ -122,6 +126,7 @@ def edit(
     from ..editors.asking import default_ask
     from ..session import EditSession
     from ..tuner import PruneEditConfig
+    from . import explain as explanation
     from .bars import EditProgress
     from .models import load_model, load_tokenizer
     from .models import serve_dtype as serve_dtype_of
@@ -161,17 +166,27 @@ def edit(
     solving = Solving(solve_device)
     source = MomentsSource(stats, stats_text, stats_tokens)
     tokenizer = load_tokenizer(model)
-    default_ask(tokenizer, ask)
+    asked = default_ask(tokenizer, ask)
     served = serve_dtype_of(model, serve_dtype)
     with whole_folder(out, overwrite=overwrite) as folder:
         base = load_model(model, dtype, placement)
         method = get_editor(editor, model=base, **settings)
         config.layers_to_transform = list(method.admitted(base))
+        if explain:
+            explanation.explain(
+                *(method, base, config),
+                requests=len(records),
+                batch_size=batch_size,
+                moments=source.words(method.needs_moments),
+                ask=asked,
+                given_layers="layers" in settings,
+                serve_dtype=served,
+            )
         needed = method.needs_moments or stats or stats_text or max_output_change or max_output_perturbation
         modules = method.modules(base)
         statistics = source.moments(base, tokenizer, modules, records, json_output) if needed else None
         options: dict[str, Any] = {"statistics": statistics, "history": history, "ask": ask, "serve_dtype": served}
-        options["solving"] = solving
+        options |= {"solving": solving, "author": author}
         options |= {} if protect is None else {"protect": protect, "on_protected": on_protected}
         options["monitor"] = history is not None or watch.watches_layers
         guards = watch.guards(base, tokenizer, records)

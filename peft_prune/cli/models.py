@@ -149,9 +149,12 @@ def serve_dtype(path: str, given: str) -> str | None:
     return name if name in SERVE_DTYPES else None
 
 
-def resumed(history: Path, model: str, dtype: str, placement: Placement = ANYWHERE) -> EditSession:
+def resumed(
+    history: Path, model: str, dtype: str, placement: Placement = ANYWHERE, author: str | None = None
+) -> EditSession:
     """A session that goes on with a history on the model at ``model``, to undo, tune or save."""
-    return EditSession.resume(history, load_model(model, dtype, placement), load_tokenizer(model), monitor=False)
+    base = load_model(model, dtype, placement)
+    return EditSession.resume(history, base, load_tokenizer(model), monitor=False, author=author)
 
 
 def require_dtype(dtype: str) -> None:

@@ -57,6 +57,19 @@ class MomentsSource:
         """Whether the second moments are read from a file."""
         return self._file is not None
 
+    def words(self, needed: bool) -> str:
+        """Where they come from, and why."""
+        if self._file is not None:
+            return "from the file that was given"
+        if self.texts is not None:
+            return "over the texts that were given"
+        if not needed:
+            return "none: this editor does without"
+        return (
+            f"over {self._tokens:,} tokens that the model writes itself, for no texts were given; it says which "
+            "directions ordinary text needs"
+        )
+
     def moments(
         self, model: Any, tokenizer: Any, modules: Sequence[str], requests: Sequence[EditRequest], quiet: bool
     ) -> SecondMoments:

@@ -51,5 +51,9 @@ GgufFile = Annotated[
     Optional[str],
     typer.Option(help="Name of a GGUF file in the model's folder or repository; its weights are dequantized."),
 ]
+Author = Annotated[
+    Optional[str],
+    typer.Option(envvar="PEFT_PRUNE_AUTHOR", help="Who edits, for the log; the user of this process if not given."),
+]
 Overwrite = Annotated[bool, typer.Option(help="Replace an existing folder.")]
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]

@@ -11,7 +11,7 @@ from ..folders import whole_folder
 from ..outputs import Given, require_outputs
 from ..requests import EditRequest, LoadedRequests
 from .edit import going_on, moments_beside, report_edits, say_fallen
-from .options import Ask, Dtype, GgufFile, JsonOutput, Overwrite, ServeDtype, SolveDevice
+from .options import Ask, Author, Dtype, GgufFile, JsonOutput, Overwrite, ServeDtype, SolveDevice
 from .placement import Placement, placed
 from .places import in_gguf
 from .plain import close_with
@@ -57,6 +57,7 @@ def resume(
     ask: Ask = None,
     serve_dtype: ServeDtype = "auto",
     solve_device: SolveDevice = None,
+    author: Author = None,
     overwrite: Overwrite = False,
     json_output: JsonOutput = False,
     *,
@@ -96,7 +97,7 @@ def resume(
         base = load_model(model, dtype, placement)
         callbacks = [*watch.guards(base, tokenizer, [*known, *records]), EditProgress(progress, len(records))]
         options: dict[str, Any] = {"statistics": stats, "callbacks": callbacks, "ask": ask, "serve_dtype": served}
-        options["solving"] = solving
+        options |= {"solving": solving, "author": author}
         with EditSession.resume(history, base, tokenizer, **options) as session:
             if records:
                 with going_on(session, history, first - 1 - skip):

@@ -11,7 +11,7 @@ import typer
 
 from ..outputs import require_outputs
 from .edit import say_fallen, standing_by_state
-from .options import BaseModel, Dtype, GgufFile, HistoryFile, JsonOutput, Overwrite
+from .options import Author, BaseModel, Dtype, GgufFile, HistoryFile, JsonOutput, Overwrite
 from .placement import Placement, placed
 from .places import in_gguf
 from .plain import close_with
@@ -35,6 +35,7 @@ def undo(
         ),
     ] = None,
     reason: Annotated[str, typer.Option(help="For the log.")] = "asked for",
+    author: Author = None,
     gguf_file: GgufFile = None,
     dtype: Dtype = "float32",
     overwrite: Overwrite = False,
@@ -52,7 +53,7 @@ def undo(
     require_outputs(folders={"out": out}, inputs={"history": history, "model": model}, overwrite=overwrite)
     with History.read(history) as log:
         chosen = sorted(set(edits)) if edits else _chosen(log, since)
-    with resumed(history, model, dtype, placement) as session:
+    with resumed(history, model, dtype, placement, author) as session:
         session.undo(chosen, reason)
         session.save(out, overwrite=overwrite)
         standing, results = session.history.standing, session.results

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -199,7 +200,8 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequestError(f"{path}: cannot be read: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InvalidRequestError(f"{path}: cannot be read: {reason}") from None
 
 
 def _hub_records(source: str) -> list[Any]:
@@ -255,4 +257,5 @@ def _json_lines(text: str) -> Iterator[Any]:
             try:
                 yield read_json(line)
             except ValueError as error:
-                yield _BadLine(number, f"is not valid JSON: {error}")
+                where = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+                yield _BadLine(number, f"is not valid JSON: {where}")
