@@ -26,6 +26,8 @@ NOT_RUN = {
     "consolidate": "takes a minute; tests/cli runs it with two steps",
     "harness": "needs the data of a task from the Hub; tests/cli runs a task of its own",
     "experiment": "takes many minutes; tests/cli runs it with one edit",
+    "tune": "needs edits that stand, and those of this page are undone above; docs/commands.md runs it",
+    "ask": "needs a base that an adapter alone names, as one of the Hub does; README runs it",
     "push": "needs the Hub; tests/hub has one on loopback",
 }
 """Why the example of a command is not run by the tests of this page."""

@@ -56,6 +56,8 @@ class SpectralBound:
 class Bounds:
     """The bounds of all layers: on the singular values of ΔW, and on κ(W₀ + ΔW).
 
+    Edits may lower a condition number; then the base's is the bound, which scaling an update down leads back to.
+
     Args:
         limit: By module, the update that neither may exceed; none where there is no bound.
         layers: The adapted layers.
@@ -64,7 +66,7 @@ class Bounds:
     def __init__(self, limit: Mapping[str, LowRankUpdate], layers: Mapping[str, PruneEditLayer]) -> None:
         self._layers = layers
         self._values = {name: SpectralBound(update) for name, update in limit.items()}
-        self._conditions = {name: layers[name].condition().of(own).condition_number for name, own in limit.items()}
+        self._conditions = {name: _largest_condition(layers[name], own) for name, own in limit.items()}
 
     def hold(self, factors: Mapping[str, LowRankUpdate]) -> None:
         """Bring the singular values of every layer within their bound, in place."""
@@ -76,6 +78,10 @@ class Bounds:
         self.hold(factors)
         for name, condition in self._conditions.items():
             within_condition(factors[name], self._layers[name], condition)
+
+
+def _largest_condition(layer: PruneEditLayer, update: LowRankUpdate) -> float:
+    return max(layer.condition().of(own).condition_number for own in (update, update.scaled(0.0)))
 
 
 @torch.no_grad()

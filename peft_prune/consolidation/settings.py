@@ -59,7 +59,7 @@ class ConsolidationSettings:
     text_length: int = 32
     texts: int | None = None
     contexts: int = 5
-    phrasings: int = 3
+    phrasings: int = 5
     neighbors: int = 6
     neighbors_per_step: int = 16
     margin: float = 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from peft_prune.consolidation.bound import SpectralBound, balanced, within_condition
+from peft_prune.consolidation.bound import Bounds, SpectralBound, balanced, within_condition
 from peft_prune.errors import EditFailedError
 from peft_prune.spectral import LowRankUpdate
 from tests.consolidation.scene import adapted_layers
@@ -67,3 +67,19 @@ def test_an_update_is_scaled_down_until_the_condition_number_is_within_its_limit
     assert torch.equal(scaled.B, update.B * share)
     with pytest.raises(EditFailedError, match=r"condition number of .* cannot be brought to the restraint's, 1"):
         within_condition(LowRankUpdate(update.B.clone(), update.A), layer, 1.0)
+
+
+def test_where_edits_lower_the_condition_number_the_base_s_is_the_bound() -> None:
+    _, layers, _ = adapted_layers()
+    name, layer = next(iter(layers.items()))
+    with layer.base_weight() as weight:
+        U, s, Vh = torch.linalg.svd(weight.double(), full_matrices=False)
+
+    def raised(value: float) -> LowRankUpdate:
+        """An update that adds this to the smallest singular value."""
+        return LowRankUpdate((U[:, -1:] * value).float(), Vh[-1:].float().clone())
+
+    limit, trained = raised(0.5 * float(s[0])), raised(1e-3 * float(s[-1]))
+    before = trained.B.clone()
+    Bounds({name: limit}, layers).settle({name: trained})
+    assert torch.equal(trained.B, before)  # its κ is above that of the limit, and below the base's

@@ -53,4 +53,5 @@ def test_the_report_points_to_where_a_figure_is_better() -> None:
     one = {"value": 0.5, "n": 4, "low": 0.1, "high": 0.9}
     moment = {"efficacy_greedy": one, "perplexity": 3.0, "abilities": {"summarization/rouge1": one}}
     table = evaluation_table({"before": moment, "after": moment})
-    assert [row[0] for row in table.rows] == ["efficacy, free answers ↑", "perplexity ↓", "summarization: rouge1 ↑"]
+    names = [row[0] if isinstance(row[0], str) else row[0].text for row in table.rows]
+    assert names == ["efficacy, free answers ↑", "perplexity ↓", "summarization: rouge1 ↑"]

@@ -68,7 +68,7 @@ def test_with_nothing_left_the_model_is_the_base() -> None:
     builder = Builder([growth_limit(3.0)]).batch({}, {}, growth=7.2)
     builder.history.record_undo([1, 2], "withdrawn")
     report = builder.report()
-    assert report.level == "good" and "tune" not in said(report) and tile(report, "growth of κ") == ("1 ×", "good")
+    assert report.level == "good" and "tune" not in said(report) and tile(report, "growth of κ") == ("1 ×", None)
 
 
 def test_every_figure_says_when_it_was_measured() -> None:
