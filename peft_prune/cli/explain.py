@@ -32,7 +32,7 @@ def explain(
         if published is not None
         else "settled on models that nothing was published for (docs: Editors)"
     )
-    layers = ", ".join(str(layer) for layer in config.layers_to_transform or ())
+    layers = ", ".join(str(layer) for layer in editor.admitted(model))
     depth = model.config.get_text_config().num_hidden_layers
     reason = "as given" if given_layers else source if published else f"by the editor's rule for {depth} layers"
     batches = -(-requests // batch_size)
