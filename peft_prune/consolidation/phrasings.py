@@ -53,8 +53,8 @@ def written_phrasings(
 
     The model is shown the new fact as a sentence that opens a numbered list of ways to say the same, and goes on with
     the list. A line in which the subject stands once, and the target behind it, is a prompt up to the target. All else
-    is left out, so that a model that cannot rephrase gives none. Each request's are drawn with a seed of its own, so
-    that they do not depend on the others, but for rounding.
+    is left out, so that a model that cannot rephrase gives none. `REQUESTS_AT_ONCE` requests are drawn together, so
+    that what is found for one depends on those beside it.
 
     Args:
         model: It is left as it was.
