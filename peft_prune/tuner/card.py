@@ -94,11 +94,7 @@ restrained (PRUNE, [arXiv 2405.16821](https://arxiv.org/abs/2405.16821)).
 With the package (`pip install peft-prune`):
 
 ```python
-import peft_prune  # makes the method known to PEFT
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-base = AutoModelForCausalLM.from_pretrained("{base or "BASE"}")
+{_loading(base)}
 model = PeftModel.from_pretrained(base, "THIS_FOLDER_OR_REPOSITORY")
 ```
 
@@ -118,6 +114,21 @@ model = PeftModel.from_pretrained(base, "THIS_FOLDER_OR_REPOSITORY")
 {_OWN_BASIS if own_basis else _AS_LEFT}
 
 {_RECOVERABLE}"""
+
+
+def _loading(base: str | None) -> str:
+    """How the base is loaded; models of this package by their names."""
+    own = {"builtin": "load_builtin_model()", **{name: f'load_real_model("{name}")' for name in ("smollm2", "gemma3")}}
+    if base in own:
+        call = own[base]
+        return (
+            f"from peft import PeftModel\nfrom peft_prune import {call.partition('(')[0]}\n\nbase, tokenizer = {call}"
+        )
+    return (
+        "import peft_prune  # makes the method known to PEFT\nfrom peft import PeftModel\n"
+        "from transformers import AutoModelForCausalLM\n\n"
+        f'base = AutoModelForCausalLM.from_pretrained("{base or "BASE"}")'
+    )
 
 
 def _first_lines(lora: bool) -> str:
