@@ -17,7 +17,19 @@ from ..outputs import Given, require_outputs
 from ..processes import is_main
 from ..requests import LoadedRequests
 from .moments import MomentsSource, Stats, StatsText, StatsTokens
-from .options import Ask, Author, Dtype, EditorName, GgufFile, JsonOutput, Overwrite, ServeDtype, Settings, SolveDevice
+from .options import (
+    DEFAULT_EDITOR,
+    Ask,
+    Author,
+    Dtype,
+    EditorName,
+    GgufFile,
+    JsonOutput,
+    Overwrite,
+    ServeDtype,
+    Settings,
+    SolveDevice,
+)
 from .placement import Placement, placed
 from .places import in_gguf
 from .plain import close_with, say
@@ -35,7 +47,7 @@ def edit(
     model: Annotated[str, typer.Option(help="Model to edit: a folder or a Hub name.")],
     requests: Annotated[Path, typer.Option(help="Edit requests: a JSON, JSONL or CSV file, or hub:owner/name:split.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
-    editor: EditorName = "memit",
+    editor: EditorName = DEFAULT_EDITOR,
     layers: Annotated[
         Optional[str], typer.Option(help="Layers to edit, such as 2 or 13,14,15; found by a rule if not given.")
     ] = None,

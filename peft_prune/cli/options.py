@@ -12,6 +12,7 @@ BaseModel = Annotated[str, typer.Option(help="The unedited base model: a folder 
 EDITORS = ("alphaedit", "emmet", "ft", "memit", "mend", "rome")
 """The editing methods that come with the package, known before any of them is imported."""
 
+DEFAULT_EDITOR = "memit"
 EditorName = Annotated[
     str,
     typer.Option(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from .options import JsonOutput
+from .options import DEFAULT_EDITOR, JsonOutput
 from .plain import plain, say
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def described(editor: type[Editor]) -> dict[str, Any]:
     presets = PRESETS.get(editor.name, {})
     return {
         "pretty_name": editor.pretty_name,
+        "what": _what(editor),
         "paper": editor.paper,
         "year": editor.year,
         "url": editor.url,
@@ -55,6 +57,12 @@ def described(editor: type[Editor]) -> dict[str, Any]:
         "published": dict(editor.published_rules),
         "presets": {model: {"values": dict(one.values), "source": one.source} for model, one in presets.items()},
     }
+
+
+def _what(editor: type[Editor]) -> str:
+    """The sentence that its file begins with."""
+    lines = (sys.modules[editor.__module__].__doc__ or "").splitlines()
+    return lines[0] if lines else ""
 
 
 def _meanings(kind: type) -> dict[str, str]:
@@ -74,7 +82,8 @@ def _meanings(kind: type) -> dict[str, str]:
 
 def _print_all(found: Mapping[str, Mapping[str, Any]]) -> None:
     for name, one in found.items():
-        say(f"{name:<11}{one['pretty_name']}: {one['paper']}, {one['year']}")
+        say(f"{name:<11}{one['what'] or one['pretty_name']}{' The default.' if name == DEFAULT_EDITOR else ''}")
+        say(f"{'':<11}{one['paper']}, {one['year']}")
         say(f"{'':<11}{one['url']}")
     say("peft-prune editors NAME lists what --set takes, with defaults and published values.")
 
