@@ -50,7 +50,7 @@ def test_values_stand_as_they_would_on_a_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("speed: 3\nmodel: m\nfast: 1", "speed, fast: no option of edit; known are alpha, ask, batch-size"),
+        ("speed: 3\nmodel: m\nfast: 1", "speed, fast: no option of edit; known are alpha, ask, author, batch-size"),
         ("config: other.yaml", "config: no option of edit"),
         ("- model", "must hold one mapping of options to values"),
         ("model: [", "cannot be read"),
