@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..models.generation import end_ids_of, generation_settings
 from ..models.inference import input_device, max_positions, padded, undisturbed
+from ..models.joining import joined
 from ..models.tokenization import text_ids
 from ..moving import moving_bar
 from ..requests import EditRequest
@@ -91,7 +92,7 @@ def prompt_in(line: str, request: EditRequest) -> str | None:
 
 
 def _lists(model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], seed: int) -> list[str]:
-    sentences = [f"{request.text}{request.separator}{request.target_new}." for request in requests]
+    sentences = [f"{joined(request.text, request.target_new, request.separator)}." for request in requests]
     asked = text_ids(tokenizer, [_ASKED.format(sentence) for sentence in sentences])
     room = max_positions(model)
     if room is not None and max(map(len, asked)) + WRITTEN_TOKENS > room:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -57,6 +59,21 @@ def test_a_model_that_cannot_rephrase_gives_none_and_nothing_is_left_changed() -
     state = torch.get_rng_state()
     assert written_phrasings(model, spaced_tokenizer(), REQUESTS) == [() for _ in REQUESTS]
     assert torch.equal(torch.get_rng_state(), state) and not model.training
+
+
+def test_the_model_is_shown_the_fact_as_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _, _ = adapted_layers()
+    asked: list[str] = []
+
+    def text_ids(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        asked.extend(texts)
+        return [(1, 2) for _ in texts]
+
+    monkeypatch.setattr("peft_prune.consolidation.phrasings.text_ids", text_ids)
+    requests = [MESSI, replace(MESSI, separator=": "), EditRequest("{}的首都是", "秘鲁", "利马")]
+    written_phrasings(model, spaced_tokenizer(), requests)
+    sentences = ["Lionel Messi is a citizen of Peru.", "Lionel Messi is a citizen of: Peru.", "秘鲁的首都是利马."]
+    assert [text.splitlines()[1] for text in asked[::3]] == [f"1. {sentence}" for sentence in sentences]
 
 
 def test_phrasings_stand_beside_the_prompt_bare_and_behind_a_context() -> None:
