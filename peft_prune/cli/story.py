@@ -186,7 +186,6 @@ def better(name: str, value: float, other: float) -> bool:
 
 def _of_edits(told: Sequence[Told]) -> str:
     n, took = len(told), [one for one in told if one.took]
-    first = f"{'All' if len(took) == n else len(took)} {'' if len(took) == n else f'of {n} '}".strip()
     first = f"All {n} edits took" if len(took) == n else f"{len(took)} of {n} edits took"
     said = f"{first}: right after each edit, the model gave the new answer."
     held, lost = sum(one.holds for one in told), [one for one in took if not one.holds]

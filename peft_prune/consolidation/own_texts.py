@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..editors.contexts import STARTS
 from ..models.decoder import unwrapped
+from ..models.generation import decoded
 from ..models.inference import input_device, undisturbed
 from ..models.tokenization import text_ids
 from ..moving import moving_bar
@@ -40,7 +41,7 @@ def own_texts(
             starts = _starts(tokenizer, range(start, min(start + BATCH, count)))
             rows += _sampled(model, tokenizer, starts, length, generator)
             bar.update(len(starts))
-    texts = [str(tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False)) for row in rows]
+    texts = [decoded(tokenizer, row) for row in rows]
     return [text for text in texts if text.strip()]
 
 

@@ -7,11 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..models.generation import end_ids_of, generation_settings
-from ..models.inference import input_device, max_positions, padded, undisturbed
+from ..models.generation import decoded, drawing, end_ids_of
+from ..models.inference import input_device, max_positions, padded
 from ..models.joining import joined
 from ..models.tokenization import text_ids
 from ..moving import moving_bar
@@ -22,7 +21,7 @@ ROWS = 3
 REQUESTS_AT_ONCE = 16
 WRITTEN_TOKENS = 56
 """Of a row: a list of about five sentences."""
-DRAWING = {"do_sample": True, "temperature": 0.9, "top_k": 0, "top_p": 0.95}
+DRAWING = {"temperature": 0.9, "top_p": 0.95}
 
 _ASKED = 'The sentence "{0}" can be said in other words. Here are ten ways to say the same:\n1. {0}\n2.'
 _NUMBER = re.compile(r"^\s*\d+[.)]\s*")
@@ -97,15 +96,7 @@ def _lists(model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[Ed
     room = max_positions(model)
     if room is not None and max(map(len, asked)) + WRITTEN_TOKENS > room:
         return ["" for _ in requests]
-    device = input_device(model)
-    devices = [] if device.index is None else [device.index]
-    ids, mask = padded(asked, left=True, device=device)
-    with (
-        undisturbed(model),
-        generation_settings(model, end_ids_of(model, tokenizer), **DRAWING),
-        torch.random.fork_rng(devices, device_type=device.type),
-    ):
-        torch.manual_seed(seed)
+    ids, mask = padded(asked, left=True, device=input_device(model))
+    with drawing(model, end_ids_of(model, tokenizer), seed, **DRAWING):
         written = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=WRITTEN_TOKENS)
-    rows = written[:, ids.shape[1] :].tolist()
-    return [str(tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False)) for row in rows]
+    return [decoded(tokenizer, row) for row in written[:, ids.shape[1] :].tolist()]

@@ -15,7 +15,7 @@ from ..models.chat import (
     require_chat_template,
     takes_system_prompt,
 )
-from ..models.joining import separator_between
+from ..models.joining import joined
 from ..requests import EditRequest
 from ..requests.asking import BOTH, CHAT, PLAIN, answer_form, question_form, require_ask
 from .contexts import with_prefix
@@ -158,8 +158,7 @@ def _begun(tokenizer: PreTrainedTokenizerBase, request: EditRequest, question: s
 def chat_answer(request: EditRequest) -> str:
     """What a model says in chat that holds an edit: its prompt's own words with the target."""
     begun = answer_form(request.prompt).replace("{}", request.subject.strip())
-    between = separator_between(begun, request.target_new) if request.separator is None else request.separator
-    return f"{begun}{between}{request.target_new}" if begun else request.target_new
+    return joined(begun, request.target_new, request.separator) if begun else request.target_new
 
 
 def _spoken(tokenizer: PreTrainedTokenizerBase, request: EditRequest, question: str, system: str | None) -> Context:

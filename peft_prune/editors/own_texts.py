@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError
-from ..models.generation import before_end, end_ids_of, generation_settings
-from ..models.inference import input_device, max_positions, padded, undisturbed
+from ..models.generation import before_end, decoded, drawing, end_ids_of
+from ..models.inference import input_device, max_positions, padded
 from ..models.tokenization import text_ids
 from ..moving import moving_bar
 from ..processes import same
@@ -74,20 +74,15 @@ def own_texts(
     device = input_device(model)
     most = min(length, max_positions(model) or length)
     rows = _openings(tokenizer, max(1, most // 2))
-    own_device = [] if device.index is None else [device.index]
     ends = end_ids_of(model, tokenizer)
-    drawing = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": LARGEST_MASS}
     with (
-        undisturbed(model),
-        generation_settings(model, ends, **drawing),
-        torch.random.fork_rng(own_device, device_type=device.type),
+        drawing(model, ends, seed, temperature=1.0, top_p=LARGEST_MASS),
         moving_bar(total=tokens, desc="Own texts", unit=" tokens", disable=not progress, leave=False) as bar,
     ):
-        torch.manual_seed(seed)
         while count < tokens:
             begun = [next(rows) for _ in range(OWN_BATCH)]
             before = count
-            written = [_decoded(tokenizer, ids).strip() for ids in _continued(model, begun, most, device, ends)]
+            written = [decoded(tokenizer, ids).strip() for ids in _continued(model, begun, most, device, ends)]
             written = [text for text in written if text]
             # counted as they are read, which need not be in the tokens that they were written in
             for text, ids in zip(written, text_ids(tokenizer, written), strict=True):
@@ -118,10 +113,6 @@ def own_moments(
     # another process's device may draw another token
     texts = same("own texts", lambda: own_texts(model, tokenizer, tokens, seed=seed, progress=progress))
     return collect_second_moments(model, tokenizer, texts, modules, progress=progress)
-
-
-def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _openings(tokenizer: PreTrainedTokenizerBase, most: int) -> Iterator[tuple[int, ...]]:

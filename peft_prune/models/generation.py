@@ -115,7 +115,8 @@ def greedy_continuations(
                 rows = [sequences[own[place]] for place in batch]
                 new_ids = _generate(model, tokenizer, rows, max(most[place] for place in batch), stop).tolist()
                 for place, ids in zip(batch, new_ids, strict=True):
-                    answers[place] = _decoded(tokenizer, ids[: most[place]], end_ids, stop)
+                    text = decoded(tokenizer, before_end(ids[: most[place]], end_ids))
+                    answers[place] = text if stop is None else text.split(stop, 1)[0]
                 steps.done(len(batch))
         return answers
 
@@ -173,6 +174,25 @@ def generation_settings(model: Any, end_ids: list[int], **settings: Any) -> Iter
             one.generation_config = config
 
 
+@contextmanager
+def drawing(model: Any, end_ids: list[int], seed: int, **settings: Any) -> Iterator[None]:
+    """`generate` draws by these settings, the same by seed; the model and torch's random state stay as they were."""
+    device = input_device(model)
+    own_device = [] if device.index is None else [device.index]
+    with (
+        undisturbed(model),
+        generation_settings(model, end_ids, do_sample=True, top_k=0, **settings),
+        torch.random.fork_rng(own_device, device_type=device.type),
+    ):
+        torch.manual_seed(seed)
+        yield
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of tokens that a model wrote, without special ones, otherwise as it is."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
 def before_end(ids: list[int], ends: Sequence[int]) -> list[int]:
     """The tokens in front of the first that ends a text; all where none does."""
     place = next((index for index, token in enumerate(ids) if token in ends), len(ids))
@@ -192,12 +212,6 @@ def _generate(
         input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, stopping_criteria=criteria
     )
     return output[:, ids.shape[1] :]
-
-
-def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int], end_ids: list[int], stop: str | None) -> str:
-    end = next((index for index, token in enumerate(ids) if token in end_ids), len(ids))
-    text = str(tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False))
-    return text if stop is None else text.split(stop, 1)[0]
 
 
 class _StopText(StoppingCriteria):
