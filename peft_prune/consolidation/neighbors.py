@@ -8,15 +8,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..models.generation import before_end, end_ids_of, generation_settings
-from ..models.inference import input_device, padded, undisturbed
+from ..models.generation import greedy_ids
 from ..models.tokenization import prompt_ids
 from ..requests import EditRequest
 from .passages import Passage
 
 ANSWER_TOKENS = 3
 """Of the base's answer, at whose tokens it is retained."""
-BATCH = 64
 
 NAMES = (
     *("Albert Einstein", "Marie Curie", "William Shakespeare", "Napoleon", "Barack Obama", "Pablo Picasso"),
@@ -60,19 +58,13 @@ def neighbor_passages(
         for number in range(each):
             subject = draw.choice(others if others and number % 2 else names)
             asked[request.prompt.replace("{}", subject)] = None
+    if not asked:
+        return []
     prompts = prompt_ids(tokenizer, list(asked))
-    found: list[Passage] = []
-    device = input_device(model)
-    ends = end_ids_of(model, tokenizer)
-    with undisturbed(model), model.disable_adapter(), generation_settings(model, ends):
-        for start in range(0, len(prompts), BATCH):
-            part = prompts[start : start + BATCH]
-            ids, mask = padded(part, left=True, device=device)
-            answers = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=ANSWER_TOKENS)
-            for prompt, answer in zip(part, answers[:, ids.shape[1] :].tolist(), strict=True):
-                row = (*prompt, *before_end(answer, ends)[: ANSWER_TOKENS - 1])
-                found.append(Passage(row, tuple(range(len(prompt) - 1, len(row)))))
-    return found
+    with model.disable_adapter():
+        answers = greedy_ids(model, tokenizer, prompts, max_new_tokens=ANSWER_TOKENS)
+    rows = [(*prompt, *answer[: ANSWER_TOKENS - 1]) for prompt, answer in zip(prompts, answers, strict=True)]
+    return [Passage(row, tuple(range(len(prompt) - 1, len(row)))) for prompt, row in zip(prompts, rows, strict=True)]
 
 
 def _asks_alike(one: EditRequest, other: EditRequest) -> bool:

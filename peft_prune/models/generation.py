@@ -99,15 +99,44 @@ def greedy_continuations(
         InvalidRequestError: A text does not fit the model together with its answer.
         ValueError: As for `greedy_answers`.
     """
-    limits = _limits(max_new_tokens, len(sequences))
     if stop == "":
         raise ValueError("stop: '' is empty; give a text, or None for no stop text")
+    found = greedy_ids(
+        model,
+        tokenizer,
+        sequences,
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    texts = [decoded(tokenizer, ids) for ids in found]
+    return texts if stop is None else [text.split(stop, 1)[0] for text in texts]
+
+
+def greedy_ids(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    sequences: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int | Sequence[int],
+    stop: str | None = None,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> list[list[int]]:
+    """The tokens of those answers, up to where the model ends them; with ``stop``, what follows it may be among them.
+
+    Raises:
+        InvalidRequestError: A text does not fit the model together with its answer.
+        ValueError: As for `greedy_answers`.
+    """
+    limits = _limits(max_new_tokens, len(sequences))
     require_fit(model, [len(ids) + limit for ids, limit in zip(sequences, limits, strict=True)])
     require_batch_size(batch_size)
     end_ids = end_ids_of(model, tokenizer)
 
-    def answered(own: Sequence[int]) -> list[str]:
-        answers = [""] * len(own)
+    def answered(own: Sequence[int]) -> list[list[int]]:
+        answers: list[list[int]] = [[] for _ in own]
         steps = Steps(progress, len(sequences))
         with undisturbed(model), generation_settings(model, end_ids):
             lengths, most = [len(sequences[i]) for i in own], [limits[i] for i in own]
@@ -115,8 +144,7 @@ def greedy_continuations(
                 rows = [sequences[own[place]] for place in batch]
                 new_ids = _generate(model, tokenizer, rows, max(most[place] for place in batch), stop).tolist()
                 for place, ids in zip(batch, new_ids, strict=True):
-                    text = decoded(tokenizer, before_end(ids[: most[place]], end_ids))
-                    answers[place] = text if stop is None else text.split(stop, 1)[0]
+                    answers[place] = before_end(ids[: most[place]], end_ids)
                 steps.done(len(batch))
         return answers
 
