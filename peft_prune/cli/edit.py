@@ -32,7 +32,7 @@ from .options import (
 )
 from .placement import Placement, placed
 from .places import in_gguf
-from .plain import close_with, say
+from .plain import close_with, say, shows_progress
 from .progress import progress_bar
 from .requested import OnBadRecord, bad_records, requested
 from .watching import MaxDrop, MaxGrowth, MaxNorm, MaxOutputChange, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
@@ -94,10 +94,10 @@ def edit(
     consolidate: Annotated[
         str,
         typer.Option(
-            help="When all edits are trained together within the restraint's singular values: demand (peft-prune "
-            "consolidate), save or every."
+            help="When all edits are trained together within the restraint's singular values: auto (before saving, "
+            "from 20 edits on), save, every, or demand (peft-prune consolidate)."
         ),
-    ] = "demand",
+    ] = "auto",
     consolidate_every: Annotated[int, typer.Option(help="Edits between two, with --consolidate every.")] = 100,
     protect: Annotated[
         Optional[Path], typer.Option(help="Facts that must not be lost: objects with prompt and object.")
@@ -213,7 +213,7 @@ def edit(
                 with going_on(session, history):
                     outcomes = session.edit(records, batch_size=batch_size)
                 require_one(outcomes)
-                session.save(folder)
+                session.save(folder, progress=shows_progress(json_output))
                 outcomes = session.results  # what saving restrained may have weakened
     report_edits(outcomes, out, json_output, given)
 

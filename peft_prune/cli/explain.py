@@ -44,10 +44,22 @@ def explain(
         ("second moment", moments),
         ("asked", _asked(ask)),
         ("restraint", _restraint(config)),
+        ("consolidated", _consolidation(config, requests)),
         ("verified", f"by greedy answer, served in {serve_dtype or 'the dtype that the model has'}"),
     ]
     for name, text in rows:
         say(f"{name}: {text}", err=True)
+
+
+def _consolidation(config: PruneEditConfig, requests: int) -> str:
+    from ..tuner.config import CONSOLIDATED_FROM
+
+    if not config.consolidates(requests):
+        of_many = f"that is for {CONSOLIDATED_FROM} restrained edits or more"
+        return f"no, {'as told' if config.consolidate == 'demand' else of_many}; peft-prune consolidate does it later"
+    often = f"every {config.consolidate_every} edits and " if config.consolidate == "every" else ""
+    trained = "all edits are trained together against the base's own answers, within what the restraint left"
+    return f"{often}before saving: {trained}"
 
 
 def _asked(ask: str | None) -> str:

@@ -14,7 +14,7 @@ from .edit import going_on, moments_beside, report_edits, say_fallen
 from .options import Ask, Author, Dtype, GgufFile, JsonOutput, Overwrite, ServeDtype, SolveDevice
 from .placement import Placement, placed
 from .places import in_gguf
-from .plain import close_with
+from .plain import close_with, shows_progress
 from .progress import progress_bar
 from .requested import OnBadRecord, requested
 from .watching import MaxDrop, MaxGrowth, MaxNorm, MaxOutputChange, OnLimit, Watch, WatchEvery, WatchFacts, WatchText
@@ -102,7 +102,8 @@ def resume(
             if records:
                 with going_on(session, history, first - 1 - skip):
                     session.edit(records, batch_size=batch_size)
-            session.save(folder)  # also where none of the new edits took: the others stand
+            # also where none of the new edits took: the others stand
+            session.save(folder, progress=shows_progress(json_output))
             results, standing = session.results, session.history.standing
     earlier = results[: first - 1]
     report_edits(results[first - 1 :], out, json_output, given, first, skip, earlier)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
-from ..editors.asking import asks_in_chat, chat_answer, chat_question
+from ..editors.asking import asks_in_chat, asks_plainly, chat_answer, chat_question
 from ..editors.contexts import with_prefix
 from ..errors import InvalidRequestError
+from ..models.chat import SYSTEM, takes_system_prompt
 from ..models.tokenization import continuation_ids, text_ids
 from ..requests import EditRequest
 
 CONTEXT_WORDS = (2, 8)
 """Fewest and most words of a text that stand before a prompt."""
-CHAT_READS = 3
-"""How often the question in chat comes among the ways in which an edit is asked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +35,10 @@ class Passage:
     labels: tuple[int, ...] = ()
 
 
+Kinds = list[list[Passage]]
+"""The ways in which one edit is asked, by kind; the first holds what it is verified by, alone."""
+
+
 def edit_passages(
     tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[EditRequest],
@@ -43,11 +46,13 @@ def edit_passages(
     contexts: int,
     seed: int,
     phrasings: Sequence[Sequence[str]] = (),
-) -> list[list[Passage]]:
-    """For each request its bare prompt, then the prompt behind so many contexts of its own, then its phrasings.
+) -> list[Kinds]:
+    """For each request the ways in which it is asked, by kind.
 
-    Each phrasing comes bare and behind a context; the target follows in all of them. What is asked in chat comes in
-    the chat template as well, with the whole answer that holds the edit.
+    Plainly these are the bare prompt; the prompt behind contexts; and the phrasings, each bare and behind a context;
+    the target follows in all of them. In chat they are the question; and what else is said there, the question with a
+    system prompt, the prompt as it stands and the phrasings' questions; there the whole answer that holds the edit
+    follows. What has no passage is no kind.
 
     Args:
         tokenizer: The model's.
@@ -64,23 +69,55 @@ def edit_passages(
         words = draw.choice(usable)
         return " ".join(words[: draw.randint(*CONTEXT_WORDS)])
 
-    prompts, targets, separators, counts = [], [], [], []
+    asked_for: list[list[list[_Asked]]] = []
     for request, others in zip(requests, phrasings or [()] * len(requests), strict=True):
-        asked_for = [(request.prompt, "")]
-        asked_for += [(request.prompt, context()) for _ in range(contexts if usable else 0)]
-        for other in others:
-            asked_for += [(other, "")] + ([(other, context())] if usable else [])
-        templates = [with_prefix(tokenizer, prefix, prompt) for prompt, prefix in asked_for]
-        prompts += [template.replace("{}", request.subject) for template in templates]
-        targets += [request.target_new] * len(templates)
-        separators += [request.separator] * len(templates)
-        spoken = [chat_question(tokenizer, request)] * CHAT_READS if asks_in_chat(request) else []
-        prompts += [one.text for one in spoken]
-        targets += [chat_answer(request) for _ in spoken]
-        separators += [one.separator for one in spoken]
-        counts.append(len(templates) + len(spoken))
-    pairs = iter(continuation_ids(tokenizer, prompts, targets, separators))
-    return [[asked(pair.prompt, pair.target) for pair in islice(pairs, count)] for count in counts]
+        kinds = []
+        if asks_plainly(request):
+            behind = [(request.prompt, context()) for _ in range(contexts if usable else 0)]
+            other = [(one, prefix) for one in others for prefix in ["", *([context()] if usable else [])]]
+            kinds += [_plainly(tokenizer, request, own) for own in ([(request.prompt, "")], behind, other)]
+        if asks_in_chat(request):
+            kinds += _in_chat(tokenizer, request, others)
+        asked_for.append([kind for kind in kinds if kind])
+    every = [one for kinds in asked_for for kind in kinds for one in kind]
+    pairs = iter(
+        continuation_ids(
+            tokenizer, [one.prompt for one in every], [one.answer for one in every], [one.separator for one in every]
+        )
+    )
+    return [[[asked(pair.prompt, pair.target) for pair in islice(pairs, len(own))] for own in k] for k in asked_for]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    prompt: str
+    answer: str
+    separator: str | None
+
+
+def _plainly(
+    tokenizer: PreTrainedTokenizerBase, request: EditRequest, prompts: Sequence[tuple[str, str]]
+) -> list[_Asked]:
+    templates = [with_prefix(tokenizer, prefix, prompt) for prompt, prefix in prompts]
+    texts = [template.replace("{}", request.subject) for template in templates]
+    return [_Asked(text, request.target_new, request.separator) for text in texts]
+
+
+def _in_chat(
+    tokenizer: PreTrainedTokenizerBase, request: EditRequest, phrasings: Sequence[str]
+) -> tuple[list[_Asked], list[_Asked]]:
+    """The question, and whatever else is said."""
+
+    def spoken(one: EditRequest, system: str | None = None) -> _Asked:
+        question = chat_question(tokenizer, one, system)
+        return _Asked(question.text, chat_answer(one), question.separator)
+
+    own = spoken(request)
+    others = [spoken(replace(request, question=request.prompt))]
+    if takes_system_prompt(tokenizer):
+        others.append(spoken(request, SYSTEM))
+    others += [spoken(replace(request, prompt=prompt, question=None)) for prompt in phrasings]
+    return [own], [one for one in dict.fromkeys(others) if one != own]
 
 
 def asked(prompt: Sequence[int], target: Sequence[int]) -> Passage:

@@ -21,7 +21,7 @@ from ..errors import EditFailedError
 from ..spectral import LowRankUpdate
 from ..tuner import PruneEditLayer
 from .bound import Bounds, balanced
-from .passages import Passage
+from .passages import Kinds, Passage
 from .settings import ConsolidationSettings
 from .tail import Tail
 
@@ -34,14 +34,14 @@ class Material:
     """What is trained on.
 
     Args:
-        edits: For each edit its bare prompt, then the prompt behind contexts.
+        edits: For each edit the ways in which it is asked, by kind; the first is what it is looked at by.
         texts: Pieces of retention text.
         probe: Other pieces, on which retention is looked at.
         protected: Facts with their answers, which are asked for as edits' targets are.
         neighbors: The edits' prompts about others, read where the base's answers are predicted.
     """
 
-    edits: Sequence[Sequence[Passage]]
+    edits: Sequence[Kinds]
     texts: Sequence[Passage]
     probe: Sequence[Passage]
     protected: Sequence[Passage] = ()
@@ -209,20 +209,15 @@ class _Training:
         return Step(number, *(float(one.detach()) for one in (edit_loss, divergence, beside)))
 
     def _batches(self) -> Iterator[Rows]:
-        """What each step reads: all edits once before any of them comes again, each behind its next context."""
+        """What each step reads: all edits once before any of them comes again, each in the next kind of way."""
         own, draw, given = self.settings, random.Random(self.settings.seed), self.material
-        rows = [[*edit] for edit in given.edits] + [[fact] for fact in given.protected]
-        for row in rows:
-            draw.shuffle(row)
+        rows = [_in_rotation(edit, draw) for edit in [*given.edits, *([[fact]] for fact in given.protected)]]
         edits = _endless(len(rows), draw)
         texts, neighbors = _in_turn(given.texts, draw), _in_turn(given.neighbors, draw)
-        turn = [0] * len(rows)
         while True:
             chosen = []
             for _ in range(min(own.edits_per_step, len(rows))):
-                index = next(edits)
-                chosen.append(rows[index][turn[index] % len(rows[index])])
-                turn[index] += 1
+                chosen.append(next(rows[next(edits)]))
             yield Rows(
                 chosen,
                 list(islice(texts, min(own.texts_per_step, len(given.texts)))),
@@ -233,7 +228,7 @@ class _Training:
     def _look(self, step: int) -> Seen:
         factors = {name: _detached(update) for name, update in self.factors.items()}
         margins: list[float] = []
-        bare = [edit[0] for edit in self.material.edits]
+        bare = [edit[0][0] for edit in self.material.edits]
         for part in _parts(bare):
             margins += _margins(self.tail.logits(part, factors), part)
         total = tokens = 0.0
@@ -296,6 +291,14 @@ def _endless(count: int, draw: random.Random) -> Iterator[int]:
         order = list(range(count))
         draw.shuffle(order)
         yield from order
+
+
+def _in_rotation(kinds: Kinds, draw: random.Random) -> Iterator[Passage]:
+    """One passage of each kind before any kind comes again, so that each is read as often as the others."""
+    turns = [_in_turn(kind, draw) for kind in draw.sample(kinds, len(kinds))]
+    while True:
+        for turn in turns:
+            yield next(turn)
 
 
 def _in_turn(passages: Sequence[Passage], draw: random.Random) -> Iterator[Passage]:

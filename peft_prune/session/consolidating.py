@@ -83,9 +83,8 @@ class Consolidating:
     @property
     def is_due_before_saving(self) -> bool:
         """Whether the schedule asks for one before the adapter leaves."""
-        if self._work.config.consolidate == "demand":
-            return False
-        return self._work.history.standing > 0 and not (self._is_held and self._added_since() == 0)
+        config, standing = self._work.config, self._work.history.standing
+        return config.consolidates(standing) and not (self._is_held and self._added_since() == 0)
 
     def run(self, texts: Sequence[str] | None, settings: ConsolidationSettings, progress: bool) -> ConsolidationResult:
         """Consolidate the edits that stand; the caller sees to it that an error leaves everything as it was.

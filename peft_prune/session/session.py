@@ -417,6 +417,17 @@ class EditSession:
         self._look("consolidate")
         return result
 
+    def _consolidate_to_save(self, progress: bool) -> bool:
+        """Whether it could be done; nothing has changed where it could not."""
+        try:
+            self._consolidate(self._kept_texts, self._kept_settings, progress)
+        except EditFailedError as error:
+            if self.workspace.config.consolidate != "auto":
+                raise
+            warnings.warn(f"{error}; the adapter is saved restrained and not consolidated")
+            return False
+        return True
+
     def _consolidate_again(self) -> None:
         """Do again what something has taken away since."""
         if self._consolidating.was_taken_away:
@@ -463,24 +474,30 @@ class EditSession:
         """Figures of every layer now, by module name."""
         return self.workspace.figures()
 
-    def save(self, path: str | Path, *, overwrite: bool = False, also_lora: bool = False) -> None:
+    def save(
+        self, path: str | Path, *, overwrite: bool = False, also_lora: bool = False, progress: bool = False
+    ) -> None:
         """Save the adapter, whole or not at all; a pending restraint is applied first and written to the history.
+
+        Where the schedule asks for a consolidation, that comes first. One that would lose edits is left out with a
+        warning under ``consolidate="auto"``, and is an error where it was asked for.
 
         Args:
             path: Its folder; text that people wrote into the card of the folder that is replaced stays.
             overwrite: Replace a folder that exists.
             also_lora: Put the same update as a plain LoRA into the subfolder ``lora``, for those without this package.
+            progress: Show bars while it is consolidated.
 
         Raises:
+            EditFailedError: A consolidation that the schedule asks for loses edits; nothing is saved.
             ValueError: ``path`` exists and is not an empty folder, and ``overwrite`` is not set; or it is, holds or
                 lies in the base model, or holds the history.
         """
         inputs = {"history": self.history.path, "base model": getattr(unwrapped(self.model), "name_or_path", None)}
         with together("saving"):
             require_outputs(folders={"path": Path(path)}, inputs=inputs, overwrite=overwrite)
-        if self._open and self._consolidating.is_due_before_saving:
-            self._consolidate(self._kept_texts, self._kept_settings)
-        elif self.model.restraint_is_pending():
+        consolidated = self._open and self._consolidating.is_due_before_saving and self._consolidate_to_save(progress)
+        if not consolidated and self.model.restraint_is_pending():
             self._restrain_pending()
         if self._open:
             self.workspace.note_foreign_restraint()

@@ -21,7 +21,9 @@ from .patterns import require_bounded
 from .registration import PRUNE_EDIT
 
 SCHEDULES = ("every", "merge", "threshold", "compounding")
-CONSOLIDATIONS = ("demand", "save", "every")
+CONSOLIDATIONS = ("demand", "auto", "save", "every")
+CONSOLIDATED_FROM = 20
+"""Edits from which on `consolidate="auto"` consolidates."""
 
 
 @dataclass
@@ -137,14 +139,15 @@ class PruneEditConfig(PeftConfig):
             "restraint acts; no limit if not given."
         },
     )
-    consolidate: Literal["demand", "save", "every"] = field(
+    consolidate: Literal["demand", "auto", "save", "every"] = field(
         default="demand",
         metadata={
             "help": "When a session consolidates: trains the effective factors of all edits together against the "
             "base's own predictions, within the singular values that the restraint left. 'demand': when "
-            "session.consolidate() is called. 'save': before session.save. 'every': after each consolidate_every "
-            "edits, and before session.save. What was consolidated once stays so: after an undo, for instance, it is "
-            "done again."
+            "session.consolidate() is called. 'save': before session.save. 'auto': the same where at least "
+            f"{CONSOLIDATED_FROM} edits stand and a restraint acts on their raw sum. 'every': after each "
+            "consolidate_every edits, and before session.save. What was consolidated once stays so: after an undo, for "
+            "instance, it is done again."
         },
     )
     consolidate_every: int = field(
@@ -319,6 +322,12 @@ class PruneEditConfig(PeftConfig):
         """Note facts about the adapter (``restrained``, ``edits`` ...) that its saved configuration must state."""
         self._facts.update(facts)
 
+    def consolidates(self, edits: int) -> bool:
+        """Whether an adapter of so many standing edits is to be consolidated before a session saves it."""
+        if self.consolidate != "auto":
+            return edits > 0 and self.consolidate != "demand"
+        return edits >= CONSOLIDATED_FROM and self.restraint != "none" and self.restrain_on != "compounding"
+
     def _check_restraint(self) -> None:
         if self.restraint not in restraint_names():
             raise ValueError(f"restraint: {shown(self.restraint)} is not one of {', '.join(restraint_names())}")
@@ -326,7 +335,7 @@ class PruneEditConfig(PeftConfig):
             raise ValueError(f"restrain_on: {shown(self.restrain_on)} is not one of {', '.join(SCHEDULES)}")
         if self.consolidate not in CONSOLIDATIONS:
             raise ValueError(f"consolidate: {shown(self.consolidate)} is not one of {', '.join(CONSOLIDATIONS)}")
-        if self.consolidate != "demand" and self.restrain_on == "compounding":
+        if self.consolidate in ("save", "every") and self.restrain_on == "compounding":
             raise ValueError(
                 f"consolidate: {self.consolidate!r} starts from the raw factors, which restrain_on='compounding' does "
                 "not keep; 'demand' is accepted with it"

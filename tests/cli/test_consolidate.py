@@ -39,6 +39,6 @@ def test_options_of_edit_are_checked_before_a_model_is_loaded(capsys, tmp_path: 
     (tmp_path / "r.json").write_text(json.dumps([{"prompt": "{} is", "subject": "a", "target_new": "b"}]))
     given = ["edit", "--model", tmp_path / "no", "--requests", tmp_path / "r.json", "--out", tmp_path / "out"]
     code, _, errors = run(capsys, *given, "--consolidate", "often")
-    assert code == 2 and "consolidate: 'often' is not one of demand, save, every" in errors
+    assert code == 2 and "consolidate: 'often' is not one of demand, auto, save, every" in errors
     code, _, errors = run(capsys, *given, "--consolidate-every", 0)
     assert code == 2 and "consolidate_every: 0 must be an integer of at least 1" in errors

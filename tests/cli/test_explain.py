@@ -32,6 +32,7 @@ def test_what_was_chosen_is_explained_and_the_log_names_its_author(
     assert said["second moment"] == "none: this editor does without"
     assert said["asked"] == "plainly and in chat: the model has a chat template (--ask says otherwise)"
     assert said["restraint"].startswith("log with α = 1.2, every 10 edits")
+    assert said["consolidated"].startswith("no, that is for 20 restrained edits or more")
     assert "nothing was published for" in said["settings"] and said["verified"].endswith("float32")
     monkeypatch.setenv("PEFT_PRUNE_AUTHOR", "B. Person")
     undo = ["undo", log, "1", "--model", tmp_path / "model", "--out", tmp_path / "undone"]

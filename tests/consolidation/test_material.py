@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from peft_prune.consolidation.neighbors import NAMES, neighbor_passages
-from peft_prune.consolidation.passages import CHAT_READS, edit_passages
+from peft_prune.consolidation.passages import Passage, edit_passages
 from peft_prune.consolidation.phrasings import lent_phrasings, prompt_in, written_phrasings
 from peft_prune.editors.asking import chat_question
+from peft_prune.models.chat import SYSTEM, takes_system_prompt
 from peft_prune.requests import EditRequest
 from tests.consolidation.scene import TEXTS, adapted_layers
 from tests.session.scene import REQUESTS
@@ -80,8 +81,8 @@ def test_phrasings_stand_beside_the_prompt_bare_and_behind_a_context() -> None:
     tokenizer = spaced_tokenizer()
     phrasings = [("note {} sea", "tea {}"), *(() for _ in REQUESTS[1:])]
     rows = edit_passages(tokenizer, REQUESTS, TEXTS, 1, 0, phrasings)
-    assert [len(row) for row in rows] == [2 + 4, *(2 for _ in REQUESTS[1:])]
-    texts = [tokenizer.decode([*passage.ids, passage.labels[-1]]) for passage in rows[0]]
+    assert [[len(kind) for kind in row] for row in rows] == [[1, 1, 4], *([1, 1] for _ in REQUESTS[1:])]
+    texts = [tokenizer.decode([*passage.ids, passage.labels[-1]]) for kind in rows[0] for passage in kind]
     first = REQUESTS[0]
     assert texts[0] == f"{first.text} {first.target_new}"
     for place, prompt in ((2, "note {} sea"), (4, "tea {}")):
@@ -92,15 +93,29 @@ def test_phrasings_stand_beside_the_prompt_bare_and_behind_a_context() -> None:
 def test_what_is_asked_in_chat_is_read_there_with_the_whole_answer() -> None:
     tokenizer = speaking_tokenizer()
     request = replace(REQUESTS[0], ask="both")
-    (row,) = edit_passages(tokenizer, [request], [], 0, 0)
-    asked = chat_question(tokenizer, request).text
-    answer = tokenizer(f"{request.text} {request.target_new}", add_special_tokens=False)["input_ids"]
-    assert len(row) == 1 + CHAT_READS
-    for passage in row[1:]:
-        assert list(passage.labels) == answer and passage.read[0] == len(passage.ids) - len(answer)
-        assert tokenizer.decode(passage.ids[: passage.read[0] + 1]) == asked
+    (row,) = edit_passages(tokenizer, [request], [], 0, 0, [("note {} sea",)])
+    bare, phrasings, question, others = row
+    assert [len(kind) for kind in row] == [1, 1, 1, 2 + takes_system_prompt(tokenizer)]
+
+    def spoken(passage: Passage) -> tuple[str, str]:
+        place = passage.read[0] + 1
+        assert passage.ids[place:] == passage.labels[:-1]
+        return tokenizer.decode(passage.ids[:place]), tokenizer.decode(passage.labels)
+
+    answer = f"{request.text} {request.target_new}"
+    assert spoken(question[0]) == (chat_question(tokenizer, request).text, answer)
+    other = replace(request, prompt="note {} sea")
+    expected = {
+        chat_question(tokenizer, replace(request, question=request.prompt)).text: answer,
+        chat_question(tokenizer, other).text: f"{other.text} {request.target_new}",
+    }
+    if takes_system_prompt(tokenizer):
+        expected[chat_question(tokenizer, request, SYSTEM).text] = answer
+    assert dict(map(spoken, others)) == expected
     (plain,) = edit_passages(tokenizer, [replace(request, ask="plain")], [], 0, 0)
-    assert len(plain) == 1
+    assert [len(kind) for kind in plain] == [1]
+    (chat,) = edit_passages(tokenizer, [replace(request, ask="chat")], [], 0, 0)
+    assert spoken(chat[0][0]) == spoken(question[0])
 
 
 def test_neighbors_are_the_edits_prompts_about_others_with_the_base_s_own_answers() -> None:

@@ -33,7 +33,7 @@ def whole(model, layers, updates, passage) -> torch.Tensor:  # type: ignore[no-u
 def test_logits_are_those_of_the_whole_model(kind: str, first: tuple[int, ...]) -> None:
     model, layers, updates = adapted_layers(kind, first)
     tail, given = Tail(model, layers), material()
-    passages = [given.texts[0], given.edits[0][0], given.edits[1][2], asked((3, 4, 5), (6, 7))]
+    passages = [given.texts[0], given.edits[0][0][0], given.edits[1][1][1], asked((3, 4, 5), (6, 7))]
     with torch.no_grad():
         for factors, dense in ((updates, updates), (None, {})):
             wanted = torch.cat([whole(model, layers, dense, passage) for passage in passages])
@@ -60,7 +60,7 @@ def test_what_is_kept_is_used_and_forgotten_when_it_is_too_much(monkeypatch: pyt
 
 def test_gradients_are_those_of_the_whole_model_and_of_the_factors_alone() -> None:
     model, layers, updates = adapted_layers()
-    passage = material().edits[0][0]
+    passage = material().edits[0][0][0]
     tail = Tail(model, layers)
     leaves = {
         name: LowRankUpdate(u.B.clone().requires_grad_(), u.A.clone().requires_grad_()) for name, u in updates.items()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
 import torch
 
 from peft_prune.consolidation import ConsolidationSettings, train
-from peft_prune.consolidation.passages import edit_passages, text_passages
-from peft_prune.consolidation.training import _Training, share_of_rate
+from peft_prune.consolidation.passages import Passage, edit_passages, text_passages
+from peft_prune.consolidation.training import _in_rotation, _Training, share_of_rate
 from peft_prune.errors import EditFailedError, InvalidRequestError
 from tests.consolidation.scene import GENTLE, TEXTS, adapted_layers, material
 from tests.consolidation.test_tail import whole
@@ -24,7 +25,7 @@ def test_both_losses_are_those_of_a_dense_computation() -> None:
     own = replace(GENTLE, steps=1, edits_per_step=len(REQUESTS), texts_per_step=len(given.texts))
     train(model, layers, updates, updates, given, own, seen.append)
     nll = 0.0
-    for (passage,) in given.edits:
+    for ((passage,),) in given.edits:
         log_probs = torch.log_softmax(whole(model, layers, updates, passage).double(), -1)
         nll -= float(log_probs[range(len(passage.labels)), list(passage.labels)].mean()) / len(given.edits)
     assert seen[0].edit_loss == pytest.approx(nll, rel=1e-4)
@@ -41,11 +42,11 @@ def test_every_edit_comes_once_before_any_comes_again() -> None:
     given = material()
     work = _Training(model, layers, updates, updates, given, replace(GENTLE, edits_per_step=2))
     batches = work._batches()
-    owner = {passage: index for index, edit in enumerate(given.edits) for passage in edit}
+    owner = {passage: index for index, edit in enumerate(given.edits) for kind in edit for passage in kind}
     rows = [passage for _ in range(15) for passage in next(batches).edits]
     for start in range(0, 30, 5):
         assert sorted(owner[passage] for passage in rows[start : start + 5]) == [0, 1, 2, 3, 4]
-    assert set(rows[:15]) == set(owner)  # and each context of an edit before its first comes again
+    assert set(rows[:20]) == set(owner)  # the bare prompt twice, and each of two contexts
 
 
 def test_training_is_bit_identical_by_seed_and_leaves_the_adapter_alone() -> None:
@@ -104,14 +105,23 @@ def test_texts_are_cut_and_texts_without_tokens_are_refused() -> None:
 
 def test_contexts_stand_before_the_prompt_and_the_bare_prompt_is_the_first() -> None:
     tokenizer = spaced_tokenizer()
-    for request, passages in zip(REQUESTS, edit_passages(tokenizer, REQUESTS, TEXTS, 3, 0), strict=True):
+    for request, kinds in zip(REQUESTS, edit_passages(tokenizer, REQUESTS, TEXTS, 3, 0), strict=True):
         bare = tuple(tokenizer(request.text)["input_ids"])
-        assert len(passages) == 4
+        assert [len(kind) for kind in kinds] == [1, 3]
+        passages = [passage for kind in kinds for passage in kind]
         assert passages[0].ids[: len(bare)] == bare and passages[0].read[0] == len(bare) - 1
         for passage in passages:
             text = tokenizer.decode([*passage.ids, passage.labels[-1]])
             assert text.endswith(f"{request.text} {request.target_new}")
         assert any(text.startswith(tokenizer.decode(passages[1].ids)[:3]) for text in TEXTS)
+
+
+def test_every_kind_of_asking_is_read_as_often_as_the_others() -> None:
+    kinds = [[Passage((number, place), (1,), (7,)) for place in range(count)] for number, count in enumerate((1, 3, 8))]
+    turns = [next(row) for row in [_in_rotation(kinds, random.Random(0))] for _ in range(24)]
+    for start in range(0, 24, 3):
+        assert {passage.ids[0] for passage in turns[start : start + 3]} == {0, 1, 2}
+    assert all(turns.count(passage) == 1 for passage in kinds[2])
 
 
 def test_what_is_not_given_follows_from_the_adapter() -> None:

@@ -140,6 +140,47 @@ def test_the_schedule_consolidates(tmp_path: Path, schedule: dict[str, Any], mon
 
 
 @pytest.mark.filterwarnings("ignore:consolidation. not reached")
+@pytest.mark.parametrize(
+    ("least", "given", "edits"),
+    [(5, {}, 5), (6, {}, 0), (5, {"restraint": "none"}, 0), (1, {"restrain_on": "compounding", "restrain_every": 1}, 0)],
+    ids=["enough", "too few", "unrestrained", "compounding"],
+)
+def test_by_itself_it_is_done_where_there_are_many_edits_and_a_restraint(
+    tmp_path: Path, least: int, given: dict[str, Any], edits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peft_prune.session.session.ConsolidationSettings", lambda: replace(SHORT, texts=6))
+    monkeypatch.setattr("peft_prune.tuner.config.CONSOLIDATED_FROM", least)
+    with fresh(consolidate="auto", **given) as own:
+        own.edit(REQUESTS)
+        own.save(tmp_path / "adapter")
+        assert layer_of(own).consolidated_edits("default") == edits
+
+
+@pytest.mark.parametrize("schedule", ["auto", "save"])
+def test_one_that_would_lose_edits_is_left_out_unless_it_was_asked_for(
+    tmp_path: Path, schedule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def losing(*_: Any) -> None:
+        raise EditFailedError("consolidation: 1 of 5 edits hold after 2 steps")
+
+    monkeypatch.setattr("peft_prune.consolidation.run.require_no_loss", losing)
+    monkeypatch.setattr("peft_prune.session.session.ConsolidationSettings", lambda: replace(SHORT, texts=6))
+    monkeypatch.setattr("peft_prune.tuner.config.CONSOLIDATED_FROM", 1)
+    with fresh(consolidate=schedule, restrain_on="merge") as own:
+        own.edit(REQUESTS)
+        if schedule == "save":
+            with pytest.raises(EditFailedError, match="1 of 5 edits hold"):
+                own.save(tmp_path / "adapter")
+            assert not (tmp_path / "adapter").exists() and own.model.restraint_is_pending()
+            return
+        with pytest.warns(UserWarning, match="saved restrained and not consolidated"):
+            own.save(tmp_path / "adapter")
+        assert layer_of(own).consolidated_edits("default") == 0 and not own.model.restraint_is_pending()
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["restrained"] and config["consolidated"] == 0
+
+
+@pytest.mark.filterwarnings("ignore:consolidation. not reached")
 def test_a_saved_adapter_holds_the_trained_factors_and_says_so(tmp_path: Path) -> None:
     with edited(tmp_path / "edits.db") as own:
         own.consolidate(TEXTS, SHORT)
@@ -191,7 +232,7 @@ def test_a_history_without_edits_and_factors_without_raw_ones_are_refused(tmp_pa
             own.consolidate(TEXTS, SHORT)
     with pytest.raises(ValueError, match="consolidate: 'every' starts from the raw factors"):
         PruneEditConfig(consolidate="every", restrain_on="compounding")
-    with pytest.raises(ValueError, match="consolidate: 'sometimes' is not one of demand, save, every"):
+    with pytest.raises(ValueError, match="consolidate: 'sometimes' is not one of demand, auto, save, every"):
         PruneEditConfig(consolidate="sometimes")  # type: ignore[arg-type]
     with fresh(restrain_on="compounding", restrain_every=1) as own:
         own.edit(REQUESTS[0])
