@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..editors.others import prompts_about_others
 from ..models.generation import greedy_ids
 from ..models.tokenization import prompt_ids
 from ..requests import EditRequest
@@ -16,31 +16,11 @@ from .passages import Passage
 ANSWER_TOKENS = 3
 """Of the base's answer, at whose tokens it is retained."""
 
-NAMES = (
-    *("Albert Einstein", "Marie Curie", "William Shakespeare", "Napoleon", "Barack Obama", "Pablo Picasso"),
-    *("Leonardo da Vinci", "Charles Darwin", "Isaac Newton", "Elvis Presley", "Michael Jordan", "Diego Maradona"),
-    *("Charlie Chaplin", "Frida Kahlo", "Nelson Mandela", "Mahatma Gandhi", "Vincent van Gogh", "Serena Williams"),
-    *("Ludwig van Beethoven", "Stephen Hawking", "Tom Hanks", "Bob Dylan", "Leo Tolstoy", "Jane Austen", "Aristotle"),
-    *("Paris", "Tokyo", "New York City", "Cairo", "Sydney", "Rio de Janeiro", "Moscow", "Berlin", "Mumbai", "Toronto"),
-    *("France", "Brazil", "Japan", "Kenya", "Canada", "Egypt", "Australia", "Sweden", "Mexico", "China"),
-    *("Microsoft", "Toyota", "Apple", "Coca-Cola", "Boeing", "Samsung", "Volkswagen", "Nintendo", "Google", "Sony"),
-    *("Harvard University", "the University of Oxford", "the Eiffel Tower", "Mount Everest", "the Nile", "the Sahara"),
-    *("the Great Wall of China", "the Amazon River", "the Pacific Ocean", "the Statue of Liberty", "the Mona Lisa"),
-    *("Hamlet", "Star Wars", "The Simpsons", "Titanic", "Harry Potter", "Don Quixote", "The Beatles", "Pink Floyd"),
-    *("Windows", "the iPhone", "the Ford Mustang", "the Boeing 747", "Android", "Photoshop", "the PlayStation"),
-    *("FC Barcelona", "Manchester United", "the New York Yankees", "the United Nations", "NATO", "Buddhism", "chess"),
-    *("the Catholic Church", "the Red Cross", "the BBC", "the guitar", "the Olympic Games", "Super Mario Bros."),
-)
-"""Subjects of many kinds that most models have read of."""
-
 
 def neighbor_passages(
     model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], each: int, seed: int = 0
 ) -> list[Passage]:
-    """The prompt of each request about so many other subjects, with the beginning of the base's own answer.
-
-    Every second subject is one of `NAMES`, the others are of other requests that have another prompt and, where the
-    relation is given, another relation: an edit of theirs may be what this prompt asks for.
+    """`prompts_about_others`, each with the beginning of the base's own answer.
 
     Args:
         model: A PEFT model; the base answers.
@@ -49,25 +29,11 @@ def neighbor_passages(
         each: Subjects for each.
         seed: Of the choice.
     """
-    draw = random.Random(seed)
-    edited = {request.subject for request in requests}
-    names = [name for name in NAMES if name not in edited]
-    asked: dict[str, None] = {}
-    for request in requests:
-        others = [other.subject for other in requests if not _asks_alike(request, other)]
-        for number in range(each):
-            subject = draw.choice(others if others and number % 2 else names)
-            asked[request.prompt.replace("{}", subject)] = None
+    asked = prompts_about_others(requests, each, seed)
     if not asked:
         return []
-    prompts = prompt_ids(tokenizer, list(asked))
+    prompts = prompt_ids(tokenizer, asked)
     with model.disable_adapter():
         answers = greedy_ids(model, tokenizer, prompts, max_new_tokens=ANSWER_TOKENS)
     rows = [(*prompt, *answer[: ANSWER_TOKENS - 1]) for prompt, answer in zip(prompts, answers, strict=True)]
     return [Passage(row, tuple(range(len(prompt) - 1, len(row)))) for prompt, row in zip(prompts, rows, strict=True)]
-
-
-def _asks_alike(one: EditRequest, other: EditRequest) -> bool:
-    if one.prompt == other.prompt or one.subject == other.subject:
-        return True
-    return one.relation_id is not None and one.relation_id == other.relation_id

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from peft_prune.consolidation.neighbors import NAMES, neighbor_passages
+from peft_prune.consolidation.neighbors import neighbor_passages
 from peft_prune.consolidation.passages import Passage, edit_passages
 from peft_prune.consolidation.phrasings import lent_phrasings, prompt_in, written_phrasings
 from peft_prune.editors.asking import chat_question
+from peft_prune.editors.others import NAMES
 from peft_prune.models.chat import SYSTEM, takes_system_prompt
 from peft_prune.requests import EditRequest
 from tests.consolidation.scene import TEXTS, adapted_layers
@@ -94,7 +95,7 @@ def test_what_is_asked_in_chat_is_read_there_with_the_whole_answer() -> None:
     tokenizer = speaking_tokenizer()
     request = replace(REQUESTS[0], ask="both")
     (row,) = edit_passages(tokenizer, [request], [], 0, 0, [("note {} sea",)])
-    bare, phrasings, question, others = row
+    *_, question, others = row
     assert [len(kind) for kind in row] == [1, 1, 1, 2 + takes_system_prompt(tokenizer)]
 
     def spoken(passage: Passage) -> tuple[str, str]:

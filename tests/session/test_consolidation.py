@@ -142,7 +142,12 @@ def test_the_schedule_consolidates(tmp_path: Path, schedule: dict[str, Any], mon
 @pytest.mark.filterwarnings("ignore:consolidation. not reached")
 @pytest.mark.parametrize(
     ("least", "given", "edits"),
-    [(5, {}, 5), (6, {}, 0), (5, {"restraint": "none"}, 0), (1, {"restrain_on": "compounding", "restrain_every": 1}, 0)],
+    [
+        (5, {}, 5),
+        (6, {}, 0),
+        (5, {"restraint": "none"}, 0),
+        (1, {"restrain_on": "compounding", "restrain_every": 1}, 0),
+    ],
     ids=["enough", "too few", "unrestrained", "compounding"],
 )
 def test_by_itself_it_is_done_where_there_are_many_edits_and_a_restraint(

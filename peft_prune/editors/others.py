@@ -1,0 +1,64 @@
+"""The prompts of requests about others, which their edits are to leave alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+from ..requests import EditRequest
+
+TRIES = 20
+"""How often another request is drawn for its subject, before a name is taken in its place."""
+
+NAMES = (
+    *("Albert Einstein", "Marie Curie", "William Shakespeare", "Napoleon", "Barack Obama", "Pablo Picasso"),
+    *("Leonardo da Vinci", "Charles Darwin", "Isaac Newton", "Elvis Presley", "Michael Jordan", "Diego Maradona"),
+    *("Charlie Chaplin", "Frida Kahlo", "Nelson Mandela", "Mahatma Gandhi", "Vincent van Gogh", "Serena Williams"),
+    *("Ludwig van Beethoven", "Stephen Hawking", "Tom Hanks", "Bob Dylan", "Leo Tolstoy", "Jane Austen", "Aristotle"),
+    *("Paris", "Tokyo", "New York City", "Cairo", "Sydney", "Rio de Janeiro", "Moscow", "Berlin", "Mumbai", "Toronto"),
+    *("France", "Brazil", "Japan", "Kenya", "Canada", "Egypt", "Australia", "Sweden", "Mexico", "China"),
+    *("Microsoft", "Toyota", "Apple", "Coca-Cola", "Boeing", "Samsung", "Volkswagen", "Nintendo", "Google", "Sony"),
+    *("Harvard University", "the University of Oxford", "the Eiffel Tower", "Mount Everest", "the Nile", "the Sahara"),
+    *("the Great Wall of China", "the Amazon River", "the Pacific Ocean", "the Statue of Liberty", "the Mona Lisa"),
+    *("Hamlet", "Star Wars", "The Simpsons", "Titanic", "Harry Potter", "Don Quixote", "The Beatles", "Pink Floyd"),
+    *("Windows", "the iPhone", "the Ford Mustang", "the Boeing 747", "Android", "Photoshop", "the PlayStation"),
+    *("FC Barcelona", "Manchester United", "the New York Yankees", "the United Nations", "NATO", "Buddhism", "chess"),
+    *("the Catholic Church", "the Red Cross", "the BBC", "the guitar", "the Olympic Games", "Super Mario Bros."),
+)
+"""Subjects of many kinds that most models have read of."""
+
+
+def prompts_about_others(requests: Sequence[EditRequest], each: int, seed: int = 0) -> list[str]:
+    """The prompt of each request about so many other subjects, without those that come twice.
+
+    Every second subject is one of `NAMES`, the others are of other requests that have another prompt and, where the
+    relation is given, another relation: an edit of theirs may be what this prompt asks for.
+
+    Args:
+        requests: The edits.
+        each: Subjects for each.
+        seed: Of the choice.
+    """
+    draw = random.Random(seed)
+    edited = {request.subject for request in requests}
+    names = [name for name in NAMES if name not in edited]
+    asked: dict[str, None] = {}
+    for request in requests:
+        others = _other_subjects(request, requests, draw)
+        for number in range(each):
+            subject = next(others) if number % 2 else None
+            asked[request.prompt.replace("{}", subject or draw.choice(names))] = None
+    return list(asked)
+
+
+def _other_subjects(request: EditRequest, requests: Sequence[EditRequest], draw: random.Random) -> Iterator[str | None]:
+    """Subjects of requests that ask for something else; None where `TRIES` draws find none."""
+    while True:
+        drawn = (draw.choice(requests) for _ in range(TRIES))
+        yield next((other.subject for other in drawn if not _asks_alike(request, other)), None)
+
+
+def _asks_alike(one: EditRequest, other: EditRequest) -> bool:
+    if one.prompt == other.prompt or one.subject == other.subject:
+        return True
+    return one.relation_id is not None and one.relation_id == other.relation_id
