@@ -66,8 +66,8 @@ class MomentsSource:
         if not needed:
             return "none: this editor does without"
         return (
-            f"over {self._tokens:,} tokens that the model writes itself, for no texts were given; it says which "
-            "directions ordinary text needs"
+            f"over {self._tokens:,} tokens that the model writes itself, for no texts were given, and the requests' "
+            "prompts about other subjects; it says which directions these need"
         )
 
     def moments(
@@ -75,6 +75,7 @@ class MomentsSource:
     ) -> SecondMoments:
         """Second moments of the inputs of ``modules``."""
         from ..editors import SecondMoments, collect_second_moments
+        from ..editors.own_texts import others_moments
         from ..evaluation import without_subjects
 
         if self._file is not None:
@@ -82,7 +83,8 @@ class MomentsSource:
         if self.texts is not None:
             texts = without_subjects(self.texts, requests)
             return collect_second_moments(model, tokenizer, texts, modules, progress=shows_progress(quiet))
-        return _own(model, tokenizer, modules, self._tokens, quiet)
+        own = _own(model, tokenizer, modules, self._tokens, quiet)
+        return own.plus(others_moments(model, tokenizer, modules, requests, progress=shows_progress(quiet)))
 
 
 def _own(model: Any, tokenizer: Any, modules: Sequence[str], tokens: int, quiet: bool) -> SecondMoments:

@@ -20,7 +20,7 @@ ANSWER_TOKENS = 3
 def neighbor_passages(
     model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], each: int, seed: int = 0
 ) -> list[Passage]:
-    """`prompts_about_others`, each with the beginning of the base's own answer.
+    """`prompts_about_others`, half of them about other requests' subjects, with the beginning of the base's own answer.
 
     Args:
         model: A PEFT model; the base answers.
@@ -29,7 +29,7 @@ def neighbor_passages(
         each: Subjects for each.
         seed: Of the choice.
     """
-    asked = prompts_about_others(requests, each, seed)
+    asked = prompts_about_others(requests, each, seed, of_requests=True)
     if not asked:
         return []
     prompts = prompt_ids(tokenizer, asked)

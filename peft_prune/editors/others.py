@@ -28,27 +28,35 @@ NAMES = (
 """Subjects of many kinds that most models have read of."""
 
 
-def prompts_about_others(requests: Sequence[EditRequest], each: int, seed: int = 0) -> list[str]:
+def prompts_about_others(
+    requests: Sequence[EditRequest], each: int, seed: int = 0, *, of_requests: bool = False, most: int | None = None
+) -> list[str]:
     """The prompt of each request about so many other subjects, without those that come twice.
 
-    Every second subject is one of `NAMES`, the others are of other requests that have another prompt and, where the
-    relation is given, another relation: an edit of theirs may be what this prompt asks for.
-
     Args:
-        requests: The edits.
+        requests: The edits; no subject of theirs is taken, but as ``of_requests`` says.
         each: Subjects for each.
         seed: Of the choice.
+        of_requests: Take every second subject from another request with another prompt and, where the relation is
+            given, another relation: an edit of theirs may be what this prompt asks for. All others are of `NAMES`.
+        most: Take so many different prompts, drawn by chance, where there are more.
     """
     draw = random.Random(seed)
     edited = {request.subject for request in requests}
     names = [name for name in NAMES if name not in edited]
     asked: dict[str, None] = {}
-    for request in requests:
+    for request in requests if most is None else _different(requests, most, draw):
         others = _other_subjects(request, requests, draw)
         for number in range(each):
-            subject = next(others) if number % 2 else None
+            subject = next(others) if of_requests and number % 2 else None
             asked[request.prompt.replace("{}", subject or draw.choice(names))] = None
     return list(asked)
+
+
+def _different(requests: Sequence[EditRequest], most: int, draw: random.Random) -> list[EditRequest]:
+    """One request for each prompt, so many of them."""
+    found = list({request.prompt: request for request in requests}.values())
+    return found if len(found) <= most else draw.sample(found, most)
 
 
 def _other_subjects(request: EditRequest, requests: Sequence[EditRequest], draw: random.Random) -> Iterator[str | None]:

@@ -15,6 +15,8 @@ from ..models.inference import input_device, max_positions, padded
 from ..models.tokenization import text_ids
 from ..moving import moving_bar
 from ..processes import same
+from ..requests import EditRequest
+from .others import prompts_about_others
 from .second_moment import SecondMoments, collect_second_moments
 
 OWN_TOKENS = 20_000
@@ -28,6 +30,12 @@ OWN_BATCH = 32
 
 LARGEST_MASS = 0.95
 """Tokens are drawn among the most probable ones that together have this probability (Holtzman et al. 2020, top-p)."""
+
+OTHERS = 8
+"""Subjects that each request's prompt is read about beside the own texts."""
+
+MOST_PROMPTS = 250
+"""Different prompts of the requests that are read about others."""
 
 OPENINGS = (
     *("The", "A", "In", "It", "He", "She", "They", "We", "I", "You", "This", "When", "If", "What", "How", "Why"),
@@ -103,8 +111,18 @@ def own_moments(
     tokens: int = OWN_TOKENS,
     seed: int = 0,
     progress: bool = True,
+    requests: Sequence[EditRequest] = (),
 ) -> SecondMoments:
     """Second moments of the inputs of ``modules`` over `own_texts`, for those who have no texts at hand.
+
+    Args:
+        model: The unedited model.
+        tokenizer: Its tokenizer.
+        modules: Names in the base model.
+        tokens: Least number of tokens of own text.
+        seed: Of the drawing.
+        progress: Show a bar.
+        requests: What will be edited; see `others_moments`, whose texts are read as well where some are given.
 
     Raises:
         ValueError: ``tokens`` is below 1.
@@ -112,6 +130,24 @@ def own_moments(
     """
     # another process's device may draw another token
     texts = same("own texts", lambda: own_texts(model, tokenizer, tokens, seed=seed, progress=progress))
+    found = collect_second_moments(model, tokenizer, texts, modules, progress=progress)
+    return found.plus(others_moments(model, tokenizer, modules, requests, progress=progress)) if requests else found
+
+
+def others_moments(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    modules: Sequence[str],
+    requests: Sequence[EditRequest],
+    *,
+    progress: bool = True,
+) -> SecondMoments:
+    """Second moments over the requests' prompts about `OTHERS` subjects each that none of them is about.
+
+    What a model writes by itself hardly holds the prompts that edits are asked by, and an edit is then free to answer
+    them for every subject; these make them part of what must stay.
+    """
+    texts = prompts_about_others(requests, OTHERS, most=MOST_PROMPTS)
     return collect_second_moments(model, tokenizer, texts, modules, progress=progress)
 
 

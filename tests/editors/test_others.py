@@ -1,0 +1,73 @@
+"""The prompts of requests about others, and the second moments over them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from peft_prune.builtin import load_builtin_model
+from peft_prune.editors import SecondMoments, collect_second_moments, own_moments
+from peft_prune.editors.others import NAMES, prompts_about_others
+from peft_prune.editors.own_texts import others_moments, own_texts
+from peft_prune.errors import AdapterError
+from peft_prune.models.mlp import mlp_output_modules
+from peft_prune.requests import EditRequest
+
+REQUESTS = [
+    EditRequest("{} plays the", "Napoleon", "drums", relation_id="plays"),
+    EditRequest("{} is the capital of", "Paris", "Peru", relation_id="capital"),
+    EditRequest("The capital {} lies in", "Oslo", "Peru", relation_id="capital"),
+]
+
+
+@pytest.fixture(scope="module")
+def builtin():
+    return load_builtin_model()
+
+
+def test_no_subject_of_an_edit_is_asked_about() -> None:
+    found = prompts_about_others(REQUESTS, 40)
+    assert len(set(found)) == len(found) > 60
+    names = set(NAMES) - {"Napoleon", "Paris"}
+    allowed = {one.prompt.replace("{}", name) for one in REQUESTS for name in names}
+    assert set(found) <= allowed
+    assert found == prompts_about_others(REQUESTS, 40) != prompts_about_others(REQUESTS, 40, seed=1)
+
+
+def test_subjects_of_requests_with_another_relation_may_be_asked_about() -> None:
+    found = prompts_about_others(REQUESTS, 40, of_requests=True)
+    assert {"Paris plays the", "Oslo plays the", "Napoleon is the capital of"} <= set(found)
+    assert "Oslo is the capital of" not in found and "Paris is the capital of" not in found
+    alone = prompts_about_others(REQUESTS[:1], 4, of_requests=True)
+    assert len(alone) == 4 and "Napoleon plays the" not in alone
+
+
+def test_of_many_different_prompts_some_are_drawn() -> None:
+    many = [replace(REQUESTS[0], prompt=f"{{}} plays the {number}", subject=str(number)) for number in range(20)]
+    found = prompts_about_others([*many, *many], 1, most=5)
+    assert len({text.split("plays")[1] for text in found}) == len(found) == 5
+
+
+def test_own_moments_hold_the_requests_prompts_about_others(builtin) -> None:
+    model, tokenizer = builtin
+    name = mlp_output_modules(model, [1])[1]
+    quick = {"tokens": 300, "progress": False}
+    found = own_moments(model, tokenizer, [name], requests=REQUESTS, **quick)
+    texts = [*own_texts(model, tokenizer, 300, progress=False), *prompts_about_others(REQUESTS, 8, most=250)]
+    together = collect_second_moments(model, tokenizer, texts, [name], progress=False)
+    assert found.tokens == together.tokens and found.base == together.base
+    torch.testing.assert_close(found.moments[name], together.moments[name], rtol=1e-4, atol=1e-6)
+    others = others_moments(model, tokenizer, [name], REQUESTS, progress=False)
+    assert others.tokens == found.tokens - own_moments(model, tokenizer, [name], **quick).tokens
+
+
+def test_moments_of_different_bases_are_not_put_together(builtin) -> None:
+    model, tokenizer = builtin
+    name = mlp_output_modules(model, [1])[1]
+    own = others_moments(model, tokenizer, [name], REQUESTS, progress=False)
+    assert own.base is not None
+    other = SecondMoments(own.moments, own.tokens, own.base[::-1])
+    with pytest.raises(AdapterError, match="different base weights"):
+        own.plus(other)
