@@ -199,6 +199,7 @@ def edit(
         statistics = source.moments(base, tokenizer, modules, records, json_output) if needed else None
         options: dict[str, Any] = {"statistics": statistics, "history": history, "ask": ask, "serve_dtype": served}
         options |= {"solving": solving, "author": author}
+        options["search_ask"] = "plain" if asked == "both" and config.consolidates(len(records)) else None
         options |= {} if protect is None else {"protect": protect, "on_protected": on_protected}
         options["monitor"] = history is not None or watch.watches_layers
         guards = watch.guards(base, tokenizer, records)

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from ..tuner import PruneEditConfig
 
 
+_SEARCHED = "; the editor searches plainly, what is said in chat comes by consolidation"
+
+
 def explain(
     editor: Editor,
     model: Any,
@@ -42,7 +45,7 @@ def explain(
         ("layers", f"{layers}: {reason}; peft-prune locate looks where the model keeps its facts"),
         ("batches", f"{batches} of at most {batch_size}: computed together, each on what the batches before it left"),
         ("second moment", moments),
-        ("asked", _asked(ask)),
+        ("asked", _asked(ask) + (_SEARCHED if ask == "both" and config.consolidates(requests) else "")),
         ("restraint", _restraint(config)),
         ("consolidated", _consolidation(config, requests)),
         ("verified", f"by greedy answer, served in {serve_dtype or 'the dtype that the model has'}"),

@@ -277,7 +277,8 @@ class Batch:
         """The editor's edit; of several processes that of rank 0, so that all have the same adapter."""
         work = self.workspace
         with together("an edit"):
-            own = editor.compute(work.model, work.tokenizer, requests, work.prepared, work.keys)
+            searched = [work.asking.searched(request) for request in requests]
+            own = editor.compute(work.model, work.tokenizer, searched, work.prepared, work.keys)
         return same("an edit's factors", lambda: own).beside(own)
 
     def _one_by_one(self, indices: Sequence[int], editor: Editor, stronger: str | None) -> None:

@@ -95,6 +95,7 @@ _META: Mapping[str, Any] = {
     "protect": {"facts": [{"prompt": str, "object": str}], "action": str},
     "ask": str,
     "serve_dtype": str,
+    "search_ask": str,
     "limits": [{"figure": str, "value": float, "base": float, "higher_is_better": bool, "action": str}],
 }
 

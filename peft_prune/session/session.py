@@ -85,6 +85,8 @@ class EditSession:
             "plain", "chat" (through the model's chat template) or "both"; both if not given and the model has one.
         serve_dtype: "bfloat16", "float16" or "float32": the dtype in which the model will be served, and in which
             edits are verified; the one that it has if not given.
+        search_ask: "plain" lets the editor search by the prompts alone what is asked both ways, which takes half the
+            time: for sessions that end in a consolidation, which trains on what is said in chat.
         solving: Where the editor's systems are solved, and how what is kept of them lies.
 
     Raises:
@@ -121,11 +123,12 @@ class EditSession:
         on_protected: str = "warn",
         ask: str | None = None,
         serve_dtype: str | None = None,
+        search_ask: str | None = None,
         solving: Solving | None = None,
     ) -> None:
         require_options(callbacks, on_failure, on_conflict, monitor)
         warn_if_unaware()
-        asking = Asking.of(tokenizer, ask, serve_dtype, {})
+        asking = Asking.of(tokenizer, ask, serve_dtype, {}, search_ask)
         editor = get_editor(editor, model=model) if isinstance(editor, str) else editor
         config = PruneEditConfig(task_type="CAUSAL_LM", layers_to_transform=list(editor.layers(model)))
         found = _moments(statistics, model)

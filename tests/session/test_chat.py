@@ -69,6 +69,32 @@ def test_whoever_resumes_asks_the_same(history: Path) -> None:
         assert session.verify()[1].chat is not None
 
 
+def test_an_editor_may_search_plainly_what_is_verified_both_ways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor = get_editor("memit", **QUICK)
+    seen: list[list[str | None]] = []
+    compute = type(editor).compute
+
+    def noted(self, model, tokenizer, requests, *rest):
+        seen.append([request.ask for request in requests])
+        return compute(self, model, tokenizer, requests, *rest)
+
+    monkeypatch.setattr(type(editor), "compute", noted)
+    options = {"statistics": moments(), "on_failure": "keep", "search_ask": "plain"}
+    log = tmp_path / "edits.db"
+    with EditSession(speaking_model(), speaking_tokenizer(), editor, history=log, **options) as session:
+        results = session.edit(REQUESTS, batch_size=3)
+        assert [result.request.ask for result in results] == ["both", "plain", "chat"] and results[0].chat is not None
+    assert seen == [["plain", "plain", "chat"]]
+    with EditSession.resume(log, speaking_model(), speaking_tokenizer(), statistics=moments()) as session:
+        assert session.workspace.asking.search_ask == "plain"
+        session.edit(EditRequest("note {} ten", "tone tea", "net"))
+    assert seen[1:] and all(asked == ["plain"] for asked in seen[1:])
+    with pytest.raises(ValueError, match="search_ask: 'chat' must be 'plain', or left out"):
+        EditSession(speaking_model(), speaking_tokenizer(), editor, statistics=moments(), search_ask="chat")
+
+
 def test_verification_asks_the_question_as_the_template_renders_it() -> None:
     model, tokenizer = speaking_model(), speaking_tokenizer(SYSTEMLESS)
     request = EditRequest("The note of {} is", "tone seat", "ten", ask="chat")
