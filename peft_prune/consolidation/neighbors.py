@@ -40,7 +40,8 @@ def neighbor_passages(
     """The prompt of each request about so many other subjects, with the beginning of the base's own answer.
 
     Every second subject is one of `NAMES`, the others are of other requests that have another prompt and, where the
-    relation is given, another relation: an edit of theirs may be what this prompt asks for.
+    relation is given, another relation: an edit of theirs may be what this prompt asks for. Requests without a subject
+    have no neighbors.
 
     Args:
         model: A PEFT model; the base answers.
@@ -54,7 +55,9 @@ def neighbor_passages(
     names = [name for name in NAMES if name not in edited]
     asked: dict[str, None] = {}
     for request in requests:
-        others = [other.subject for other in requests if not _asks_alike(request, other)]
+        if request.subject is None:
+            continue  # nothing in it could be another's
+        others = [other.subject for other in requests if other.subject is not None and not _asks_alike(request, other)]
         for number in range(each):
             subject = draw.choice(others if others and number % 2 else names)
             asked[request.prompt.replace("{}", subject)] = None

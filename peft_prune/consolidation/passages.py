@@ -55,7 +55,7 @@ def edit_passages(
         texts: Contexts are their first words.
         contexts: For each request.
         seed: Of the choice among texts and lengths.
-        phrasings: For each request other prompts with ``{}``; empty where there are none.
+        phrasings: For each request other prompts with ``{}`` where it has a subject; empty where there are none.
     """
     draw = random.Random(seed)
     usable = [text.split() for text in texts if text.split() and not set("{}") & set(text)]
@@ -71,7 +71,7 @@ def edit_passages(
         for other in others:
             asked_for += [(other, "")] + ([(other, context())] if usable else [])
         templates = [with_prefix(tokenizer, prefix, prompt) for prompt, prefix in asked_for]
-        prompts += [template.replace("{}", request.subject) for template in templates]
+        prompts += [request.filled(template) for template in templates]
         targets += [request.target_new] * len(templates)
         separators += [request.separator] * len(templates)
         spoken = [chat_question(tokenizer, request)] * CHAT_READS if asks_in_chat(request) else []

@@ -90,6 +90,7 @@ class FineTuning(Editor):
     year: ClassVar[int] = 2020
     url: ClassVar[str] = "https://arxiv.org/abs/2012.00363"
     hyperparameters_class: ClassVar[type] = FineTuningHyperparameters
+    needs_subject: ClassVar[bool] = False
     published_rules: ClassVar[Mapping[str, Any]] = PUBLISHED
 
     hyperparameters: FineTuningHyperparameters
@@ -148,7 +149,7 @@ class FineTuning(Editor):
             probability = batch.by_request(scores.detach().exp())
             before = before or probability
             if not torch.isfinite(scores).all():
-                raise EditFailedError(f"subject {requests[0].subject!r}: fine-tuning gives NaN or Inf")
+                raise EditFailedError(f"{requests[0].about}: fine-tuning gives NaN or Inf")
             if step == own.num_steps or min(probability) >= own.stop_probability:
                 break
             optimizer.zero_grad()

@@ -127,7 +127,7 @@ class ROME(Editor):
             direction = direction / direction.norm()
             column = value.delta.to(direction.device) / (key.bare @ direction)
             if not (torch.isfinite(column).all() and torch.isfinite(direction).all()):
-                raise EditFailedError(f"subject {request.subject!r}: its update holds NaN or Inf")
+                raise EditFailedError(f"{request.about}: its update holds NaN or Inf")
             columns.append(column)
             rows.append(direction)
         updates, owners = taken_apart(keys[0].modules, torch.stack(columns, dim=1), torch.stack(rows))

@@ -108,7 +108,7 @@ class SpreadEditor(Editor):
             parts, columns = taken_apart(list(own), share.T.contiguous(), found)
             keys, updates, owners = {**keys, **own}, {**updates, **parts}, {**owners, **columns}
             if not (torch.isfinite(found).all() and torch.isfinite(share).all()):
-                subjects = ", ".join(repr(request.subject) for request in requests)
+                subjects = ", ".join(repr(request.name) for request in requests)
                 raise EditFailedError(f"subjects {subjects}: the update of {next(iter(own))} holds NaN or Inf")
         return Edit(
             tuple(requests),

@@ -44,11 +44,17 @@ class TargetBatch:
     ) -> TargetBatch:
         """Each target tokenized behind its prompt; its last token is asked for and not read."""
         pairs = continuation_ids(tokenizer, prompts, targets, separators)
-        ids, mask = padded([p.prompt + p.target[:-1] for p in pairs], left=False, device=input_device(model))
+        return TargetBatch.of_ids(model, [(pair.prompt, pair.target) for pair in pairs])
+
+    @staticmethod
+    def of_ids(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> TargetBatch:
+        """The same of prompts and targets that are tokens already."""
+        rows = [(*prompt, *target[:-1]) for prompt, target in pairs]
+        ids, mask = padded(rows, left=False, device=input_device(model))
         labels = torch.full_like(ids, -1)
-        for row, pair in enumerate(pairs):
-            start = len(pair.prompt) - 1
-            labels[row, start : start + len(pair.target)] = torch.tensor(pair.target, device=ids.device)
+        for row, (prompt, target) in enumerate(pairs):
+            start = len(prompt) - 1
+            labels[row, start : start + len(target)] = torch.tensor(target, device=ids.device)
         return TargetBatch(ids, mask, labels, torch.arange(len(ids), device=ids.device))
 
     @staticmethod

@@ -172,9 +172,7 @@ def _descend(
             last[index] = (float(losses[position].detach()), float(least[position]), step)
         if not torch.isfinite(losses).all():
             bad = active.nonzero().flatten()[~torch.isfinite(losses)][0]
-            raise EditFailedError(
-                f"subject {requests[int(bad)].subject!r}: the optimisation of its value gives NaN or Inf"
-            )
+            raise EditFailedError(f"{requests[int(bad)].about}: the optimisation of its value gives NaN or Inf")
         done = least >= settings.stop_probability if settings.stop == "probability" else losses < settings.stop_loss
         active = active.clone()
         active[active.nonzero().flatten()[done]] = False

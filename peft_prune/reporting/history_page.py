@@ -195,7 +195,7 @@ def _directions(state: State, redactor: Redactor) -> list[Block]:
 
 def _labels(state: State, redactor: Redactor) -> dict[int, str]:
     """By leading edit, its number and subject; those that share their factors are named together."""
-    subjects = {r.id: redactor.code(r.request.subject) for r in state.log.records if r.request is not None}
+    subjects = {r.id: redactor.code(r.request.name) for r in state.log.records if r.request is not None}
     return {
         leader: f"{leader} {subjects.get(leader, '')}".strip() if len(members) == 1 else f"{edits(members)} together"
         for leader, members in state.members.items()

@@ -228,6 +228,7 @@ class Batch:
             attempt.status, attempt.reason = REJECTED, item.error
             return False
         try:
+            work.editor.require_taken(item.request)
             require_editable(work.model, work.tokenizer, item.request)
         except InvalidRequestError as error:
             attempt.status, attempt.reason = REJECTED, str(error)
