@@ -127,7 +127,13 @@ def experiment(
     material = Material(known, texts, _abilities(abilities, builtin, items), fluency)
     tokenizer, base = load_tokenizer(model), load_model(model, dtype, placement)
     given = replace(given, requests=tuple(settled(given.requests, default_ask(tokenizer, ask))))
-    records = fitting(requests, given, base, tokenizer, measurable).requests
+    method = plan.get_editor(base)
+
+    def taken(model: Any, tokenizer: Any, request: EditRequest) -> None:
+        method.require_taken(request)
+        measurable(model, tokenizer, request)
+
+    records = fitting(requests, given, base, tokenizer, taken).requests
     plan.order(len(records), 0)
     moments = _moments(plan, base, tokenizer, records, source, out, json_output)
     work = Experiment(plan, base, tokenizer, records, out, statistics=moments, material=material, ask=ask)

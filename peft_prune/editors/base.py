@@ -112,6 +112,7 @@ class Prepared:
         statistics: Second moments of the layers' inputs, or None.
         solving: Where the editor's systems are solved, and how what is kept of them lies.
         features: Running statistics that the edits' own are merged behind, by module, as in `Earlier.features`.
+        anchor: Norm that values are scaled to, where the editor anchors them; see `anchoring.anchor_norm`.
         scales: Root mean square of what each module gives, by its name, for editors whose steps are measured by it.
     """
 
@@ -121,6 +122,7 @@ class Prepared:
     solving: Solving = field(default_factory=Solving)
     features: Mapping[str, Tensor] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)
+    anchor: float | None = None
     _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:

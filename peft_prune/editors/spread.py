@@ -69,7 +69,8 @@ class SpreadEditor(Editor):
         layers = self.admitted(model)
         if not adds_to_residual(model, layers[-1]):
             layers = layers[-1:]
-        return Prepared(layers, generate_contexts(model, tokenizer, lengths, seed=seed), statistics)
+        anchor = self.hyperparameters.anchored_on(model, tokenizer, layers[-1], _site(model, layers[-1]))
+        return Prepared(layers, generate_contexts(model, tokenizer, lengths, seed=seed), statistics, anchor=anchor)
 
     def compute(
         self,
@@ -86,8 +87,9 @@ class SpreadEditor(Editor):
         """
         self.require_prepared(model, prepared)
         last, contexts = prepared.layers[-1], prepared.contexts
-        site = prepared.once(("site", last), lambda: "block" if adds_to_residual(model, last) else "mlp")
-        values = optimize_values(model, tokenizer, requests, contexts, last, self.hyperparameters.value_settings(site))
+        site = prepared.once(("site", last), lambda: _site(model, last))
+        settings = self.hyperparameters.value_settings(site, prepared.anchor)
+        values = optimize_values(model, tokenizer, requests, contexts, last, settings)
         wanted = torch.stack([value.output + value.delta for value in values])
         updates: dict[str, LowRankUpdate] = {}
         owners: dict[str, tuple[int, ...]] = {}
@@ -193,6 +195,10 @@ class SpreadEditor(Editor):
         """Every kind of context weighs the same in a key, the bare prompt being one kind, as published."""
         groups = [1, *(count for _, count in self.hyperparameters.context_lengths)]
         return [1 / len(groups) / count for count in groups for _ in range(count)]
+
+
+def _site(model: Any, layer: int) -> str:
+    return "block" if adds_to_residual(model, layer) else "mlp"
 
 
 def _place(prepared: Prepared, names: Iterable[str]) -> torch.device:

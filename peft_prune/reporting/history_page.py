@@ -182,8 +182,10 @@ def _directions(state: State, redactor: Redactor) -> list[Block]:
     name, found = next(iter(state.attribution.items()))
     sigma, word = state.sigma_max(name), _restraint(state.log.meta, name)
     curves = {"sum of the edits": found.singular_values.tolist()}
-    if sigma is not None and word != "none":
-        curves[f"under {word}"] = parse_restraint(word)(found.singular_values, sigma).tolist()
+    restraint = parse_restraint(word)
+    # what takes directions of W₀ out of ΔW is no function of the singular values that are drawn here
+    if sigma is not None and word != "none" and not restraint.needs_weight:
+        curves[f"under {word}"] = restraint(found.singular_values, sigma).tolist()
     labels = _labels(state, redactor)
     blocks: list[Block] = [spectrum_chart("singular", f"Largest directions of ΔW in {name}", curves, sigma)]
     leading = {labels[edit]: 100 * share for edit, share in found.leading(10)}

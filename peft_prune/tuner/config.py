@@ -13,7 +13,7 @@ from peft.utils.peft_types import TaskType
 
 from ..errors import AdapterError
 from ..models.naming import public_name
-from ..spectral import Restraint, get_restraint, parse_restraint, restraint_names
+from ..spectral import LogRestraint, Restraint, get_restraint, parse_restraint, restraint_names, restraint_text
 from .accepted import ACCEPTED, shown
 from .card import hide_places
 from .header import ranks_in_file
@@ -73,7 +73,9 @@ class PruneEditConfig(PeftConfig):
         default="log",
         metadata={
             "help": "How singular values above the base weight's largest one are shrunk: 'log' (the paper's), "
-            "'linear', 'clip', 'scale' (the whole update uniformly), or 'none'."
+            "'linear', 'clip', 'scale' (the whole update uniformly), or 'none'. 'sphere' and 'revive' take directions "
+            "of the base weight out of the update instead. A value may stand behind a colon: 'log:1.5' is 'log' with "
+            "that alpha, 'sphere:0.5' has that strength, 'revive:0.3' protects that share of the energy."
         },
     )
     alpha: float = field(
@@ -293,7 +295,14 @@ class PruneEditConfig(PeftConfig):
     @property
     def restraint_function(self) -> Restraint:
         """The restraint that ``restraint`` and ``alpha`` name."""
-        return get_restraint(self.restraint, self.alpha if self.restraint == "log" else None)
+        return get_restraint("log", self.alpha) if self.restraint == "log" else parse_restraint(self.restraint)
+
+    def set_restraint(self, restraint: Restraint) -> None:
+        """Name this restraint, for every layer that ``restraint_pattern`` does not name another one for."""
+        if isinstance(restraint, LogRestraint):
+            self.restraint, self.alpha = restraint.name, restraint.alpha
+        else:
+            self.restraint = restraint_text(restraint)
 
     def restraint_of(self, module: str) -> Restraint:
         """The restraint of one module, by its name in the base model."""
@@ -320,8 +329,11 @@ class PruneEditConfig(PeftConfig):
         self._facts.update(facts)
 
     def _check_restraint(self) -> None:
-        if self.restraint not in restraint_names():
+        name, colon, _ = self.restraint.partition(":")
+        if name not in restraint_names():
             raise ValueError(f"restraint: {shown(self.restraint)} is not one of {', '.join(restraint_names())}")
+        if colon:
+            self.set_restraint(parse_restraint(self.restraint))
         if self.restrain_on not in SCHEDULES:
             raise ValueError(f"restrain_on: {shown(self.restrain_on)} is not one of {', '.join(SCHEDULES)}")
         if self.consolidate not in CONSOLIDATIONS:

@@ -24,6 +24,8 @@ from ..models.mlp import features
 from ..models.quantization import form_of
 from ..spectral import (
     ConditionNumber,
+    DirectionalRestraint,
+    DirectionFilter,
     GrownGram,
     LowRankUpdate,
     OutputPerturbation,
@@ -73,6 +75,7 @@ class PruneEditLayer(BaseTunerLayer):
         self._unmerged_base: Any = None
         self._merged_bits: tuple[torch.dtype, int] | None = None
         self._sigma_max_base: float | None = None
+        self._filtering: tuple[DirectionalRestraint, DirectionFilter] | None = None
         self._condition: ConditionNumber | None = None
         self._told_of_singular_base = False
         self._second_moment: Tensor | None = None
@@ -382,7 +385,9 @@ class PruneEditLayer(BaseTunerLayer):
         effective, change = raw, None
         if self._restrains(adapter_name) and raw.rank > 0:
             restraint, m = self.restraint(adapter_name), self.sigma_max_base()
-            if raw.rank > self._small_rank:
+            if isinstance(restraint, DirectionalRestraint):
+                effective = self._filter(restraint).applied(raw)
+            elif raw.rank > self._small_rank:
                 gram = GrownGram.of(raw) if gram is None else gram.at(raw)
                 effective, change = restrain_by_gram(raw, restraint, m, gram)
             else:
@@ -390,6 +395,13 @@ class PruneEditLayer(BaseTunerLayer):
         if config.max_rank is not None and effective.rank > config.max_rank:
             effective, change = truncate(effective, rank=config.max_rank)[0], None
         return effective, gram, change
+
+    def _filter(self, restraint: DirectionalRestraint) -> DirectionFilter:
+        """What a restraint takes out of every update of this layer; found once for the restraint in use."""
+        if self._filtering is None or self._filtering[0] != restraint:
+            with self.base_weight() as weight:
+                self._filtering = (restraint, restraint.filter(weight))
+        return self._filtering[1]
 
     def apply_pending_restraint(self, adapter_name: str) -> bool:
         """Apply the restraint if it is pending, for every road out of the adapter; whether it was."""

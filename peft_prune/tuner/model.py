@@ -161,7 +161,7 @@ class PruneEditModel(BaseTuner):
         config = self.peft_config[adapter_name]
         if len(set(found.values())) == 1:
             (one,) = set(found.values())
-            config.restraint, config.alpha = one.name, getattr(one, "alpha", config.alpha)
+            config.set_restraint(one)
             config.restraint_pattern = None
         else:
             config.restraint_pattern = {re.escape(name): restraint_text(own) for name, own in found.items()}
