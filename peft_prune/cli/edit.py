@@ -72,7 +72,7 @@ def edit(
     ] = "log",
     alpha: Annotated[float, typer.Option(help="Base of the logarithm of 'log', above 1.")] = 1.2,
     restrain_on: Annotated[
-        str, typer.Option(help="When the restraint acts: every, merge, threshold or compounding.")
+        str, typer.Option(help="When the restraint acts: every, merge, threshold, compounding or compensated.")
     ] = "every",
     restrain_every: Annotated[int, typer.Option(help="Edits between two restraints.")] = 10,
     max_condition_growth: Annotated[

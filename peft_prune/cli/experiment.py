@@ -49,7 +49,7 @@ def experiment(
         ),
     ] = "none,scale,clip,linear,log:e,log:2,log:1.5,log:1.2",
     schedule: Annotated[
-        str, typer.Option(help="merge, every:N or compounding:N; several with commas between them.")
+        str, typer.Option(help="merge, every:N, compounding:N or compensated:N; several with commas between them.")
     ] = "merge",
     abilities: Annotated[
         Optional[list[Path]],

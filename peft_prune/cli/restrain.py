@@ -21,7 +21,7 @@ def restrain(
     adapter: Annotated[Path, typer.Argument(help="Adapter that has not been restrained: folder or Hub name.")],
     model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
     out: Annotated[Path, typer.Option(help="Folder for the restrained adapter.")],
-    restraint: Annotated[str, typer.Option(help="log, linear, clip, scale, sphere or revive; for every layer.")] = "log",
+    restraint: Annotated[str, typer.Option(help="log, linear, clip, scale, sphere, revive; for all layers.")] = "log",
     alpha: Annotated[float, typer.Option(help="Base of the logarithm of 'log', above 1.")] = 1.2,
     max_rank: Annotated[Optional[int], typer.Option(help="Truncate to this rank after the restraint.")] = None,
     dtype: Dtype = "float32",

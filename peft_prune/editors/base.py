@@ -101,6 +101,11 @@ class Earlier(Mapping[str, Tensor]):
         """Running statistics of all `Edit.features` that stand, merged in their order, (2, 1 + in + out) float64."""
         return {}
 
+    @property
+    def owed(self) -> Mapping[str, LowRankUpdate]:
+        """What the restraint has taken of earlier updates and this edit puts back beside its own, by module."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Prepared:

@@ -16,7 +16,7 @@ from ..errors import EditFailedError
 from ..models.mlp import changed_modules
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
-from .base import Edit, Editor, Prepared
+from .base import Earlier, Edit, Editor, Prepared
 from .closed_form import KeySystem
 from .contexts import generate_contexts
 from .hyperparameters import ValueHyperparameters
@@ -94,9 +94,11 @@ class SpreadEditor(Editor):
         updates: dict[str, LowRankUpdate] = {}
         owners: dict[str, tuple[int, ...]] = {}
         keys: dict[str, Tensor] = {}
+        owed = earlier.owed if isinstance(earlier, Earlier) else {}
         climb = Climb(model, tokenizer, requests, contexts, last, site)
         for place, layer in enumerate(prepared.layers):
-            with added(model, updates):
+            back = {name: owed[name].append(update) if name in owed else update for name, update in updates.items()}
+            with added(model, back):
                 found = climb.mean_keys(layer, self._context_weights())
                 present = climb.outputs()
             own = self._with_moments(
@@ -106,6 +108,9 @@ class SpreadEditor(Editor):
             # it is solved where the second moment stands, which need not be where the model runs
             rows = self._rows(system, torch.cat(list(own.values()), dim=1).to(_place(prepared, own)).double().T)
             share = (wanted.to(present.device) - present) / (len(prepared.layers) - place)
+            for name, key in own.items():
+                if name in owed:  # what is put back moves these keys' outputs too
+                    share = share - (key @ owed[name].A.T.to(key) @ owed[name].B.T.to(key)).to(share)
             found = rows.float().to(share.device).contiguous()
             parts, columns = taken_apart(list(own), share.T.contiguous(), found)
             keys, updates, owners = {**keys, **own}, {**updates, **parts}, {**owners, **columns}

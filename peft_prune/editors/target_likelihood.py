@@ -70,6 +70,25 @@ class TargetBatch:
         batch = TargetBatch.build(model, tokenizer, texts, targets, separators)
         return replace(batch, owner=torch.tensor(owner, device=batch.ids.device))
 
+    def rows(self, chosen: Tensor) -> TargetBatch:
+        """Some of the rows, without the columns that are padding in all of them."""
+        width = int(self.mask[chosen].sum(1).max())
+        return TargetBatch(
+            self.ids[chosen, :width], self.mask[chosen, :width], self.labels[chosen, :width], self.owner[chosen]
+        )
+
+    def ended(self, end: int) -> TargetBatch:
+        """The same with one more token asked for behind each target: the one that ends a text."""
+        rows, last = len(self.ids), self.mask.sum(1)
+        ids, mask, labels = (
+            torch.cat([part, part.new_full((rows, 1), fill)], dim=1)
+            for part, fill in ((self.ids, 0), (self.mask, 0), (self.labels, -1))
+        )
+        row = torch.arange(rows, device=ids.device)
+        ids[row, last] = self.labels[row, last - 1]  # the target's last token, which was asked for and not read
+        mask[row, last], labels[row, last] = 1, end
+        return TargetBatch(ids, mask, labels, self.owner)
+
     def by_request(self, probabilities: Tensor) -> tuple[float, ...]:
         """The least of each request's rows."""
         least = probabilities.new_ones(int(self.owner.max()) + 1)

@@ -48,7 +48,7 @@ class UltraEditHyperparameters(EditorHyperparameters):
     """
 
     lr: float | None = 1e-6
-    step: float = 1.0
+    step: float = 0.1
     ridge: float | None = 1.0
     relative_ridge: float = 0.1
     rehearsals: int = 0
@@ -94,6 +94,11 @@ class UltraEdit(Editor):
     needs_subject: ClassVar[bool] = False
 
     hyperparameters: UltraEditHyperparameters
+
+    @classmethod
+    def automatic(cls, model: Any) -> dict[str, Any]:
+        """As for every editor, with rehearsals: the first edits of a session say nothing of what is normal."""
+        return {**super().automatic(model), "rehearsals": ADAPTED["rehearsals"]}
 
     @classmethod
     def adapted(cls, model: Any) -> dict[str, Any]:

@@ -276,6 +276,6 @@ def _facts(state: State, redactor: Redactor) -> list[tuple[str, str]]:
 
 def _schedule(config: Mapping[str, Any]) -> str:
     kind = config["restrain_on"]
-    if kind in ("every", "compounding"):
+    if kind in ("every", "compounding", "compensated"):
         return f"{kind} {config['restrain_every']} edits"
     return f"at growth {config['max_condition_growth']:g}" if kind == "threshold" else "before merging or saving"

@@ -278,7 +278,8 @@ class Batch:
         """The editor's edit; of several processes that of rank 0, so that all have the same adapter."""
         work = self.workspace
         with together("an edit"):
-            own = editor.compute(work.model, work.tokenizer, requests, work.prepared, work.keys)
+            earlier = work.keys.owing(work.model.owed())
+            own = editor.compute(work.model, work.tokenizer, requests, work.prepared, earlier)
         return same("an edit's factors", lambda: own).beside(own)
 
     def _one_by_one(self, indices: Sequence[int], editor: Editor, stronger: str | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import groupby, takewhile
 from typing import Any
@@ -17,6 +18,7 @@ from ..editors.running import merged
 from ..errors import HistoryError
 from ..spectral import LowRankUpdate
 from ..tuner import PruneEditLayer
+from ..tuner.config import STEPWISE
 from .consolidations import ConsolidationRecord
 from .records import EditRecord, Factors, RestraintRecord
 
@@ -58,15 +60,15 @@ def replay(
 
     A consolidation that still stands takes the place of F(raw) at its moment.
 
-    F is applied to the raw sum, so of several restraints of a layer the last alone leaves a trace; only the compounding
-    schedule needs them all. What lies between two of them is added at once: the cost grows linearly with the edits.
+    F is applied to the raw sum, so of several restraints of a layer the last alone leaves a trace; only the schedules
+    `STEPWISE` need them all. What lies between two of them is added at once: the cost grows linearly with the edits.
 
     Raises:
         HistoryError: A restraint is of a module that is not adapted.
     """
     adapter = model.one_adapter(None)
     layers = dict(model.edited_layers())
-    compounding = model.peft_config[adapter].restrain_on == "compounding"
+    stepwise = model.peft_config[adapter].restrain_on in STEPWISE
     points = {name: list[int]() for name in layers}
     for record in restraints:
         if record.module not in layers:
@@ -84,7 +86,7 @@ def replay(
         device = layer.effective_update(adapter).device
         layer.set_raw_update(adapter, LowRankUpdate.zeros(layer.out_features, layer.in_features, device=device), 0)
         waiting = deque(step for step in ordered if name in step.updates)
-        for batch in points[name] if compounding else points[name][-1:]:
+        for batch in points[name] if stepwise else points[name][-1:]:
             _append(layer, adapter, name, [waiting.popleft() for _ in range(_until(waiting, batch))])
             layer.apply_restraint(adapter)
         _append(layer, adapter, name, waiting)
@@ -185,6 +187,7 @@ class JoinedKeys(Earlier):
     def __init__(self, parts: Iterable[Factors] = (), features: Mapping[str, Tensor] | None = None) -> None:
         self._parts: dict[str, list[Tensor]] = {}
         self._features = dict(features or {})
+        self._owed: Mapping[str, LowRankUpdate] = {}
         for part in parts:
             for name, keys in part.keys.items():
                 self._parts.setdefault(name, []).append(keys)
@@ -197,6 +200,16 @@ class JoinedKeys(Earlier):
     @property
     def features(self) -> Mapping[str, Tensor]:
         return self._features
+
+    @property
+    def owed(self) -> Mapping[str, LowRankUpdate]:
+        return self._owed
+
+    def owing(self, owed: Mapping[str, LowRankUpdate]) -> JoinedKeys:
+        """The same beside what the restraint owes the next edit."""
+        found = copy(self)
+        found._owed = owed
+        return found
 
     def __getitem__(self, name: str) -> Tensor:
         parts = self._parts[name]

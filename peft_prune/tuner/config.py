@@ -20,7 +20,9 @@ from .header import ranks_in_file
 from .patterns import require_bounded
 from .registration import PRUNE_EDIT
 
-SCHEDULES = ("every", "merge", "threshold", "compounding")
+SCHEDULES = ("every", "merge", "threshold", "compounding", "compensated")
+STEPWISE = ("compounding", "compensated")
+"""Schedules under which what acts depends on every restraint so far, not on the raw sum alone."""
 CONSOLIDATIONS = ("demand", "save", "every")
 
 
@@ -91,20 +93,23 @@ class PruneEditConfig(PeftConfig):
             "example": "For example, {'h.3.mlp.c_proj': 'log:1.5'}",
         },
     )
-    restrain_on: Literal["every", "merge", "threshold", "compounding"] = field(
+    restrain_on: Literal["every", "merge", "threshold", "compounding", "compensated"] = field(
         default="every",
         metadata={
             "help": "When the restraint acts. 'every': after each restrain_every edits. 'merge': once, before the "
             "adapter is merged, saved or exported (the paper's own code). 'threshold': when max_condition_growth, "
             "max_update_norm or max_output_perturbation is exceeded. 'compounding': restrains what is already "
-            "restrained, kept for comparison only. Whatever the choice, a pending restraint is applied before the "
-            "adapter leaves. Factors that were only trained (r > 0) hold no edits: under 'merge' they are restrained "
-            "as well, otherwise only when restrain() is called."
+            "restrained, kept for comparison only. 'compensated': restrains what was added since the last time by "
+            "itself, and puts what that took back into the next edit; nothing bounds the sum. Whatever the choice, a "
+            "pending restraint is applied before the adapter leaves. Factors that were only trained (r > 0) hold no "
+            "edits: under 'merge' they are restrained as well, otherwise only when restrain() is called."
         },
     )
     restrain_every: int = field(
         default=10,
-        metadata={"help": "Number of edits between two restraints, for restrain_on='every' and 'compounding'."},
+        metadata={
+            "help": "Number of edits between two restraints, for restrain_on='every', 'compounding' and 'compensated'."
+        },
     )
     max_condition_growth: float = field(
         default=2.0,
@@ -338,10 +343,10 @@ class PruneEditConfig(PeftConfig):
             raise ValueError(f"restrain_on: {shown(self.restrain_on)} is not one of {', '.join(SCHEDULES)}")
         if self.consolidate not in CONSOLIDATIONS:
             raise ValueError(f"consolidate: {shown(self.consolidate)} is not one of {', '.join(CONSOLIDATIONS)}")
-        if self.consolidate != "demand" and self.restrain_on == "compounding":
+        if self.consolidate != "demand" and self.restrain_on in STEPWISE:
             raise ValueError(
-                f"consolidate: {self.consolidate!r} starts from the raw factors, which restrain_on='compounding' does "
-                "not keep; 'demand' is accepted with it"
+                f"consolidate: {self.consolidate!r} starts from F of the raw factors, which under restrain_on="
+                f"{self.restrain_on!r} is not what acts; 'demand' is accepted with it"
             )
         if not (math.isfinite(self.alpha) and self.alpha > 1):
             raise ValueError(f"alpha: {self.alpha!r} must be a finite number above 1")

@@ -99,7 +99,7 @@ def test_a_resumed_session_has_the_reference_of_the_unedited_model(tmp_path) -> 
 def test_what_cannot_be_anchored_says_so() -> None:
     with pytest.raises(ValueError, match="norm_anchor: -1 must be 0 or above"):
         get_editor("rome", norm_anchor=-1)
-    with pytest.raises(ValueError, match="anchor_limit: 0.0 must be above 0"):
+    with pytest.raises(ValueError, match=r"anchor_limit: 0\.0 must be above 0"):
         get_editor("memit", anchor_limit=0.0)
     editor = get_editor("rome", layers=(1,), norm_anchor=2, mom2_adjustment=False)
     with pytest.raises(ValueError, match="prepared: holds no reference norm"):

@@ -91,7 +91,9 @@ def test_the_leading_directions_are_those_of_the_svd_on_either_side() -> None:
         top = left[:, :5] * energies[:5].sqrt() @ right[:, :5].T
         u, s, v = torch.linalg.svd(weight)
         assert torch.allclose(top, u[:, :5] * s[:5] @ v[:5], atol=1e-9)
-    assert count_above(torch.tensor([6.0, 3.0, 1.0]), 0.6) == 2 and count_above(torch.tensor([6.0, 3.0, 1.0]), 0.59) == 1
+    assert (
+        count_above(torch.tensor([6.0, 3.0, 1.0]), 0.6) == 2 and count_above(torch.tensor([6.0, 3.0, 1.0]), 0.59) == 1
+    )
 
 
 def test_words_name_them_with_their_values() -> None:
@@ -137,7 +139,7 @@ def test_a_layer_restrains_merges_and_saves_by_the_filter_of_its_base(tmp_path, 
     before = copy.deepcopy(base.state_dict())
     config = PruneEditConfig(restraint=word, restrain_on="every", restrain_every=1, layers_to_transform=[1])
     model = get_peft_model(base, config).eval()
-    ((name, layer),) = layers_of(model, "default")
+    ((_, layer),) = layers_of(model, "default")
     own = layer.name_in_base
     weight = before[f"{own}.weight"]
     updates = [drawn(tuple(weight.shape), 2, seed)[1].scaled(0.05) for seed in range(3)]
