@@ -57,7 +57,7 @@ def test_others_refuse_it_in_one_line_that_names_who_takes_it() -> None:
     assert result.status == "rejected" and result.reason is not None
     assert result.reason == (
         "subject: rome edits at a subject's last token, and prompt 'note sea sane ant' names none; name it, or use an "
-        "editor that needs none (ft, mend, ultraedit)"
+        "editor that needs none (ft, locft_bf, mend, ultraedit)"
     )
 
 
