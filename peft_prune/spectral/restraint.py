@@ -247,11 +247,11 @@ def restrain_with_change(
 ) -> tuple[LowRankUpdate, LowRankUpdate | None]:
     """As `restrain`, with F(ΔW) − ΔW as factors of the rank of what changed; None where that is not known."""
     m = require_positive("sigma_max_base", sigma_max_base)
-    if restraint.needs_weight:
-        raise ValueError(f"restraint: {restraint.name} takes directions of W₀ out of ΔW; apply its filter of W₀")
     nothing = LowRankUpdate.zeros(*update.shape, dtype=result_dtype(update.dtype), device=update.device)
     if isinstance(restraint, NoRestraint) or 0 in (update.rank, *update.shape):
         return update, nothing
+    if restraint.needs_weight:
+        raise ValueError(f"restraint: {restraint.name} takes directions of W₀ out of ΔW; apply its filter of W₀")
     if update.rank > min(update.shape) or is_dense_form(update):
         effective, change = restrain_by_gram(dense_form(update.to(result_dtype(update.dtype))), restraint, m)
         return (update if change is not None and change.rank == 0 else effective), change

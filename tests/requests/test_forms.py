@@ -187,8 +187,8 @@ def test_rippleedits_is_read_from_its_sentences_and_tests() -> None:
         unrelated=(Question("The name of the mother of Ann of Lee is", ("Eve", "EVE")),),
         relation_id="COUNTRY_OF_CITIZENSHIP",
     )
-    bare = EditRequest.from_record({"edit": record["edit"]})
-    assert bare.subject is None and "{}" not in bare.prompt  # a sentence to go on with, for editors that need none
+    with pytest.raises(InvalidRequestError, match=r"edit\.subject: is missing"):
+        EditRequest.from_record({"edit": record["edit"]})
 
 
 @pytest.mark.parametrize(
