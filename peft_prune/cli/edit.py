@@ -64,10 +64,15 @@ def edit(
     stats_text: StatsText = None,
     stats: Stats = None,
     stats_tokens: StatsTokens = None,
-    restraint: Annotated[str, typer.Option(help="log, linear, clip, scale or none.")] = "log",
+    restraint: Annotated[
+        str,
+        typer.Option(
+            help="log, linear, clip, scale, sphere, revive or none; a value may stand behind a colon, as in sphere:0.5."
+        ),
+    ] = "log",
     alpha: Annotated[float, typer.Option(help="Base of the logarithm of 'log', above 1.")] = 1.2,
     restrain_on: Annotated[
-        str, typer.Option(help="When the restraint acts: every, merge, threshold or compounding.")
+        str, typer.Option(help="When the restraint acts: every, merge, threshold, compounding or compensated.")
     ] = "every",
     restrain_every: Annotated[int, typer.Option(help="Edits between two restraints.")] = 10,
     max_condition_growth: Annotated[

@@ -49,7 +49,7 @@ def experiment(
         ),
     ] = "none,scale,clip,linear,log:e,log:2,log:1.5,log:1.2",
     schedule: Annotated[
-        str, typer.Option(help="merge, every:N or compounding:N; several with commas between them.")
+        str, typer.Option(help="merge, every:N, compounding:N or compensated:N; several with commas between them.")
     ] = "merge",
     abilities: Annotated[
         Optional[list[Path]],
@@ -127,7 +127,13 @@ def experiment(
     material = Material(known, texts, _abilities(abilities, builtin, items), fluency)
     tokenizer, base = load_tokenizer(model), load_model(model, dtype, placement)
     given = replace(given, requests=tuple(settled(given.requests, default_ask(tokenizer, ask))))
-    records = fitting(requests, given, base, tokenizer, measurable).requests
+    method = plan.get_editor(base)
+
+    def taken(model: Any, tokenizer: Any, request: EditRequest) -> None:
+        method.require_taken(request)
+        measurable(model, tokenizer, request)
+
+    records = fitting(requests, given, base, tokenizer, taken).requests
     plan.order(len(records), 0)
     moments = _moments(plan, base, tokenizer, records, source, out, json_output)
     work = Experiment(plan, base, tokenizer, records, out, statistics=moments, material=material, ask=ask)

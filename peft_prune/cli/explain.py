@@ -84,5 +84,8 @@ def _restraint(config: PruneEditConfig) -> str:
         "merge": "once, when the adapter is saved",
         "threshold": f"when a condition number has grown {config.max_condition_growth} times, or past another limit",
         "compounding": "upon itself at every edit, for comparison only",
+        "compensated": f"every {config.restrain_every} edits on what came since, which the next edit makes up for",
     }[config.restrain_on]
+    if config.restraint_function.needs_weight:
+        return f"{name}, {when}; it takes directions of the base weight out of what the edits add up to"
     return f"{name}, {when}; it acts on what exceeds the base's largest singular value (Ma et al. 2025)"

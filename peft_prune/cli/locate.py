@@ -60,6 +60,7 @@ def locate(
 def _require_traceable(model: Any, tokenizer: Any, fact: EditRequest) -> None:
     from ..session.verification import require_editable
 
+    fact.with_subject()  # it is at its last token that facts are traced
     require_editable(model, tokenizer, replace(fact, target_new=fact.target_true or fact.target_new))
 
 

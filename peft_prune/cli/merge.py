@@ -104,7 +104,7 @@ def _tried(edited: Any, tokenizer: Any, asked: list[EditRequest], requantize: bo
 
     found = merge_report(edited, tokenizer, asked, requantize=requantize)
     if found.lost:
-        lost = ", ".join(repr(asked[index].subject) for index in found.lost[:3])
+        lost = ", ".join(repr(asked[index].name) for index in found.lost[:3])
         raise MergeError(
             f"merge: {len(found.lost)} of {sum(found.held_before)} edits that hold would be lost ({lost}), merged into "
             f"{found.into} weights; merge into the full-precision base, or leave the adapter unmerged"

@@ -21,7 +21,7 @@ def restrain(
     adapter: Annotated[Path, typer.Argument(help="Adapter that has not been restrained: folder or Hub name.")],
     model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
     out: Annotated[Path, typer.Option(help="Folder for the restrained adapter.")],
-    restraint: Annotated[str, typer.Option(help="log, linear, clip or scale; for every layer.")] = "log",
+    restraint: Annotated[str, typer.Option(help="log, linear, clip, scale, sphere, revive; for all layers.")] = "log",
     alpha: Annotated[float, typer.Option(help="Base of the logarithm of 'log', above 1.")] = 1.2,
     max_rank: Annotated[Optional[int], typer.Option(help="Truncate to this rank after the restraint.")] = None,
     dtype: Dtype = "float32",
@@ -37,9 +37,13 @@ def restrain(
 
     model = in_gguf(model, gguf_file)
     require_outputs(folders={"out": out}, inputs={"adapter": adapter, "model": model}, overwrite=overwrite)
-    PruneEditConfig(restraint=restraint, alpha=alpha, max_rank=max_rank)  # what is wrong shows before a model is loaded
+    asked = PruneEditConfig(
+        restraint=restraint, alpha=alpha, max_rank=max_rank
+    )  # what is wrong shows before a model is loaded
     if restraint == "none" and max_rank is None:
-        raise ValueError("restraint: 'none' leaves the adapter as it is; log, linear, clip and scale are accepted")
+        raise ValueError(
+            "restraint: 'none' leaves the adapter as it is; log, linear, clip, scale, sphere and revive are accepted"
+        )
     edited = load_adapter(load_model(model, dtype, placement), adapter)
     tuner = tuner_of(edited)
     config = tuner.peft_config["default"]
@@ -48,7 +52,7 @@ def restrain(
             f"adapter: {adapter} is already restrained ({config.restraint}); a restraint acts on the raw update once, "
             "so give the adapter from before"
         )
-    config.restraint, config.alpha, config.max_rank = restraint, alpha, max_rank
+    config.restraint, config.alpha, config.max_rank = asked.restraint, asked.alpha, max_rank
     config.restraint_pattern = None  # what is asked for here is for every layer
     config.base_model_name_or_path = model  # where PEFT looks for the base, to see whether it has other embeddings
     with whole_folder(out, overwrite=overwrite) as folder:

@@ -50,6 +50,7 @@ def described(editor: type[Editor]) -> dict[str, Any]:
         "paper": editor.paper,
         "year": editor.year,
         "url": editor.url,
+        "needs_subject": editor.needs_subject,
         "hyperparameters": {
             field: {"default": default, "meaning": meanings.get(field, "")}
             for field, default in asdict(hyperparameters()).items()
@@ -100,6 +101,8 @@ def _print_one(name: str, one: Mapping[str, Any]) -> None:
     for field, told in one["hyperparameters"].items():
         table.add_row(field, _typed(told["default"]), plain(told["meaning"].replace("`", "")))
     Console().print(table)
+    if not one["needs_subject"]:
+        say("Takes requests without a subject as well: questions with their answers, and texts.")
     if one["published"]:
         say("As published, and not by default: " + _settings(one["published"]))
     for model, preset in one["presets"].items():

@@ -57,7 +57,7 @@ def history(
         state = f"undone: {record.undone_reason}" if record.undone_at else f"{record.state}{when}"
         cells = (
             str(record.id),
-            request.subject if request else "",
+            request.name if request else "",
             request.target_new if request else "",
             " ".join((record.answer_before or "").split()),
             " ".join((answer or "").split()),

@@ -60,7 +60,7 @@ def edit_passages(
         texts: Contexts are their first words.
         contexts: For each request.
         seed: Of the choice among texts and lengths.
-        phrasings: For each request other prompts with ``{}``; empty where there are none.
+        phrasings: For each request other prompts with ``{}`` where it has a subject; empty where there are none.
     """
     draw = random.Random(seed)
     usable = [text.split() for text in texts if text.split() and not set("{}") & set(text)]
@@ -99,7 +99,7 @@ def _plainly(
     tokenizer: PreTrainedTokenizerBase, request: EditRequest, prompts: Sequence[tuple[str, str]]
 ) -> list[_Asked]:
     templates = [with_prefix(tokenizer, prefix, prompt) for prompt, prefix in prompts]
-    texts = [template.replace("{}", request.subject) for template in templates]
+    texts = [request.filled(template) for template in templates]
     return [_Asked(text, request.target_new, request.separator) for text in texts]
 
 

@@ -30,13 +30,18 @@ _UNFINISHED = tuple("({[\"'“‘.,:;!?")
 
 
 def lent_phrasings(requests: Sequence[EditRequest]) -> list[tuple[str, ...]]:
-    """For each request the prompts of others of the same ``relation_id`` that differ from its own, sorted."""
+    """For each request the prompts of others of the same ``relation_id`` that differ from its own, sorted.
+
+    A request without a subject lends none and is lent none.
+    """
     prompts = defaultdict[str, set[str]](set)
     for request in requests:
-        if request.relation_id is not None:
+        if request.relation_id is not None and request.subject is not None:
             prompts[request.relation_id].add(request.prompt)
     return [
-        tuple(sorted(prompts[request.relation_id] - {request.prompt})) if request.relation_id is not None else ()
+        tuple(sorted(prompts[request.relation_id] - {request.prompt}))
+        if request.relation_id is not None and request.subject is not None
+        else ()
         for request in requests
     ]
 
@@ -79,7 +84,7 @@ def written_phrasings(
 def prompt_in(line: str, request: EditRequest) -> str | None:
     """The prompt that a line of such a list holds, with ``{}`` in the subject's place; None where it holds none."""
     line = _NUMBER.sub("", line).strip().strip('"“”')
-    if line.count(request.subject) != 1 or "{" in line or "}" in line:
+    if request.subject is None or line.count(request.subject) != 1 or "{" in line or "}" in line:
         return None
     before, after = line.split(request.subject)
     place = after.find(request.target_new)

@@ -3,7 +3,7 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from .base import EDITORS, Edit, Editor, Prepared, editor_names, get_editor, register_editor
+from .base import EDITORS, Earlier, Edit, Editor, Prepared, editor_names, get_editor, register_editor
 from .contexts import generate_contexts
 from .own_texts import own_moments, own_texts
 from .second_moment import SecondMoments, collect_second_moments
@@ -25,6 +25,7 @@ __all__ = [
     "AlphaEdit",
     "AlphaEditHyperparameters",
     "EMMETHyperparameters",
+    "Earlier",
     "Edit",
     "Editor",
     "MEMITHyperparameters",

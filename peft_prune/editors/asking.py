@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import InvalidRequestError
 from ..models.chat import (
     SYSTEM,
     Rendered,
+    chat_prompt,
     chat_prompt_around,
     has_chat_template,
     require_chat_template,
@@ -31,14 +33,14 @@ class Context:
 
     Args:
         before: What stands before the subject.
-        subject: The subject.
+        subject: The subject; None where the request has none, and ``before`` holds all of the text.
         after: What stands behind it.
         separator: What stands between the text and the target; None leaves it to the language.
         is_chat: Whether it is a rendered conversation.
     """
 
     before: str
-    subject: str
+    subject: str | None
     after: str
     separator: str | None
     is_chat: bool = False
@@ -46,7 +48,7 @@ class Context:
     @property
     def text(self) -> str:
         """The whole text."""
-        return self.before + self.subject + self.after
+        return self.before + (self.subject or "") + self.after
 
 
 def default_ask(tokenizer: PreTrainedTokenizerBase, ask: str | None) -> str | None:
@@ -120,17 +122,24 @@ def request_contexts(
 
 
 def subject_prompts(tokenizer: PreTrainedTokenizerBase, contexts: Sequence[Context]) -> list[TokenizedPrompt]:
-    """Token ids of each context, with its separator, and where its subject ends."""
-    return [
-        tokenize_around(tokenizer, [(one.before, one.after + (one.separator or ""))], one.subject)[0]
-        for one in contexts
-    ]
+    """Token ids of each context, with its separator, and where its subject ends.
+
+    Raises:
+        InvalidRequestError: It has no subject, or no token covers the subject's end.
+    """
+    found = []
+    for one in contexts:
+        if one.subject is None:
+            raise InvalidRequestError(f"subject: is missing in {one.text!r:.80}")
+        found += tokenize_around(tokenizer, [(one.before, one.after + (one.separator or ""))], one.subject)
+    return found
 
 
 def _plain(tokenizer: PreTrainedTokenizerBase, request: EditRequest, prefixes: Sequence[str]) -> list[Context]:
     found = []
     for prefix in prefixes:
-        before, _, after = with_prefix(tokenizer, prefix, request.prompt).partition("{}")
+        text = with_prefix(tokenizer, prefix, request.prompt)
+        before, _, after = (text, "", "") if request.subject is None else text.partition("{}")
         found.append(Context(before, request.subject, after, request.separator))
     return found
 
@@ -157,11 +166,16 @@ def _begun(tokenizer: PreTrainedTokenizerBase, request: EditRequest, question: s
 
 def chat_answer(request: EditRequest) -> str:
     """What a model says in chat that holds an edit: its prompt's own words with the target."""
-    begun = answer_form(request.prompt).replace("{}", request.subject.strip())
+    begun = answer_form(request.prompt)
+    if request.subject is not None:
+        begun = begun.replace("{}", request.subject.strip())
     return joined(begun, request.target_new, request.separator) if begun else request.target_new
 
 
 def _spoken(tokenizer: PreTrainedTokenizerBase, request: EditRequest, question: str, system: str | None) -> Context:
+    if request.subject is None:
+        whole = chat_prompt(tokenizer, question, system)
+        return Context(whole.text(""), None, "", whole.separator, is_chat=True)
     subject = request.subject.strip()
     found: Rendered = chat_prompt_around(tokenizer, question, subject, system)
     return Context(found.before, subject, found.after, found.separator, is_chat=True)

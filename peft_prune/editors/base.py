@@ -11,7 +11,7 @@ from typing import Any, ClassVar, get_type_hints
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import UnsupportedModelError
+from ..errors import InvalidRequestError, UnsupportedModelError
 from ..models.decoder import decoder_blocks
 from ..models.mlp import changed_modules, listed, mlp_output_modules, refused_layers
 from ..models.probe import require_text_decoder
@@ -36,6 +36,8 @@ class Edit:
         steps: Gradient steps for each request.
         owners: For each module, the index of the request that each factor column belongs to, where one does.
         keys: For each module, the keys of the requests, (requests, in) float32, for editors with a history.
+        features: For each module, what each request brings to running statistics, (requests, 2, 1 + in + out) float32
+            (`running.part_of`), for editors that normalise by them.
     """
 
     requests: tuple[EditRequest, ...]
@@ -45,6 +47,7 @@ class Edit:
     steps: tuple[int, ...] = ()
     owners: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     keys: Mapping[str, Tensor] = field(default_factory=dict)
+    features: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def is_separable(self) -> bool:
@@ -57,7 +60,8 @@ class Edit:
             return self
         updates = {name: update.to(device=other.updates[name].B.device) for name, update in self.updates.items()}
         keys = {name: keys.to(other.keys[name].device) for name, keys in self.keys.items()}
-        return replace(self, updates=updates, keys=keys)
+        features = {name: part.to(other.features[name].device) for name, part in self.features.items()}
+        return replace(self, updates=updates, keys=keys, features=features)
 
     def without(self, failed: Collection[int]) -> Edit:
         """The edit without the factor columns, the keys and the requests of the given indices.
@@ -85,7 +89,22 @@ class Edit:
             chosen(self.steps),
             owners,
             {name: keys[kept] for name, keys in self.keys.items()},
+            {name: parts[kept] for name, parts in self.features.items()},
         )
+
+
+class Earlier(Mapping[str, Tensor]):
+    """What stands when an edit is computed: the keys by module, (n, in), and what else editors read of it."""
+
+    @property
+    def features(self) -> Mapping[str, Tensor]:
+        """Running statistics of all `Edit.features` that stand, merged in their order, (2, 1 + in + out) float64."""
+        return {}
+
+    @property
+    def owed(self) -> Mapping[str, LowRankUpdate]:
+        """What the restraint has taken of earlier updates and this edit puts back beside its own, by module."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -97,12 +116,18 @@ class Prepared:
         contexts: Prefixes; the first is empty.
         statistics: Second moments of the layers' inputs, or None.
         solving: Where the editor's systems are solved, and how what is kept of them lies.
+        features: Running statistics that the edits' own are merged behind, by module, as in `Earlier.features`.
+        anchor: Norm that values are scaled to, where the editor anchors them; see `anchoring.anchor_norm`.
+        scales: Root mean square of what each module gives, by its name, for editors whose steps are measured by it.
     """
 
     layers: tuple[int, ...]
     contexts: tuple[str, ...] = ("",)
     statistics: SecondMoments | None = None
     solving: Solving = field(default_factory=Solving)
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    scales: Mapping[str, float] = field(default_factory=dict)
+    anchor: float | None = None
     _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
@@ -140,6 +165,8 @@ class Editor(ABC):
     """Whether it searches v* in passes over a part of the model."""
     edits_experts: ClassVar[bool] = False
     """Whether it edits the routed experts of a mixture without a shared one."""
+    needs_subject: ClassVar[bool] = True
+    """Whether a request must name the subject that its prompt is about."""
     published_rules: ClassVar[Mapping[str, Any]] = {"second_try": False}
     """What differs from the defaults in the published method, where a model's own file does not say otherwise."""
 
@@ -234,7 +261,8 @@ class Editor(ABC):
         Args:
             requests: Edited together.
             prepared: What `prepare` gave for the unedited model.
-            earlier: `Edit.keys` of all edits that stand, one under the other, for editors that keep a history.
+            earlier: `Edit.keys` of all edits that stand, one under the other, for editors that keep a history; a
+                session gives an `Earlier`, which knows more.
         """
 
     def require_prepared(self, model: Any, prepared: Prepared) -> None:
@@ -242,6 +270,15 @@ class Editor(ABC):
         own = self.layers(model)
         if not set(prepared.layers) <= set(own) or prepared.layers[-1:] != own[-1:]:
             raise ValueError(f"prepared: is for layers {list(prepared.layers)}, this {self.name} changes {list(own)}")
+
+    def require_taken(self, request: EditRequest) -> None:
+        """Raise InvalidRequestError where a request lacks the subject that this editor needs."""
+        if self.needs_subject and request.subject is None:
+            able = ", ".join(sorted(name for name, one in EDITORS.items() if not one.needs_subject))
+            raise InvalidRequestError(
+                f"subject: {self.name} edits at a subject's last token, and {request.about} names none; name it, or "
+                f"use an editor that needs none ({able})"
+            )
 
     @property
     def needs_moments(self) -> bool:

@@ -90,6 +90,7 @@ class FineTuning(Editor):
     year: ClassVar[int] = 2020
     url: ClassVar[str] = "https://arxiv.org/abs/2012.00363"
     hyperparameters_class: ClassVar[type] = FineTuningHyperparameters
+    needs_subject: ClassVar[bool] = False
     published_rules: ClassVar[Mapping[str, Any]] = PUBLISHED
 
     hyperparameters: FineTuningHyperparameters
@@ -122,33 +123,30 @@ class FineTuning(Editor):
             EditFailedError: The loss or a weight becomes NaN or Inf.
         """
         own = self.hyperparameters
-        batch = TargetBatch.of(model, tokenizer, requests)
+        batch = self._batch(model, tokenizer, requests)
         with frozen(model):
             changes = {
-                name: _Change.start(unwrapped(model).get_submodule(name), own, index)
+                name: Change.start(unwrapped(model).get_submodule(name), own, index)
                 for index, name in enumerate(self.modules(model))
             }
             before, probability, steps = self._descend(model, batch, changes, requests)
         updates = {name: change.factors(own.energy) for name, change in changes.items()}
         return Edit(tuple(requests), updates, before, probability, (steps,) * len(requests))
 
+    def _batch(self, model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest]) -> TargetBatch:
+        """What is asked for."""
+        return TargetBatch.of(model, tokenizer, requests)
+
     def _descend(
-        self, model: Any, batch: TargetBatch, changes: dict[str, _Change], requests: Sequence[EditRequest]
+        self, model: Any, batch: TargetBatch, changes: dict[str, Change], requests: Sequence[EditRequest]
     ) -> tuple[tuple[float, ...], tuple[float, ...], int]:
         own = self.hyperparameters
-        parameters = [parameter for change in changes.values() for parameter in change.parameters]
-        optimizer = torch.optim.Adam(parameters, lr=own.lr, weight_decay=own.weight_decay)
+        optimizer = self._optimizer(changes)
         before: tuple[float, ...] = ()
         for step in range(own.num_steps + 1):
-            with ExitStack() as stack:
-                for name, change in changes.items():
-                    module = unwrapped(model).get_submodule(name)
-                    stack.callback(module.register_forward_hook(change.hook).remove)
-                scores = target_log_probs(model, batch)
+            scores = self._scores(model, batch, changes, requests)
             probability = batch.by_request(scores.detach().exp())
             before = before or probability
-            if not torch.isfinite(scores).all():
-                raise EditFailedError(f"subject {requests[0].subject!r}: fine-tuning gives NaN or Inf")
             if step == own.num_steps or min(probability) >= own.stop_probability:
                 break
             optimizer.zero_grad()
@@ -158,8 +156,30 @@ class FineTuning(Editor):
                 change.constrain(own.norm_constraint)
         return before, probability, step
 
+    def _optimizer(self, changes: Mapping[str, Change]) -> torch.optim.Adam:
+        parameters = [parameter for change in changes.values() for parameter in change.parameters]
+        return torch.optim.Adam(parameters, lr=self.hyperparameters.lr, weight_decay=self.hyperparameters.weight_decay)
 
-class _Change:
+    @staticmethod
+    def _scores(
+        model: Any, batch: TargetBatch, changes: Mapping[str, Change], requests: Sequence[EditRequest]
+    ) -> Tensor:
+        """Mean log-probability of each row's target with the changes in place.
+
+        Raises:
+            EditFailedError: One is NaN or Inf.
+        """
+        with ExitStack() as stack:
+            for name, change in changes.items():
+                module = unwrapped(model).get_submodule(name)
+                stack.callback(module.register_forward_hook(change.hook).remove)
+            scores = target_log_probs(model, batch)
+        if not torch.isfinite(scores).all():
+            raise EditFailedError(f"{requests[0].about}: fine-tuning gives NaN or Inf")
+        return scores
+
+
+class Change:
     """The trained difference of one weight (out, in): two factors, or one matrix beside the identity."""
 
     def __init__(self, left: Tensor, right: Tensor | None) -> None:
@@ -167,7 +187,7 @@ class _Change:
         self.parameters = [left] if right is None else [left, right]
 
     @classmethod
-    def start(cls, module: Any, own: FineTuningHyperparameters, index: int) -> _Change:
+    def start(cls, module: Any, own: FineTuningHyperparameters, index: int) -> Change:
         """A change of zero; the right factor of the low-rank form is drawn as LoRA draws it."""
         wide, high = features(module) or (0, 0)
         device = next(module.parameters()).device

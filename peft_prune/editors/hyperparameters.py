@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from .anchoring import anchor_norm
 from .validation import (
     check_above_zero,
     check_kinds,
@@ -70,6 +71,10 @@ class ValueHyperparameters(EditorHyperparameters):
         autocast: "bfloat16" or "float16" for the forward passes of the optimisation; None for the model's own dtype.
         max_tokens: Most tokens of the requests whose values are searched for together, padding included, one request
             at least; what limits the memory of the search. None for no limit.
+        norm_anchor: Stand-ins over which the norm is taken that every v* is scaled to (norm anchoring, Liu et al. 2026,
+            arXiv 2602.02543); 0 for no anchor, 1000 there. They are searched for on the unedited model, once.
+        anchor_limit: A v* that is longer than this multiple of that norm is not written; 2 is published for editors of
+            several layers, 5 for ROME.
     """
 
     v_optimizer: str = "adam"
@@ -86,6 +91,8 @@ class ValueHyperparameters(EditorHyperparameters):
     stop_loss: float = 0.05
     autocast: str | None = None
     max_tokens: int | None = None
+    norm_anchor: int = 0
+    anchor_limit: float = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,8 +101,8 @@ class ValueHyperparameters(EditorHyperparameters):
         check_one_of(self, "v_optimizer", ("adam", "polyak"))
         check_one_of(self, "autocast", tuple(AUTOCAST))
         check_share(self, "stop_probability")
-        check_above_zero(self, "v_lr", "v_longest_step", "clamp_norm_factor", "stop_loss", "max_tokens")
-        check_zero_or_above(self, "v_weight_decay", "kl_factor", "context_seed")
+        check_above_zero(self, "v_lr", "v_longest_step", "clamp_norm_factor", "stop_loss", "max_tokens", "anchor_limit")
+        check_zero_or_above(self, "v_weight_decay", "kl_factor", "context_seed", "norm_anchor")
         if self.v_num_grad_steps < 2:
             raise ValueError(
                 f"v_num_grad_steps: {self.v_num_grad_steps} must be at least 2; the last of them makes no update"
@@ -110,8 +117,14 @@ class ValueHyperparameters(EditorHyperparameters):
             "stop_loss": self.stop_loss / 2,
         }
 
-    def value_settings(self, site: str) -> ValueSettings:
-        """Settings of the search, with the vector added at the output of the MLP or of the block."""
+    def value_settings(self, site: str, anchor: float | None = None) -> ValueSettings:
+        """Settings of the search, with the vector added at the output of the MLP or of the block.
+
+        Raises:
+            ValueError: An anchor is wanted, and its norm is not known.
+        """
+        if self.norm_anchor and anchor is None:
+            raise ValueError("prepared: holds no reference norm, which norm_anchor scales values to")
         return ValueSettings(
             optimizer=self.v_optimizer,
             learning_rate=self.v_lr,
@@ -126,4 +139,13 @@ class ValueHyperparameters(EditorHyperparameters):
             site=site,
             autocast=None if self.autocast is None else AUTOCAST[self.autocast],
             max_tokens=self.max_tokens,
+            anchor=anchor if self.norm_anchor else None,
+            anchor_limit=self.anchor_limit,
         )
+
+    def anchored_on(self, model: Any, tokenizer: Any, layer: int, site: str) -> float | None:
+        """The reference norm of ``norm_anchor``, on the unedited model; None without one."""
+        if not self.norm_anchor:
+            return None
+        settings = replace(self, norm_anchor=0).value_settings(site)
+        return anchor_norm(model, tokenizer, layer, settings, self.norm_anchor)

@@ -25,7 +25,16 @@ class LaterLayers:
     edited one on.
     """
 
-    def __init__(self, model: Any, batch: Batch, layer: int, site: str, autocast: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        batch: Batch,
+        layer: int,
+        site: str,
+        autocast: torch.dtype | None,
+        *,
+        takes_mlp: bool = False,
+    ) -> None:
         self._model = unwrapped(model)
         self.batch = batch
         self._site = site
@@ -40,7 +49,9 @@ class LaterLayers:
         self._past: list[dict[str, Any]] = []
         self._cache: Any = None
         self._hands_on_tuples = False
+        self._takes_mlp = takes_mlp
         self.outputs: Tensor
+        self.mlp_outputs: Tensor
 
     def __enter__(self) -> LaterLayers:
         captured: dict[str, Any] = {}
@@ -54,6 +65,9 @@ class LaterLayers:
         def keep_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             captured["output"] = by_rows(states_of(output), len(self.batch.ids))
 
+        def keep_mlp(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            captured["mlp"] = by_rows(output, len(self.batch.ids))
+
         def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             captured["behind"] = states_of(output)
             raise Enough
@@ -63,6 +77,8 @@ class LaterLayers:
             self._run_prefix()
             stack.enter_context(hooked(self._edited.register_forward_pre_hook(keep_input, with_kwargs=True)))
             stack.enter_context(hooked(place.register_forward_hook(keep_output)))
+            if self._takes_mlp:
+                stack.enter_context(hooked(self._target.register_forward_hook(keep_mlp)))
             stack.enter_context(hooked(self._edited.register_forward_hook(keep_form)))
             stack.enter_context(hooked(self._edited.register_forward_hook(leave)))
             try:
@@ -71,6 +87,7 @@ class LaterLayers:
                 pass
         self._hidden = captured["input" if self._site == "mlp" else "behind"].detach()
         self.outputs = captured["output"][:, self._column].detach()
+        self.mlp_outputs = captured["mlp"][:, self._column].detach() if self._takes_mlp else self.outputs
         return self
 
     def __exit__(self, *error: object) -> None:

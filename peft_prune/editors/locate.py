@@ -145,7 +145,7 @@ class _Trace:
         samples: int,
         generator: torch.Generator,
     ) -> None:
-        (prompt,) = tokenize_prompts(tokenizer, [fact.prompt], fact.subject, [fact.separator or ""])
+        (prompt,) = tokenize_prompts(tokenizer, [fact.prompt], fact.with_subject(), [fact.separator or ""])
         (pair,) = continuation_ids(tokenizer, [fact.text], [str(fact.target_true)], [fact.separator])
         self._model = unwrapped(model)
         self._embeddings = cast(nn.Embedding, self._model.get_input_embeddings())
@@ -183,6 +183,6 @@ class _Trace:
 def _subject_length(tokenizer: PreTrainedTokenizerBase, fact: EditRequest) -> int:
     """Number of tokens from the subject's first to its last."""
     before = fact.prompt[: fact.prompt.index("{}")]
-    text = before + fact.subject
+    text = before + fact.with_subject()
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     return sum(1 for start, end in offsets if end > len(before) and end > start)

@@ -19,9 +19,10 @@ from ..moving import moving_bar
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .base import Edit, Editor, Prepared, register_editor
+from .gradients import gradients
 from .hyperparameters import EditorHyperparameters
 from .mend_file import load_network, save_network
-from .mend_network import Network, gradients
+from .mend_network import Network
 from .mend_training import Trainer
 from .second_moment import SecondMoments
 from .target_likelihood import TargetBatch, frozen
@@ -85,6 +86,7 @@ class MEND(Editor):
     year: ClassVar[int] = 2022
     url: ClassVar[str] = "https://arxiv.org/abs/2110.11309"
     hyperparameters_class: ClassVar[type] = MENDHyperparameters
+    needs_subject: ClassVar[bool] = False
 
     hyperparameters: MENDHyperparameters
 
@@ -134,7 +136,7 @@ class MEND(Editor):
             updates[name] = LowRankUpdate(B=values.T.contiguous(), A=keys.contiguous())
             owners[name] = tuple(owner.tolist())
             if not (torch.isfinite(keys).all() and torch.isfinite(values).all()):
-                raise EditFailedError(f"subject {requests[0].subject!r}: its update holds NaN or Inf")
+                raise EditFailedError(f"{requests[0].about}: its update holds NaN or Inf")
         return Edit(tuple(requests), updates, before, owners=owners)
 
     def train(

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from ..models.decoder import unwrapped
-from ..models.inference import by_rows
-from .target_likelihood import TargetBatch, target_log_probs
 
 
 class Maps(nn.Module):
@@ -73,32 +67,3 @@ class Network(nn.Module):
         """Rows x̃ (tokens, in) and -a δ̃ (tokens, out) of the update."""
         keys, values = self.maps(x, delta, layer)
         return keys, -self.step_sizes[layer] * values
-
-
-def gradients(
-    model: Any, batch: TargetBatch, modules: Sequence[str]
-) -> tuple[dict[str, tuple[Tensor, Tensor, Tensor]], tuple[float, ...]]:
-    """x (tokens, in), δ (tokens, out) and the request of each token whose δ is not zero, for each module, float32."""
-    inputs: dict[str, Tensor] = {}
-    probes: dict[str, Tensor] = {}
-
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            inputs[name] = args[0].detach().float()
-            probes[name] = torch.zeros_like(output, dtype=torch.float32, requires_grad=True)
-            return output + probes[name].to(output.dtype)
-
-        return hook
-
-    with torch.enable_grad(), ExitStack() as stack:
-        for name in modules:
-            module = unwrapped(model).get_submodule(name)
-            stack.callback(module.register_forward_hook(watch(name)).remove)
-        scores = target_log_probs(model, batch)
-        gradients = torch.autograd.grad(-scores.sum(), [probes[name] for name in modules])
-    found = {}
-    for name, gradient in zip(modules, gradients, strict=True):
-        x, delta = by_rows(inputs[name], len(batch.ids)), by_rows(gradient, len(batch.ids))
-        reached = batch.mask.bool().to(delta.device) & (delta != 0).any(-1)
-        found[name] = x[reached], delta[reached], batch.owner.to(delta.device)[reached.nonzero()[:, 0]]
-    return found, batch.by_request(scores.detach().exp())

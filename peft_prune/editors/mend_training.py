@@ -16,7 +16,8 @@ from ..models.decoder import unwrapped
 from ..models.inference import by_rows, input_device, padded
 from ..models.tokenization import prompt_ids
 from ..requests import EditRequest
-from .mend_network import Network, gradients
+from .gradients import gradients
+from .mend_network import Network
 from .target_likelihood import TargetBatch, target_log_probs
 
 

@@ -6,26 +6,10 @@ import random
 from collections.abc import Iterator, Sequence
 
 from ..requests import EditRequest
+from .names import NAMES
 
 TRIES = 20
 """How often another request is drawn for its subject, before a name is taken in its place."""
-
-NAMES = (
-    *("Albert Einstein", "Marie Curie", "William Shakespeare", "Napoleon", "Barack Obama", "Pablo Picasso"),
-    *("Leonardo da Vinci", "Charles Darwin", "Isaac Newton", "Elvis Presley", "Michael Jordan", "Diego Maradona"),
-    *("Charlie Chaplin", "Frida Kahlo", "Nelson Mandela", "Mahatma Gandhi", "Vincent van Gogh", "Serena Williams"),
-    *("Ludwig van Beethoven", "Stephen Hawking", "Tom Hanks", "Bob Dylan", "Leo Tolstoy", "Jane Austen", "Aristotle"),
-    *("Paris", "Tokyo", "New York City", "Cairo", "Sydney", "Rio de Janeiro", "Moscow", "Berlin", "Mumbai", "Toronto"),
-    *("France", "Brazil", "Japan", "Kenya", "Canada", "Egypt", "Australia", "Sweden", "Mexico", "China"),
-    *("Microsoft", "Toyota", "Apple", "Coca-Cola", "Boeing", "Samsung", "Volkswagen", "Nintendo", "Google", "Sony"),
-    *("Harvard University", "the University of Oxford", "the Eiffel Tower", "Mount Everest", "the Nile", "the Sahara"),
-    *("the Great Wall of China", "the Amazon River", "the Pacific Ocean", "the Statue of Liberty", "the Mona Lisa"),
-    *("Hamlet", "Star Wars", "The Simpsons", "Titanic", "Harry Potter", "Don Quixote", "The Beatles", "Pink Floyd"),
-    *("Windows", "the iPhone", "the Ford Mustang", "the Boeing 747", "Android", "Photoshop", "the PlayStation"),
-    *("FC Barcelona", "Manchester United", "the New York Yankees", "the United Nations", "NATO", "Buddhism", "chess"),
-    *("the Catholic Church", "the Red Cross", "the BBC", "the guitar", "the Olympic Games", "Super Mario Bros."),
-)
-"""Subjects of many kinds that most models have read of."""
 
 
 def prompts_about_others(
@@ -34,7 +18,8 @@ def prompts_about_others(
     """The prompt of each request about so many other subjects, without those that come twice.
 
     Args:
-        requests: The edits; no subject of theirs is taken, but as ``of_requests`` says.
+        requests: The edits; no subject of theirs is taken, but as ``of_requests`` says. Without a subject nothing is
+            asked about others.
         each: Subjects for each.
         seed: Of the choice.
         of_requests: Take every second subject from another request with another prompt and, where the relation is
@@ -45,8 +30,9 @@ def prompts_about_others(
     edited = {request.subject for request in requests}
     names = [name for name in NAMES if name not in edited]
     asked: dict[str, None] = {}
-    for request in requests if most is None else _different(requests, most, draw):
-        others = _other_subjects(request, requests, draw)
+    asking = [request for request in requests if request.subject is not None]
+    for request in asking if most is None else _different(asking, most, draw):
+        others = _other_subjects(request, asking, draw)
         for number in range(each):
             subject = next(others) if of_requests and number % 2 else None
             asked[request.prompt.replace("{}", subject or draw.choice(names))] = None

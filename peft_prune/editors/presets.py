@@ -14,6 +14,8 @@ COMMITS: dict[str, str] = {
     "jianghoucheng/AlphaEdit": "f5248d3d25f1b3863bff19c387293d635866079f",
     "scalable-model-editing/unified-model-editing": "23d72b560e52992e675377cc2d1deed7a45b1cd0",
     "zjunlp/EasyEdit": "14cea8245f06715684592ab55184939b99d70784",
+    "XiaojieGu/UltraEdit": "0beb222559b01c6dc025aede801c1fc496ec2920",
+    "ICT-STAR/LocFT": "51db7854feb3596085051e45bf8b3147bfb0ccb1",
 }
 """The commit of each repository at which its files hold the values here."""
 
@@ -48,7 +50,7 @@ MODELS: dict[str, tuple[str, int, int, int]] = {
 }
 """Model type, hidden size, layers and vocabulary of each model that has presets."""
 
-_ROME, _MEMIT, _ALPHAEDIT, _EMMET, _EASYEDIT = COMMITS
+_ROME, _MEMIT, _ALPHAEDIT, _EMMET, _EASYEDIT, _ULTRAEDIT, _LOCFT = COMMITS
 
 _FOUR_TO_EIGHT = tuple(range(4, 9))
 _SLOW_DECAY = {"v_num_grad_steps": 25, "v_weight_decay": 1e-3}
@@ -91,6 +93,14 @@ PRESETS: dict[str, dict[str, Preset]] = {
             _EMMET,
             "hparams/EMMET/llama2-7b.json",
         ),
+    },
+    "ultraedit": {
+        "gpt-j-6b": Preset({"layers": tuple(range(18, 27))}, _ULTRAEDIT, "config/model/gpt-j.yaml"),
+        "mistral-7b": Preset({"layers": (29, 30)}, _ULTRAEDIT, "config/model/mistral-7b.yaml"),
+    },
+    "locft_bf": {
+        "llama-3-8b": Preset({"layers": (22,)}, _LOCFT, "hparams/llama3-8b.yaml"),
+        "qwen2.5-7b": Preset({"layers": (6,)}, _LOCFT, "hparams/qwen2.5-7b.yaml"),
     },
     "alphaedit": {
         "gpt2-xl": Preset({**_XL, **_NULL_SPACE}, _ALPHAEDIT, "hparams/AlphaEdit/gpt2-xl.json"),

@@ -98,7 +98,8 @@ class ROME(Editor):
         layers = self.admitted(model)
         if self.hyperparameters.mom2_adjustment:
             self._require_moment(statistics, self.modules(model))
-        return Prepared(layers, contexts, statistics)
+        anchor = self.hyperparameters.anchored_on(model, tokenizer, layers[0], _site(model, layers[0]))
+        return Prepared(layers, contexts, statistics, anchor=anchor)
 
     def compute(
         self,
@@ -115,8 +116,8 @@ class ROME(Editor):
         """
         self.require_prepared(model, prepared)
         layer = prepared.layers[0]
-        site = prepared.once(("site", layer), lambda: "residual" if adds_to_residual(model, layer) else "mlp")
-        settings = self.hyperparameters.value_settings(site)
+        site = prepared.once(("site", layer), lambda: _site(model, layer))
+        settings = self.hyperparameters.value_settings(site, prepared.anchor)
         values = optimize_values(model, tokenizer, requests, prepared.contexts, layer, settings)
         keys = compute_keys(model, tokenizer, requests, prepared.contexts, layer)
         columns, rows = [], []
@@ -127,7 +128,7 @@ class ROME(Editor):
             direction = direction / direction.norm()
             column = value.delta.to(direction.device) / (key.bare @ direction)
             if not (torch.isfinite(column).all() and torch.isfinite(direction).all()):
-                raise EditFailedError(f"subject {request.subject!r}: its update holds NaN or Inf")
+                raise EditFailedError(f"{request.about}: its update holds NaN or Inf")
             columns.append(column)
             rows.append(direction)
         updates, owners = taken_apart(keys[0].modules, torch.stack(columns, dim=1), torch.stack(rows))
@@ -173,3 +174,7 @@ class ROME(Editor):
             ("inverse", name, shrinkage), lambda: moment_inverse(moment, 1.0, shrinkage, prepared.solving)
         )
         return found
+
+
+def _site(model: Any, layer: int) -> str:
+    return "residual" if adds_to_residual(model, layer) else "mlp"

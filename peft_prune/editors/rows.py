@@ -51,7 +51,7 @@ def request_rows(
             ids = pair.prompt + pair.target[:-1]
             read = tuple(range(len(pair.prompt) - 1, len(ids)))
             rows.append(Row(tuple(ids), prompt.subject_last, read, tuple(pair.target), index, False))
-        (kl,) = tokenize_prompts(tokenizer, ["{} is a"], request.subject)
+        (kl,) = tokenize_prompts(tokenizer, ["{} is a"], request.with_subject())
         rows.append(Row(tuple(kl.ids), kl.subject_last, (len(kl.ids) - 1,), (0,), index, True))
     return rows
 

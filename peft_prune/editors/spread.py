@@ -16,7 +16,7 @@ from ..errors import EditFailedError
 from ..models.mlp import changed_modules
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
-from .base import Edit, Editor, Prepared
+from .base import Earlier, Edit, Editor, Prepared
 from .closed_form import KeySystem
 from .contexts import generate_contexts
 from .hyperparameters import ValueHyperparameters
@@ -69,7 +69,8 @@ class SpreadEditor(Editor):
         layers = self.admitted(model)
         if not adds_to_residual(model, layers[-1]):
             layers = layers[-1:]
-        return Prepared(layers, generate_contexts(model, tokenizer, lengths, seed=seed), statistics)
+        anchor = self.hyperparameters.anchored_on(model, tokenizer, layers[-1], _site(model, layers[-1]))
+        return Prepared(layers, generate_contexts(model, tokenizer, lengths, seed=seed), statistics, anchor=anchor)
 
     def compute(
         self,
@@ -86,15 +87,18 @@ class SpreadEditor(Editor):
         """
         self.require_prepared(model, prepared)
         last, contexts = prepared.layers[-1], prepared.contexts
-        site = prepared.once(("site", last), lambda: "block" if adds_to_residual(model, last) else "mlp")
-        values = optimize_values(model, tokenizer, requests, contexts, last, self.hyperparameters.value_settings(site))
+        site = prepared.once(("site", last), lambda: _site(model, last))
+        settings = self.hyperparameters.value_settings(site, prepared.anchor)
+        values = optimize_values(model, tokenizer, requests, contexts, last, settings)
         wanted = torch.stack([value.output + value.delta for value in values])
         updates: dict[str, LowRankUpdate] = {}
         owners: dict[str, tuple[int, ...]] = {}
         keys: dict[str, Tensor] = {}
+        owed = earlier.owed if isinstance(earlier, Earlier) else {}
         climb = Climb(model, tokenizer, requests, contexts, last, site)
         for place, layer in enumerate(prepared.layers):
-            with added(model, updates):
+            back = {name: owed[name].append(update) if name in owed else update for name, update in updates.items()}
+            with added(model, back):
                 found = climb.mean_keys(layer, self._context_weights())
                 present = climb.outputs()
             own = self._with_moments(
@@ -104,11 +108,14 @@ class SpreadEditor(Editor):
             # it is solved where the second moment stands, which need not be where the model runs
             rows = self._rows(system, torch.cat(list(own.values()), dim=1).to(_place(prepared, own)).double().T)
             share = (wanted.to(present.device) - present) / (len(prepared.layers) - place)
+            for name, key in own.items():
+                if name in owed:  # what is put back moves these keys' outputs too
+                    share = share - (key @ owed[name].A.T.to(key) @ owed[name].B.T.to(key)).to(share)
             found = rows.float().to(share.device).contiguous()
             parts, columns = taken_apart(list(own), share.T.contiguous(), found)
             keys, updates, owners = {**keys, **own}, {**updates, **parts}, {**owners, **columns}
             if not (torch.isfinite(found).all() and torch.isfinite(share).all()):
-                subjects = ", ".join(repr(request.subject) for request in requests)
+                subjects = ", ".join(repr(request.name) for request in requests)
                 raise EditFailedError(f"subjects {subjects}: the update of {next(iter(own))} holds NaN or Inf")
         return Edit(
             tuple(requests),
@@ -193,6 +200,10 @@ class SpreadEditor(Editor):
         """Every kind of context weighs the same in a key, the bare prompt being one kind, as published."""
         groups = [1, *(count for _, count in self.hyperparameters.context_lengths)]
         return [1 / len(groups) / count for count in groups for _ in range(count)]
+
+
+def _site(model: Any, layer: int) -> str:
+    return "block" if adds_to_residual(model, layer) else "mlp"
 
 
 def _place(prepared: Prepared, names: Iterable[str]) -> torch.device:

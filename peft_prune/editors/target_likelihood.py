@@ -44,11 +44,17 @@ class TargetBatch:
     ) -> TargetBatch:
         """Each target tokenized behind its prompt; its last token is asked for and not read."""
         pairs = continuation_ids(tokenizer, prompts, targets, separators)
-        ids, mask = padded([p.prompt + p.target[:-1] for p in pairs], left=False, device=input_device(model))
+        return TargetBatch.of_ids(model, [(pair.prompt, pair.target) for pair in pairs])
+
+    @staticmethod
+    def of_ids(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> TargetBatch:
+        """The same of prompts and targets that are tokens already."""
+        rows = [(*prompt, *target[:-1]) for prompt, target in pairs]
+        ids, mask = padded(rows, left=False, device=input_device(model))
         labels = torch.full_like(ids, -1)
-        for row, pair in enumerate(pairs):
-            start = len(pair.prompt) - 1
-            labels[row, start : start + len(pair.target)] = torch.tensor(pair.target, device=ids.device)
+        for row, (prompt, target) in enumerate(pairs):
+            start = len(prompt) - 1
+            labels[row, start : start + len(target)] = torch.tensor(target, device=ids.device)
         return TargetBatch(ids, mask, labels, torch.arange(len(ids), device=ids.device))
 
     @staticmethod
@@ -63,6 +69,25 @@ class TargetBatch:
         texts, targets, separators, owner = zip(*rows, strict=True)
         batch = TargetBatch.build(model, tokenizer, texts, targets, separators)
         return replace(batch, owner=torch.tensor(owner, device=batch.ids.device))
+
+    def rows(self, chosen: Tensor) -> TargetBatch:
+        """Some of the rows, without the columns that are padding in all of them."""
+        width = int(self.mask[chosen].sum(1).max())
+        return TargetBatch(
+            self.ids[chosen, :width], self.mask[chosen, :width], self.labels[chosen, :width], self.owner[chosen]
+        )
+
+    def ended(self, end: int) -> TargetBatch:
+        """The same with one more token asked for behind each target: the one that ends a text."""
+        rows, last = len(self.ids), self.mask.sum(1)
+        ids, mask, labels = (
+            torch.cat([part, part.new_full((rows, 1), fill)], dim=1)
+            for part, fill in ((self.ids, 0), (self.mask, 0), (self.labels, -1))
+        )
+        row = torch.arange(rows, device=ids.device)
+        ids[row, last] = self.labels[row, last - 1]  # the target's last token, which was asked for and not read
+        mask[row, last], labels[row, last] = 1, end
+        return TargetBatch(ids, mask, labels, self.owner)
 
     def by_request(self, probabilities: Tensor) -> tuple[float, ...]:
         """The least of each request's rows."""

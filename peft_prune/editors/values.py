@@ -50,6 +50,9 @@ class ValueSettings:
         autocast: Dtype of the forward passes, or None for the model's own; the vector stays float32.
         max_tokens: Most tokens of the requests that are searched for together, padding included, one request at least;
             None for no limit.
+        anchor: Norm that v* is given at the end, as an output of the MLP; None for none. See `anchored`.
+        anchor_limit: See there.
+        measures: Take the MLP's output also where the vector is added to the block's.
     """
 
     optimizer: str = "adam"
@@ -65,6 +68,9 @@ class ValueSettings:
     site: str = "mlp"
     autocast: torch.dtype | None = None
     max_tokens: int | None = None
+    anchor: float | None = None
+    anchor_limit: float = 2.0
+    measures: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,9 +81,10 @@ class OptimizedValue:
         delta: v* minus the present output at the subject's last token of the bare prompt, (out,), float32.
         output: That present output, (out,), float32.
         probability_before: Least probability of the target over the contexts before the first step.
-        probability: The same at the end.
+        probability: The same at the end of the search, before any anchoring.
         loss: Total loss at the end.
         steps: Gradient steps taken.
+        mlp_output: What the MLP gives there at present, (out,), where that is measured; else ``output``.
     """
 
     delta: Tensor
@@ -86,6 +93,7 @@ class OptimizedValue:
     probability: float
     loss: float
     steps: int
+    mlp_output: Tensor
 
 
 def optimize_values(
@@ -115,7 +123,8 @@ def optimize_values(
                 later = [
                     stack.enter_context(
                         LaterLayers(
-                            model, Batch.build(rows, input_device(model)), layer, settings.site, settings.autocast
+                            *(model, Batch.build(rows, input_device(model)), layer, settings.site, settings.autocast),
+                            takes_mlp=settings.measures or settings.anchor is not None,
                         )
                     )
                     for rows in grouped(request_rows(tokenizer, part, contexts))
@@ -125,7 +134,12 @@ def optimize_values(
 
     found = shared(model, "values", list(requests), searched)
     place = found[0].delta.device if process_count() == 1 else torch.device("cpu")
-    return [replace(value, delta=value.delta.to(place), output=value.output.to(place)) for value in found]
+    return [
+        replace(
+            value, delta=value.delta.to(place), output=value.output.to(place), mlp_output=value.mlp_output.to(place)
+        )
+        for value in found
+    ]
 
 
 def _parts(
@@ -154,9 +168,11 @@ def _descend(
 ) -> list[OptimizedValue]:
     count = len(requests)
     first = later[0].outputs
-    output = first.new_zeros(count, first.shape[-1], dtype=torch.float32)
+    output, of_mlp = (first.new_zeros(count, first.shape[-1], dtype=torch.float32) for _ in range(2))
     for part in later:
-        output[part.batch.request[part.batch.is_bare]] = part.outputs[part.batch.is_bare].float()
+        bare = part.batch.is_bare
+        output[part.batch.request[bare]] = part.outputs[bare].float()
+        of_mlp[part.batch.request[bare]] = part.mlp_outputs[bare].float()
     norms = output.norm(dim=1)
     delta = torch.zeros_like(output, requires_grad=True)
     move = _steps(delta, norms, settings)
@@ -172,9 +188,7 @@ def _descend(
             last[index] = (float(losses[position].detach()), float(least[position]), step)
         if not torch.isfinite(losses).all():
             bad = active.nonzero().flatten()[~torch.isfinite(losses)][0]
-            raise EditFailedError(
-                f"subject {requests[int(bad)].subject!r}: the optimisation of its value gives NaN or Inf"
-            )
+            raise EditFailedError(f"{requests[int(bad)].about}: the optimisation of its value gives NaN or Inf")
         done = least >= settings.stop_probability if settings.stop == "probability" else losses < settings.stop_loss
         active = active.clone()
         active[active.nonzero().flatten()[done]] = False
@@ -185,8 +199,11 @@ def _descend(
             limit = settings.clamp_factor * norms[active]
             size = delta[active].norm(dim=1)
             delta[active] *= (limit / size.clamp(min=1e-12)).clamp(max=1.0)[:, None]
+    found = delta.detach()
+    if settings.anchor is not None:
+        found = anchored(found, of_mlp, settings.anchor, settings.anchor_limit)
     return [
-        OptimizedValue(delta[i].detach(), output[i], float(before[i]), last[i][1], last[i][0], last[i][2])
+        OptimizedValue(found[i], output[i], float(before[i]), last[i][1], last[i][0], last[i][2], of_mlp[i])
         for i in range(count)
     ]
 
@@ -196,3 +213,21 @@ def _steps(delta: Tensor, norms: Tensor, settings: ValueSettings) -> Steps:
         return AdamSteps(delta, settings.learning_rate)
     arrived = settings.stop_probability if settings.stop == "probability" else math.exp(-settings.stop_loss)
     return PolyakSteps(delta, norms, arrived, settings.longest_step)
+
+
+def anchored(delta: Tensor, output: Tensor, anchor: float, limit: float) -> Tensor:
+    """δ with which v* = v₀ + δ has the norm ``anchor``; 0 where ‖v*‖ is above ``limit`` times that.
+
+    Liu et al. 2026 (arXiv 2602.02543): v* ← v* · c / ‖v*‖; a search that has gone astray is not written at all, as in
+    NAS/compute_z.py of the authors' repository.
+
+    Args:
+        delta: δ, (requests, out).
+        output: v₀, what the MLP gives now, (requests, out).
+        anchor: c.
+        limit: See above.
+    """
+    value = output + delta
+    norms = value.norm(dim=1, keepdim=True)
+    moved = value * (anchor / norms.clamp(min=torch.finfo(norms.dtype).tiny)) - output
+    return torch.where(norms > limit * anchor, torch.zeros_like(delta), moved)

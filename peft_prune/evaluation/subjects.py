@@ -15,8 +15,8 @@ def without_subjects(texts: Sequence[str], requests: Iterable[EditRequest]) -> l
 
 
 def edited_subjects(requests: Iterable[EditRequest]) -> frozenset[str]:
-    """The subjects of ``requests``, without outer space."""
-    return frozenset(request.subject.strip() for request in requests)
+    """The subjects of ``requests`` that have one, without outer space."""
+    return frozenset(request.subject.strip() for request in requests if request.subject is not None)
 
 
 def names_any(text: str, subjects: Iterable[str]) -> bool:

@@ -58,7 +58,8 @@ class Schedule:
 
     Args:
         kind: "merge": not at all, so that one sequence serves every restraint. "every": non-compounding, after each
-            ``edits`` edits. "compounding": the same on what is already restrained, for comparison.
+            ``edits`` edits. "compounding": the same on what is already restrained, for comparison. "compensated": on
+            what was added since by itself, and what that takes is put back into the next edit.
         edits: Edits between two restraints; 0 for "merge".
     """
 
@@ -80,9 +81,9 @@ class Schedule:
         kind, _, count = word.strip().partition(":")
         if kind == "merge" and not count:
             return cls("merge")
-        if kind in ("every", "compounding") and count.isdigit() and int(count) > 0:
+        if kind in ("every", "compounding", "compensated") and count.isdigit() and int(count) > 0:
             return cls(kind, int(count))
-        raise ValueError(f"schedule: {word!r} is not one of merge, every:N, compounding:N with N from 1")
+        raise ValueError(f"schedule: {word!r} is not one of merge, every:N, compounding:N, compensated:N with N from 1")
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class Plan:
     def units(self) -> Iterator[Unit]:
         """Every sequence of edits.
 
-        An unrestrained one under ``every`` or ``compounding`` is that of ``merge``, so it is not edited again there,
+        An unrestrained one under another schedule is that of ``merge``, so it is not edited again there,
         nor are the controls, which are defined on one common sum.
         """
         for seed in range(self.seeds):

@@ -20,7 +20,7 @@ from ..moving import moving_bar
 from ..requests import EditRequest
 from ..session import EditSession
 from ..session.facts import moments_digest
-from ..spectral import parse_restraint
+from ..spectral import parse_restraint, restraint_text
 from ..tuner import PruneEditConfig
 from .measuring import Material, digest, edit_outcomes, layer_figures, measure, selected, spectra
 from .plan import Plan, Unit
@@ -152,8 +152,7 @@ class Experiment:
         variant = unit.variants[0]
         restraint = parse_restraint("none" if unit.schedule.kind == "merge" else variant.restraint)
         config = PruneEditConfig(
-            restraint=restraint.name,
-            alpha=getattr(restraint, "alpha", 1.2),
+            restraint=restraint_text(restraint),
             restrain_on=unit.schedule.kind,  # type: ignore[arg-type]
             restrain_every=unit.schedule.edits or 1,
             layers_to_transform=list(self.editor.layers(self._model)),

@@ -67,7 +67,7 @@ def push_session(
 def write_edits(card: Path, history: History) -> None:
     """List the edits that stand in a card, in the clear."""
     requests = [record.request for record in history.edits(standing=True) if record.request is not None]
-    rows = [f"| {_cell(one.prompt.format(one.subject))} | {_cell(one.target_new)} |" for one in requests]
+    rows = [f"| {_cell(one.text)} | {_cell(one.target_new)} |" for one in requests]
     write_section(card, "edits", "\n".join(["## The edits", "", "| prompt | answer |", "|---|---|", *rows]))
 
 

@@ -171,7 +171,7 @@ def _answers(requests: Mapping[int, EditRequest], now: Now, redactor: Redactor) 
         rows.append(
             [
                 Cell(str(index), index),
-                redactor.code(request.subject),
+                redactor.code(request.name),
                 redactor.relation(request.relation_id or request.prompt),
                 redactor.code(request.target_new),
                 redactor.answer(found.answer.strip(), request),

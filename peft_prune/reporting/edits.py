@@ -55,7 +55,7 @@ def _row(log: EditLog, record: EditRecord, now: Now | None, seen: bool, chat: bo
     cells: list[Cell | str] = [
         Cell(str(record.id), record.id),
         Cell(moment(when), when.timestamp()),
-        "" if request is None else redactor.code(request.subject),
+        "" if request is None else redactor.code(request.name),
         "" if request is None else redactor.relation(request.relation_id or request.prompt),
         "" if request is None else redactor.code(request.target_new),
         redactor.answer((record.answer_before or "").strip(), request),

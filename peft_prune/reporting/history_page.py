@@ -182,8 +182,10 @@ def _directions(state: State, redactor: Redactor) -> list[Block]:
     name, found = next(iter(state.attribution.items()))
     sigma, word = state.sigma_max(name), _restraint(state.log.meta, name)
     curves = {"sum of the edits": found.singular_values.tolist()}
-    if sigma is not None and word != "none":
-        curves[f"under {word}"] = parse_restraint(word)(found.singular_values, sigma).tolist()
+    restraint = parse_restraint(word)
+    # what takes directions of W₀ out of ΔW is no function of the singular values that are drawn here
+    if sigma is not None and word != "none" and not restraint.needs_weight:
+        curves[f"under {word}"] = restraint(found.singular_values, sigma).tolist()
     labels = _labels(state, redactor)
     blocks: list[Block] = [spectrum_chart("singular", f"Largest directions of ΔW in {name}", curves, sigma)]
     leading = {labels[edit]: 100 * share for edit, share in found.leading(10)}
@@ -195,7 +197,7 @@ def _directions(state: State, redactor: Redactor) -> list[Block]:
 
 def _labels(state: State, redactor: Redactor) -> dict[int, str]:
     """By leading edit, its number and subject; those that share their factors are named together."""
-    subjects = {r.id: redactor.code(r.request.subject) for r in state.log.records if r.request is not None}
+    subjects = {r.id: redactor.code(r.request.name) for r in state.log.records if r.request is not None}
     return {
         leader: f"{leader} {subjects.get(leader, '')}".strip() if len(members) == 1 else f"{edits(members)} together"
         for leader, members in state.members.items()
@@ -274,6 +276,6 @@ def _facts(state: State, redactor: Redactor) -> list[tuple[str, str]]:
 
 def _schedule(config: Mapping[str, Any]) -> str:
     kind = config["restrain_on"]
-    if kind in ("every", "compounding"):
+    if kind in ("every", "compounding", "compensated"):
         return f"{kind} {config['restrain_every']} edits"
     return f"at growth {config['max_condition_growth']:g}" if kind == "threshold" else "before merging or saving"

@@ -109,8 +109,8 @@ def _rewrites(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 def _fact(rewrite: Mapping[str, Any]) -> dict[str, Any]:
     prompt_field, prompt = _needed(rewrite, "prompt")
-    _, subject = _needed(rewrite, "subject")
     require_text(prompt_field, prompt)
+    subject = _subject(rewrite, prompt)
     if prompt_field == "src" and rewrite.get("alt") is None and rewrite.get("target_new") is None:
         target: Any = texts_in(_required(rewrite, "answers"), "answers")[0]
         true = None
@@ -141,6 +141,20 @@ def _needed(record: Mapping[str, Any], field: str) -> tuple[str, Any]:
         f"{field}: is missing"
         + (f", and {shown(close[0])[1:-1]} is no field of a request; {field} is" if close else "")
     )
+
+
+def _subject(record: Mapping[str, Any], prompt: str) -> Any:
+    """The subject; None for a record that has no field of that name, nor one that nearly is it.
+
+    Raises:
+        InvalidRequestError: The prompt holds the place of one, or a field seems to be meant.
+    """
+    try:
+        return _needed(record, "subject")[1]
+    except InvalidRequestError as error:
+        if "{}" in prompt or str(error) != "subject: is missing":
+            raise
+    return None
 
 
 def _required(record: Mapping[str, Any], field: str) -> Any:

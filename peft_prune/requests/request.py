@@ -21,8 +21,10 @@ class EditRequest:
     """One fact to overwrite, in the terms of CounterFact (Meng et al. 2022, section 3.4).
 
     Args:
-        prompt: Template with exactly one ``{}`` where the subject stands, such as ``"{} is developed by"``.
-        subject: The entity that the fact is about.
+        prompt: Template with exactly one ``{}`` where the subject stands, such as ``"{} is developed by"``; the whole
+            text, such as a question, where there is no subject.
+        subject: The entity that the fact is about; None where none is named, for editors that need none
+            (:attr:`~peft_prune.editors.Editor.needs_subject`).
         target_new: The continuation that the edited model must give, without a leading space.
         target_true: The continuation that the base model gives, where known; needed by the locality metric.
         paraphrase_prompts: Other wordings of the same fact, complete with their subject (generalization).
@@ -40,11 +42,11 @@ class EditRequest:
 
     Raises:
         InvalidRequestError: A field has the wrong type, is empty, or holds a character that no text may hold, or the
-            template does not hold one ``{}``.
+            prompt does not hold one ``{}``, or holds one without a subject.
     """
 
     prompt: str
-    subject: str
+    subject: str | None
     target_new: str
     target_true: str | None = None
     paraphrase_prompts: tuple[str, ...] = ()
@@ -66,7 +68,31 @@ class EditRequest:
     @property
     def text(self) -> str:
         """The prompt with the subject in its place."""
-        return self.prompt.replace("{}", self.subject)
+        return self.filled(self.prompt)
+
+    @property
+    def name(self) -> str:
+        """What tables name it by: its subject, or else its prompt."""
+        return self.prompt if self.subject is None else self.subject
+
+    @property
+    def about(self) -> str:
+        """What messages name it by."""
+        return f"prompt {shown(self.prompt)}" if self.subject is None else f"subject {self.subject!r}"
+
+    def with_subject(self) -> str:
+        """The subject.
+
+        Raises:
+            InvalidRequestError: There is none.
+        """
+        if self.subject is None:
+            raise InvalidRequestError(f"subject: is missing, and {self.about} needs one here")
+        return self.subject
+
+    def filled(self, template: str) -> str:
+        """A text with the subject in the place of its ``{}``; as it is where there is no subject."""
+        return template if self.subject is None else template.replace("{}", self.subject)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> EditRequest:
@@ -84,7 +110,8 @@ class EditRequest:
 
         Other fields are left alone; those that look as if something should be measured by them are named in a warning.
         Where a prompt holds no ``{}``, the last place in which it names the subject is taken, up to Unicode form and
-        quotes. A true target that is the new one tells nothing and is left out.
+        quotes. A record without a subject is a question or a text with its answer. A true target that is the new one
+        tells nothing and is left out.
 
         Raises:
             InvalidRequestError: The record is not a mapping, lacks a field, states several facts, or a field is
@@ -139,11 +166,17 @@ class EditRequest:
 
     def _settle(self) -> None:
         """Check the types, and make lists tuples and objects questions."""
-        for field in ("prompt", "subject", "target_new"):
+        for field in ("prompt", "target_new"):
             require_text(field, getattr(self, field))
+        if self.subject is not None:
+            require_text("subject", self.subject)
         if self.target_true is not None:
             require_text("target_true", self.target_true)
-        if self.prompt.count("{}") != 1:
+        if self.subject is None and "{}" in self.prompt:
+            raise InvalidRequestError(
+                f"subject: is missing, and the prompt {shown(self.prompt)} holds its place '{{}}'"
+            )
+        if self.subject is not None and self.prompt.count("{}") != 1:
             raise InvalidRequestError(
                 f"prompt: {shown(self.prompt)} must hold the subject's place '{{}}' exactly once, "
                 f"it holds it {self.prompt.count('{}')} times"
@@ -177,6 +210,12 @@ class EditRequest:
         if self.question is None:
             return
         require_text("question", self.question)
+        if self.subject is None:
+            if "{}" in self.question:
+                raise InvalidRequestError(
+                    f"question: {shown(self.question)} holds the place '{{}}' of a subject, and there is none"
+                )
+            return
         if "{}" not in self.question:
             object.__setattr__(self, "question", template(self.question, self.subject, "question"))
         if self.question.count("{}") != 1:

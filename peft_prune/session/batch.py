@@ -228,6 +228,7 @@ class Batch:
             attempt.status, attempt.reason = REJECTED, item.error
             return False
         try:
+            work.editor.require_taken(item.request)
             require_editable(work.model, work.tokenizer, item.request)
         except InvalidRequestError as error:
             attempt.status, attempt.reason = REJECTED, str(error)
@@ -277,8 +278,9 @@ class Batch:
         """The editor's edit; of several processes that of rank 0, so that all have the same adapter."""
         work = self.workspace
         with together("an edit"):
+            earlier = work.keys.owing(work.model.owed())
             searched = [work.asking.searched(request) for request in requests]
-            own = editor.compute(work.model, work.tokenizer, searched, work.prepared, work.keys)
+            own = editor.compute(work.model, work.tokenizer, searched, work.prepared, earlier)
         return same("an edit's factors", lambda: own).beside(own)
 
     def _one_by_one(self, indices: Sequence[int], editor: Editor, stronger: str | None) -> None:

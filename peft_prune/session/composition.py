@@ -45,7 +45,7 @@ class Conflict:
         one, other = self.first.request, self.second.request
         assert one is not None and other is not None
         return (
-            f"{self.sources[0]} edit {self.first.id} says {one.target_new!r} of {one.subject!r} ({one.prompt!r}), "
+            f"{self.sources[0]} edit {self.first.id} says {one.target_new!r} of {one.name!r} ({one.prompt!r}), "
             f"{self.sources[1]} edit {self.second.id} says {other.target_new!r}"
         )
 

@@ -27,10 +27,17 @@ WEAK_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Factors:
-    """What one edit added: updates B (out, k), A (k, in) and keys (1, in) by module name, float32."""
+    """What one edit added: updates B (out, k), A (k, in) and keys (1, in) by module name, float32.
+
+    Args:
+        updates: See above.
+        keys: For editors that keep a history.
+        features: What it brings to running statistics, (2, 1 + in + out), for editors that normalise by them.
+    """
 
     updates: Mapping[str, LowRankUpdate]
     keys: Mapping[str, Tensor] = field(default_factory=dict)
+    features: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """Both as safetensors."""
@@ -39,6 +46,7 @@ class Factors:
             tensors |= {f"{name}.B": update.B, f"{name}.A": update.A}
         # a key may be a view of a factor, and safetensors takes no two of one memory
         tensors |= {f"{name}.key": key.clone() for name, key in self.keys.items()}
+        tensors |= {f"{name}.features": part.clone() for name, part in self.features.items()}
         return save_tensors({name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()})
 
     @classmethod
@@ -51,7 +59,11 @@ class Factors:
         """
         tensors = load_tensors(data)
         for name, tensor in tensors.items():
-            if not name.endswith((".A", ".B", ".key")) or tensor.dtype != torch.float32 or tensor.dim() != 2:
+            if (
+                not name.endswith((".A", ".B", ".key", ".features"))
+                or tensor.dtype != torch.float32
+                or tensor.dim() != 2
+            ):
                 raise ValueError(f"{name!r} is {tensor.dtype} of shape {tuple(tensor.shape)}")
             if not bool(torch.isfinite(tensor).all()):
                 raise ValueError(f"{name!r} holds NaN or Inf")
@@ -61,7 +73,11 @@ class Factors:
             if up is None or down is None or up.shape[1] != down.shape[0]:
                 raise ValueError(f"{name!r} has no two factors of one rank")
         updates = {name: LowRankUpdate(tensors[f"{name}.B"], tensors[f"{name}.A"]) for name in names}
-        return cls(updates, {name[:-4]: tensor for name, tensor in tensors.items() if name.endswith(".key")})
+
+        def ending(word: str) -> dict[str, Tensor]:
+            return {n.removesuffix(word): tensor for n, tensor in tensors.items() if n.endswith(word)}
+
+        return cls(updates, ending(".key"), ending(".features"))
 
 
 @dataclass(frozen=True)
@@ -242,10 +258,14 @@ class BatchRecord:
 
 
 def subject_key(request: EditRequest) -> str:
-    """A request's subject as it is compared: case folded, single spaces."""
-    return " ".join(request.subject.split()).casefold()
+    """A request's subject as it is compared: case folded, single spaces; "" where there is none."""
+    return " ".join((request.subject or "").split()).casefold()
 
 
 def relation_key(request: EditRequest) -> str:
-    """A request's relation as it is compared: its identifier, or else its prompt template."""
-    return request.relation_id or " ".join(request.prompt.split()).casefold()
+    """A request's relation as it is compared: its identifier, or else its prompt template.
+
+    Without a subject it is the whole prompt, for two questions of one relation may be about two things.
+    """
+    known = request.relation_id if request.subject is not None else None
+    return known or " ".join(request.prompt.split()).casefold()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import groupby, takewhile
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..editors import Edit
+from ..editors import Earlier, Edit
 from ..editors.closed_form import CONDENSED_AT, condensed
+from ..editors.running import merged
 from ..errors import HistoryError
 from ..spectral import LowRankUpdate
 from ..tuner import PruneEditLayer
+from ..tuner.config import STEPWISE
 from .consolidations import ConsolidationRecord
 from .records import EditRecord, Factors, RestraintRecord
 
@@ -57,15 +60,15 @@ def replay(
 
     A consolidation that still stands takes the place of F(raw) at its moment.
 
-    F is applied to the raw sum, so of several restraints of a layer the last alone leaves a trace; only the compounding
-    schedule needs them all. What lies between two of them is added at once: the cost grows linearly with the edits.
+    F is applied to the raw sum, so of several restraints of a layer the last alone leaves a trace; only the schedules
+    `STEPWISE` need them all. What lies between two of them is added at once: the cost grows linearly with the edits.
 
     Raises:
         HistoryError: A restraint is of a module that is not adapted.
     """
     adapter = model.one_adapter(None)
     layers = dict(model.edited_layers())
-    compounding = model.peft_config[adapter].restrain_on == "compounding"
+    stepwise = model.peft_config[adapter].restrain_on in STEPWISE
     points = {name: list[int]() for name in layers}
     for record in restraints:
         if record.module not in layers:
@@ -83,7 +86,7 @@ def replay(
         device = layer.effective_update(adapter).device
         layer.set_raw_update(adapter, LowRankUpdate.zeros(layer.out_features, layer.in_features, device=device), 0)
         waiting = deque(step for step in ordered if name in step.updates)
-        for batch in points[name] if compounding else points[name][-1:]:
+        for batch in points[name] if stepwise else points[name][-1:]:
             _append(layer, adapter, name, [waiting.popleft() for _ in range(_until(waiting, batch))])
             layer.apply_restraint(adapter)
         _append(layer, adapter, name, waiting)
@@ -125,6 +128,11 @@ def fitting(model: Any, factors: Callable[[int], Factors]) -> Callable[[int], Fa
 
     def checked(leader: int) -> Factors:
         found = factors(leader)
+        for name, part in found.features.items():
+            if name in shapes and tuple(part.shape) != (2, 1 + sum(shapes[name])):
+                raise HistoryError(
+                    f"history: edit {leader}: its statistics of {name!r} are for a layer of another shape"
+                )
         widths = {name: (shapes.get(name, (0, 0))[0], key.shape[1]) for name, key in found.keys.items()}
         for name, shape in [*((name, tuple(u.shape)) for name, u in found.updates.items()), *widths.items()]:
             if name not in shapes:
@@ -143,7 +151,9 @@ def scaled(factors: Factors, strength: float) -> Factors:
     """The factors with their updates multiplied; as they are for strength 1."""
     if strength == 1.0:
         return factors
-    return Factors({name: update.scaled(strength) for name, update in factors.updates.items()}, factors.keys)
+    return Factors(
+        {name: update.scaled(strength) for name, update in factors.updates.items()}, factors.keys, factors.features
+    )
 
 
 def joined(parts: Sequence[Factors]) -> dict[str, LowRankUpdate]:
@@ -163,20 +173,43 @@ def side_by_side(updates: Sequence[LowRankUpdate]) -> LowRankUpdate:
     return LowRankUpdate(torch.cat([update.B.T for update in updates]).T, torch.cat([u.A for u in updates]))
 
 
-class JoinedKeys(Mapping[str, Tensor]):
+class JoinedKeys(Earlier):
     """Keys one under the other by module, (n, in), for editors that keep a history; joined where one asks for them.
 
-    They are condensed where they are many. A session whose editor needs no keys does not pay for that.
+    They are condensed where they are many. A session whose editor needs no keys does not pay for that. Beside them
+    stand the running statistics of the edits, merged in the same order.
 
     Args:
         parts: In their order.
+        features: Running statistics of what stands before them.
     """
 
-    def __init__(self, parts: Iterable[Factors] = ()) -> None:
+    def __init__(self, parts: Iterable[Factors] = (), features: Mapping[str, Tensor] | None = None) -> None:
         self._parts: dict[str, list[Tensor]] = {}
+        self._features = dict(features or {})
+        self._owed: Mapping[str, LowRankUpdate] = {}
         for part in parts:
             for name, keys in part.keys.items():
                 self._parts.setdefault(name, []).append(keys)
+            for name, own in part.features.items():
+                before = [self._features[name]] if name in self._features else []
+                state = merged([*before, own])
+                assert state is not None
+                self._features[name] = state
+
+    @property
+    def features(self) -> Mapping[str, Tensor]:
+        return self._features
+
+    @property
+    def owed(self) -> Mapping[str, LowRankUpdate]:
+        return self._owed
+
+    def owing(self, owed: Mapping[str, LowRankUpdate]) -> JoinedKeys:
+        """The same beside what the restraint owes the next edit."""
+        found = copy(self)
+        found._owed = owed
+        return found
 
     def __getitem__(self, name: str) -> Tensor:
         parts = self._parts[name]
@@ -193,7 +226,8 @@ class JoinedKeys(Mapping[str, Tensor]):
     def plus(self, parts: Iterable[Factors]) -> JoinedKeys:
         """These and further ones; what is held stays below twice the layer's width."""
         found = JoinedKeys(
-            [*(Factors({}, {name: keys}) for name, held in self._parts.items() for keys in held), *parts]
+            [*(Factors({}, {name: keys}) for name, held in self._parts.items() for keys in held), *parts],
+            self._features,
         )
         for name, held in found._parts.items():
             if sum(len(keys) for keys in held) > 2 * held[0].shape[1]:
@@ -204,22 +238,36 @@ class JoinedKeys(Mapping[str, Tensor]):
 def split(edit: Edit) -> dict[int, Factors]:
     """The factors of each request of an edit by its index; one entry for all where they belong together."""
     if not edit.is_separable:
-        return {0: _on_cpu(edit.updates, edit.keys)}
+        return {0: _on_cpu(edit.updates, edit.keys, {n: _merged_part(p) for n, p in edit.features.items()})}
     found = {}
     for index in range(len(edit.requests)):
         updates = {}
         for name, update in edit.updates.items():
             columns = [column for column, owner in enumerate(edit.owners[name]) if owner == index]
             updates[name] = LowRankUpdate(update.B[:, columns], update.A[columns])
-        found[index] = _on_cpu(updates, {name: keys[index : index + 1] for name, keys in edit.keys.items()})
+        found[index] = _on_cpu(
+            updates,
+            {name: keys[index : index + 1] for name, keys in edit.keys.items()},
+            {name: parts[index] for name, parts in edit.features.items()},
+        )
     return found
 
 
-def _on_cpu(updates: Mapping[str, LowRankUpdate], keys: Mapping[str, Tensor]) -> Factors:
+def _merged_part(parts: Tensor) -> Tensor:
+    """What the requests of a batch that cannot be taken apart bring together."""
+    found = merged(parts)
+    assert found is not None
+    return found
+
+
+def _on_cpu(
+    updates: Mapping[str, LowRankUpdate], keys: Mapping[str, Tensor], features: Mapping[str, Tensor]
+) -> Factors:
     # as the history gives them back, so that what is added now and what is added after resuming are the same
     return Factors(
         {name: LowRankUpdate(_plain(u.B), _plain(u.A)) for name, u in updates.items()},
         {name: _plain(key) for name, key in keys.items()},
+        {name: _plain(part) for name, part in features.items()},
     )
 
 

@@ -162,10 +162,12 @@ def require_editable(model: Any, tokenizer: PreTrainedTokenizerBase, request: Ed
             chat template does not take its question.
     """
     (pair,) = continuation_ids(tokenizer, [request.text], [request.target_new], [request.separator])
-    tokenize_prompts(tokenizer, [request.prompt], request.subject)
+    if request.subject is not None:
+        tokenize_prompts(tokenizer, [request.prompt], request.subject)
     require_fit(model, [len(pair.prompt) + len(pair.target) + SPELLING_TOKENS])
     spoken = [one for one in request_contexts(tokenizer, request, [""]) if one.is_chat]
-    subject_prompts(tokenizer, spoken)
+    if request.subject is not None:
+        subject_prompts(tokenizer, spoken)
     for one in spoken:
         (pair,) = continuation_ids(tokenizer, [one.text], [request.target_new], [one.separator])
         require_fit(model, [len(pair.prompt) + len(pair.target) + CHAT_TOKENS])

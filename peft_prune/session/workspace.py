@@ -152,15 +152,18 @@ class Workspace:
         read = cache(fitting(self.model, self.history.factors))
         kept = self.history.standing_consolidation(records)
         replay(self.model, [*additions(records, read), *new], self.history.restraints(), kept)
+        # in the order in which they were added, so that sums of them round as they did then
+        added = sorted(records, key=lambda record: (record.appended or 0, record.id))
         self.keys = JoinedKeys(
-            [*self._protected_keys(), *(read(record.id) for record in records if record.leader == record.id), *new_keys]
+            [*self._protected_keys(), *(read(record.id) for record in added if record.leader == record.id), *new_keys]
         )
         self.note_pending()
 
     def protect(self, protection: Protection) -> None:
         """Keep these facts beside the edits, from here on."""
         self.protection = protection
-        self.keys = JoinedKeys(self._protected_keys()).plus([Factors({}, dict(self.keys))] if len(self.keys) else [])
+        kept = [Factors({}, dict(self.keys))] if len(self.keys) else []
+        self.keys = JoinedKeys([*self._protected_keys(), *kept], self.keys.features)
 
     def protected_passages(self) -> Sequence[Passage]:
         """The protected facts with their answers."""

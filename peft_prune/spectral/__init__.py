@@ -4,6 +4,7 @@ from .accumulation import GrownGram, accumulated, dense_form, is_dense_form
 from .basis import cosine_transform, in_own_basis
 from .comparison import Comparison, compare_updates, reduced, weighted_sum
 from .condition import ConditionNumber, ConditionReport, ProjectedUpdate, Reference
+from .directions import DirectionalRestraint, DirectionFilter
 from .lowrank import LowRankUpdate, Spectrum, energy_rank, reorthogonalize, truncate
 from .norms import CountedNorm, counted_sigma_max, sigma_max
 from .output import OutputPerturbation
@@ -32,6 +33,8 @@ __all__ = [
     "ConditionNumber",
     "ConditionReport",
     "CountedNorm",
+    "DirectionFilter",
+    "DirectionalRestraint",
     "GrownGram",
     "LinearRestraint",
     "LogRestraint",

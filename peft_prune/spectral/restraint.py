@@ -35,6 +35,10 @@ class Restraint(ABC):
     source: ClassVar[str]
     uniform: ClassVar[bool] = False
     """True where one factor scales all of ΔW, so that values at or below m change too."""
+    needs_weight: ClassVar[bool] = False
+    """True where it depends on the directions of W₀, not on the values of ΔW; see `DirectionalRestraint`."""
+    parameters: ClassVar[tuple[str, ...]] = ()
+    """Fields that a word may give behind a colon each, in this order, as in ``"log:1.5"``."""
 
     @abstractmethod
     def above(self, s: Tensor, m: float) -> Tensor:
@@ -89,6 +93,7 @@ class LogRestraint(Restraint):
     name: ClassVar[str] = "log"
     formula: ClassVar[str] = "log_α(s) − log_α(m) + m"
     source: ClassVar[str] = _PRUNE
+    parameters: ClassVar[tuple[str, ...]] = ("alpha",)
 
     def __post_init__(self) -> None:
         _require_alpha(self.alpha)
@@ -180,27 +185,32 @@ def get_restraint(name: str, alpha: float | None = None) -> Restraint:
 
 
 def parse_restraint(text: str) -> Restraint:
-    """The restraint that a word such as ``"clip"``, ``"log"``, ``"log:1.5"`` or ``"log:e"`` names.
+    """The restraint that a word such as ``"clip"``, ``"log"``, ``"log:1.5"``, ``"log:e"`` or ``"sphere:0.8"`` names.
 
     Raises:
-        ValueError: The name is unknown, or what stands behind the colon is no base above 1.
+        ValueError: The name is unknown, or what stands behind a colon is no value that this restraint takes.
     """
-    name, separator, base = text.strip().partition(":")
-    if not separator:
-        return get_restraint(name)
-    if name in _REGISTRY and not any(field.name == "alpha" for field in fields(_REGISTRY[name])):
-        raise ValueError(f"restraint: {text!r} gives {name!r} a base, which it does not have")
+    name, *given = text.strip().split(":")
+    restraint = get_restraint(name)
+    if not given:
+        return restraint
+    if len(given) > len(restraint.parameters):
+        wanted = "a base" if len(given) == 1 else f"{len(given)} values"
+        raise ValueError(f"restraint: {text!r} gives {name!r} {wanted}, which it does not have")
     try:
-        alpha = math.e if base == "e" else float(base)
+        values = [math.e if value == "e" else float(value) for value in given]
     except ValueError:
         raise ValueError(f"restraint: {text!r} must have a number or e behind the colon") from None
-    return get_restraint(name, alpha)
+    build: Callable[..., Restraint] = type(restraint)
+    return build(**dict(zip(restraint.parameters, values, strict=False)))
 
 
 def restraint_text(restraint: Restraint) -> str:
     """The word that `parse_restraint` reads as this restraint."""
-    alpha = getattr(restraint, "alpha", None)
-    return restraint.name if alpha is None else f"{restraint.name}:{'e' if alpha == math.e else format(alpha, 'g')}"
+    values = [getattr(restraint, name) for name in restraint.parameters]
+    while len(values) > 1 and values[-1] == getattr(type(restraint), restraint.parameters[len(values) - 1]):
+        values.pop()  # what is the default and need not be said
+    return ":".join([restraint.name, *("e" if value == math.e else format(value, "g") for value in values)])
 
 
 @torch.no_grad()
@@ -240,6 +250,8 @@ def restrain_with_change(
     nothing = LowRankUpdate.zeros(*update.shape, dtype=result_dtype(update.dtype), device=update.device)
     if isinstance(restraint, NoRestraint) or 0 in (update.rank, *update.shape):
         return update, nothing
+    if restraint.needs_weight:
+        raise ValueError(f"restraint: {restraint.name} takes directions of W₀ out of ΔW; apply its filter of W₀")
     if update.rank > min(update.shape) or is_dense_form(update):
         effective, change = restrain_by_gram(dense_form(update.to(result_dtype(update.dtype))), restraint, m)
         return (update if change is not None and change.rank == 0 else effective), change

@@ -13,14 +13,16 @@ from peft.utils.peft_types import TaskType
 
 from ..errors import AdapterError
 from ..models.naming import public_name
-from ..spectral import Restraint, get_restraint, parse_restraint, restraint_names
+from ..spectral import LogRestraint, Restraint, get_restraint, parse_restraint, restraint_names, restraint_text
 from .accepted import ACCEPTED, shown
 from .card import hide_places
 from .header import ranks_in_file
 from .patterns import require_bounded
 from .registration import PRUNE_EDIT
 
-SCHEDULES = ("every", "merge", "threshold", "compounding")
+SCHEDULES = ("every", "merge", "threshold", "compounding", "compensated")
+STEPWISE = ("compounding", "compensated")
+"""Schedules under which what acts depends on every restraint so far, not on the raw sum alone."""
 CONSOLIDATIONS = ("demand", "auto", "save", "every")
 CONSOLIDATED_FROM = 20
 """Edits from which on `consolidate="auto"` consolidates."""
@@ -75,7 +77,9 @@ class PruneEditConfig(PeftConfig):
         default="log",
         metadata={
             "help": "How singular values above the base weight's largest one are shrunk: 'log' (the paper's), "
-            "'linear', 'clip', 'scale' (the whole update uniformly), or 'none'."
+            "'linear', 'clip', 'scale' (the whole update uniformly), or 'none'. 'sphere' and 'revive' take directions "
+            "of the base weight out of the update instead. A value may stand behind a colon: 'log:1.5' is 'log' with "
+            "that alpha, 'sphere:0.5' has that strength, 'revive:0.3' protects that share of the energy."
         },
     )
     alpha: float = field(
@@ -91,20 +95,23 @@ class PruneEditConfig(PeftConfig):
             "example": "For example, {'h.3.mlp.c_proj': 'log:1.5'}",
         },
     )
-    restrain_on: Literal["every", "merge", "threshold", "compounding"] = field(
+    restrain_on: Literal["every", "merge", "threshold", "compounding", "compensated"] = field(
         default="every",
         metadata={
             "help": "When the restraint acts. 'every': after each restrain_every edits. 'merge': once, before the "
             "adapter is merged, saved or exported (the paper's own code). 'threshold': when max_condition_growth, "
             "max_update_norm or max_output_perturbation is exceeded. 'compounding': restrains what is already "
-            "restrained, kept for comparison only. Whatever the choice, a pending restraint is applied before the "
-            "adapter leaves. Factors that were only trained (r > 0) hold no edits: under 'merge' they are restrained "
-            "as well, otherwise only when restrain() is called."
+            "restrained, kept for comparison only. 'compensated': restrains what was added since the last time by "
+            "itself, and puts what that took back into the next edit; nothing bounds the sum. Whatever the choice, a "
+            "pending restraint is applied before the adapter leaves. Factors that were only trained (r > 0) hold no "
+            "edits: under 'merge' they are restrained as well, otherwise only when restrain() is called."
         },
     )
     restrain_every: int = field(
         default=10,
-        metadata={"help": "Number of edits between two restraints, for restrain_on='every' and 'compounding'."},
+        metadata={
+            "help": "Number of edits between two restraints, for restrain_on='every', 'compounding' and 'compensated'."
+        },
     )
     max_condition_growth: float = field(
         default=2.0,
@@ -296,7 +303,14 @@ class PruneEditConfig(PeftConfig):
     @property
     def restraint_function(self) -> Restraint:
         """The restraint that ``restraint`` and ``alpha`` name."""
-        return get_restraint(self.restraint, self.alpha if self.restraint == "log" else None)
+        return get_restraint("log", self.alpha) if self.restraint == "log" else parse_restraint(self.restraint)
+
+    def set_restraint(self, restraint: Restraint) -> None:
+        """Name this restraint, for every layer that ``restraint_pattern`` does not name another one for."""
+        if isinstance(restraint, LogRestraint):
+            self.restraint, self.alpha = restraint.name, restraint.alpha
+        else:
+            self.restraint = restraint_text(restraint)
 
     def restraint_of(self, module: str) -> Restraint:
         """The restraint of one module, by its name in the base model."""
@@ -326,19 +340,22 @@ class PruneEditConfig(PeftConfig):
         """Whether an adapter of so many standing edits is to be consolidated before a session saves it."""
         if self.consolidate != "auto":
             return edits > 0 and self.consolidate != "demand"
-        return edits >= CONSOLIDATED_FROM and self.restraint != "none" and self.restrain_on != "compounding"
+        return edits >= CONSOLIDATED_FROM and self.restraint != "none" and self.restrain_on not in STEPWISE
 
     def _check_restraint(self) -> None:
-        if self.restraint not in restraint_names():
+        name, colon, _ = self.restraint.partition(":")
+        if name not in restraint_names():
             raise ValueError(f"restraint: {shown(self.restraint)} is not one of {', '.join(restraint_names())}")
+        if colon:
+            self.set_restraint(parse_restraint(self.restraint))
         if self.restrain_on not in SCHEDULES:
             raise ValueError(f"restrain_on: {shown(self.restrain_on)} is not one of {', '.join(SCHEDULES)}")
         if self.consolidate not in CONSOLIDATIONS:
             raise ValueError(f"consolidate: {shown(self.consolidate)} is not one of {', '.join(CONSOLIDATIONS)}")
-        if self.consolidate in ("save", "every") and self.restrain_on == "compounding":
+        if self.consolidate in ("save", "every") and self.restrain_on in STEPWISE:
             raise ValueError(
-                f"consolidate: {self.consolidate!r} starts from the raw factors, which restrain_on='compounding' does "
-                "not keep; 'demand' is accepted with it"
+                f"consolidate: {self.consolidate!r} starts from F of the raw factors, which under restrain_on="
+                f"{self.restrain_on!r} is not what acts; 'demand' is accepted with it"
             )
         if not (math.isfinite(self.alpha) and self.alpha > 1):
             raise ValueError(f"alpha: {self.alpha!r} must be a finite number above 1")

@@ -24,18 +24,21 @@ from ..models.mlp import features
 from ..models.quantization import form_of
 from ..spectral import (
     ConditionNumber,
+    DirectionalRestraint,
+    DirectionFilter,
     GrownGram,
     LowRankUpdate,
     OutputPerturbation,
     Restraint,
     accumulated,
     is_dense_form,
+    reorthogonalize,
     restrain_by_gram,
     restrain_with_change,
     sigma_max,
     truncate,
 )
-from .config import PruneEditConfig
+from .config import STEPWISE, PruneEditConfig
 from .figures import LayerFigures
 from .in_flight import Acting, Earlier, Moment
 from .quantization import backend_of
@@ -73,6 +76,7 @@ class PruneEditLayer(BaseTunerLayer):
         self._unmerged_base: Any = None
         self._merged_bits: tuple[torch.dtype, int] | None = None
         self._sigma_max_base: float | None = None
+        self._filtering: tuple[DirectionalRestraint, DirectionFilter] | None = None
         self._condition: ConditionNumber | None = None
         self._told_of_singular_base = False
         self._second_moment: Tensor | None = None
@@ -180,8 +184,11 @@ class PruneEditLayer(BaseTunerLayer):
         update = update.to(device=acting.device, dtype=acting.dtype)
         if self._is_narrow(adapter_name):
             update = update.balanced()
-        summed = accumulated(acting, update)
+        added = update if state.owed is None else state.owed.to(device=acting.device, dtype=acting.dtype).append(update)
+        summed = accumulated(acting, added)
         self._set_effective(adapter_name, summed)
+        if self._compensates(adapter_name):
+            state.fresh, state.owed = added if state.fresh is None else accumulated(state.fresh, added), None
         state.raw_lost = False
         state.raw = None if state.raw is None else state.raw.to(device=acting.device, dtype=acting.dtype)
         state.add(update)
@@ -236,7 +243,8 @@ class PruneEditLayer(BaseTunerLayer):
         """
         self.check_update(update)
         self.require_untrained(adapter_name)
-        self.prune_edit_update[adapter_name] = AccumulatedUpdate(edits=edits, pending=edits)
+        fresh = update if self._compensates(adapter_name) and update.rank else None
+        self.prune_edit_update[adapter_name] = AccumulatedUpdate(edits=edits, pending=edits, fresh=fresh)
         self._set_effective(adapter_name, update)
 
     def set_restrained_update(self, adapter_name: str, update: LowRankUpdate, edits: int) -> None:
@@ -340,6 +348,12 @@ class PruneEditLayer(BaseTunerLayer):
             )
         raw = self.raw_update(adapter_name)
         state = self.prune_edit_update[adapter_name]
+        if self._compensates(adapter_name):
+            effective, owed = self._compensated(adapter_name)
+            self._set_effective(adapter_name, effective)
+            state.raw, state.change, state.gram, state.watched = raw, None, None, True
+            state.pending, state.fresh, state.owed, state.consolidated = 0, None, owed, 0
+            return
         effective, gram, change = self._restrained(adapter_name, raw, state.gram)
         self._set_effective(adapter_name, effective)
         state.pending, state.gram, state.change, state.watched = 0, gram, change, True
@@ -359,10 +373,11 @@ class PruneEditLayer(BaseTunerLayer):
             NonFiniteUpdateError: A factor is not finite.
         """
         self.check_update(update)
-        if self.prune_edit_config[adapter_name].restrain_on == "compounding":
+        schedule = self.prune_edit_config[adapter_name].restrain_on
+        if schedule in STEPWISE:
             raise AdapterError(
-                f"adapter {adapter_name!r}: restrain_on='compounding' keeps no raw factors, so nothing can be "
-                "consolidated; every, merge and threshold are accepted"
+                f"adapter {adapter_name!r}: under restrain_on={schedule!r} what acts is not F of the raw factors, so "
+                "nothing can be consolidated; every, merge and threshold are accepted"
             )
         raw = self.raw_update(adapter_name)
         self._set_effective(adapter_name, update.to(device=raw.device, dtype=raw.dtype))
@@ -375,21 +390,60 @@ class PruneEditLayer(BaseTunerLayer):
         return self._current_update(adapter_name).consolidated
 
     def _restrained(
-        self, adapter_name: str, raw: LowRankUpdate, gram: GrownGram | None
+        self, adapter_name: str, raw: LowRankUpdate, gram: GrownGram | None, *, limit_rank: bool = True
     ) -> tuple[LowRankUpdate, GrownGram | None, LowRankUpdate | None]:
         """F of this update, truncated to ``max_rank``, with the Gram matrix of ``raw`` and what F took away."""
         config = self.prune_edit_config[adapter_name]
         effective, change = raw, None
         if self._restrains(adapter_name) and raw.rank > 0:
             restraint, m = self.restraint(adapter_name), self.sigma_max_base()
-            if raw.rank > self._small_rank:
+            if isinstance(restraint, DirectionalRestraint):
+                effective = self._filter(restraint).applied(raw)
+            elif raw.rank > self._small_rank:
                 gram = GrownGram.of(raw) if gram is None else gram.at(raw)
                 effective, change = restrain_by_gram(raw, restraint, m, gram)
             else:
                 effective, change = restrain_with_change(raw, restraint, m)
-        if config.max_rank is not None and effective.rank > config.max_rank:
+        if limit_rank and config.max_rank is not None and effective.rank > config.max_rank:
             effective, change = truncate(effective, rank=config.max_rank)[0], None
         return effective, gram, change
+
+    def owed(self, adapter_name: str) -> LowRankUpdate | None:
+        """What the last restraint took and the next edit puts back, under restrain_on="compensated"; None for none."""
+        return self._current_update(adapter_name).owed
+
+    def _compensates(self, adapter_name: str) -> bool:
+        return self.prune_edit_config[adapter_name].restrain_on == "compensated"
+
+    def _compensated(self, adapter_name: str) -> tuple[LowRankUpdate, LowRankUpdate | None]:
+        """The effective update with F of what is fresh in the place of that, and what F took of it.
+
+        Wang et al. 2026 (arXiv 2605.26670): each update is restrained by itself, and what that takes is put back into
+        the next one.
+        """
+        state, acting = self.prune_edit_update[adapter_name], self._acting(adapter_name)
+        fresh = state.fresh
+        if fresh is None and state.raw is None and state.pending > 0:
+            fresh = acting  # loaded factors, which no restraint has seen
+        if fresh is None or fresh.rank == 0:
+            return acting, state.owed
+        restrained, _, change = self._restrained(adapter_name, fresh, None, limit_rank=False)
+        if restrained is fresh:
+            effective, owed = acting, None
+        else:
+            change = reorthogonalize(restrained.append(fresh.scaled(-1.0))).update() if change is None else change
+            effective, owed = accumulated(acting, change.to(dtype=acting.dtype)), change.scaled(-1.0)
+        limit = self.prune_edit_config[adapter_name].max_rank
+        if limit is not None and effective.rank > limit:
+            effective = truncate(effective, rank=limit)[0]
+        return effective, owed
+
+    def _filter(self, restraint: DirectionalRestraint) -> DirectionFilter:
+        """What a restraint takes out of every update of this layer; found once for the restraint in use."""
+        if self._filtering is None or self._filtering[0] != restraint:
+            with self.base_weight() as weight:
+                self._filtering = (restraint, restraint.filter(weight))
+        return self._filtering[1]
 
     def apply_pending_restraint(self, adapter_name: str) -> bool:
         """Apply the restraint if it is pending, for every road out of the adapter; whether it was."""
@@ -497,6 +551,8 @@ class PruneEditLayer(BaseTunerLayer):
         effective = self.effective_update(adapter_name)
         if not self.restraint_is_pending(adapter_name):
             return effective
+        if self._compensates(adapter_name):
+            return self._compensated(adapter_name)[0].to(effective.dtype)
         gram = self.prune_edit_update[adapter_name].gram
         return self._restrained(adapter_name, self._raw(adapter_name), gram)[0].to(effective.dtype)
 

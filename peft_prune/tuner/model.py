@@ -129,6 +129,12 @@ class PruneEditModel(BaseTuner):
             if name in updates:
                 layer.append_update(adapter_name, updates[name], edits, on_schedule=on_schedule)
 
+    def owed(self, adapter_name: str | None = None) -> dict[str, LowRankUpdate]:
+        """What the restraint has taken and the next edit puts back, by module; see restrain_on="compensated"."""
+        adapter_name = self.one_adapter(adapter_name)
+        found = {name: layer.owed(adapter_name) for name, layer in self.edited_layers(adapter_name)}
+        return {name: update for name, update in found.items() if update is not None}
+
     def restrain(self, adapter_name: str | None = None) -> None:
         """Make the effective factors F(raw) in every layer now, whatever the schedule.
 
@@ -161,7 +167,7 @@ class PruneEditModel(BaseTuner):
         config = self.peft_config[adapter_name]
         if len(set(found.values())) == 1:
             (one,) = set(found.values())
-            config.restraint, config.alpha = one.name, getattr(one, "alpha", config.alpha)
+            config.set_restraint(one)
             config.restraint_pattern = None
         else:
             config.restraint_pattern = {re.escape(name): restraint_text(own) for name, own in found.items()}

@@ -49,6 +49,9 @@ class AccumulatedUpdate:
         change: Effective minus raw sum as factors; None where that is not known.
         reference: The raw sum at an earlier moment.
         since: What was added to the raw sum since then.
+        fresh: Under the schedule "compensated", what the next restraint acts on: what was added since the last one,
+            with what that one took. None where nothing was.
+        owed: Under that schedule, what the last restraint took and the next edit puts back; None where nothing is.
     """
 
     raw: LowRankUpdate | None = None
@@ -65,6 +68,8 @@ class AccumulatedUpdate:
     change: LowRankUpdate | None = None
     reference: Around | None = None
     since: LowRankUpdate | None = None
+    fresh: LowRankUpdate | None = None
+    owed: LowRankUpdate | None = None
 
     def raw_sum(self) -> LowRankUpdate | None:
         """The accumulated update as the edits made it; None while the effective factors are the raw ones."""
@@ -83,6 +88,7 @@ class AccumulatedUpdate:
     def forget(self) -> None:
         """The effective factors are the raw ones from here on."""
         self.raw = self.unsummed = self.gram = self.change = self.reference = self.since = None
+        self.fresh = self.owed = None
         self.consolidated = 0
 
 

@@ -13,7 +13,7 @@ from peft_prune.consolidation.neighbors import neighbor_passages
 from peft_prune.consolidation.passages import Passage, edit_passages
 from peft_prune.consolidation.phrasings import lent_phrasings, prompt_in, written_phrasings
 from peft_prune.editors.asking import chat_question
-from peft_prune.editors.others import NAMES
+from peft_prune.editors.names import NAMES
 from peft_prune.models.chat import SYSTEM, takes_system_prompt
 from peft_prune.requests import EditRequest
 from tests.consolidation.scene import TEXTS, adapted_layers

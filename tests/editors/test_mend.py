@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from peft_prune import EditRequest, PruneEditConfig
 from peft_prune.editors import get_editor
-from peft_prune.editors.mend_network import Maps, gradients
+from peft_prune.editors.gradients import gradients
+from peft_prune.editors.mend_network import Maps
 from peft_prune.editors.mend_training import EditedRows
 from peft_prune.editors.target_likelihood import TargetBatch, frozen, target_log_probs
 from peft_prune.errors import AdapterError

@@ -9,7 +9,8 @@ import torch
 
 from peft_prune.builtin import load_builtin_model
 from peft_prune.editors import SecondMoments, collect_second_moments, own_moments
-from peft_prune.editors.others import NAMES, prompts_about_others
+from peft_prune.editors.names import NAMES
+from peft_prune.editors.others import prompts_about_others
 from peft_prune.editors.own_texts import others_moments, own_texts
 from peft_prune.errors import AdapterError
 from peft_prune.models.mlp import mlp_output_modules

@@ -130,8 +130,49 @@ IN_THE_CODE = {
 }
 
 
+ULTRAEDIT = "XiaojieGu/UltraEdit@0beb222559b01c6dc025aede801c1fc496ec2920"
+LOCFT = "ICT-STAR/LocFT@51db7854feb3596085051e45bf8b3147bfb0ccb1"
+WITHOUT_SEARCH = {
+    # typed from the files: source and values
+    "ultraedit": {
+        "gpt-j-6b": (
+            f"{ULTRAEDIT} config/model/gpt-j.yaml",
+            {"layers": (18, 19, 20, 21, 22, 23, 24, 25, 26), "lr": 1e-6, "ridge": 1.0, "rehearsals": 0},
+        ),
+        "mistral-7b": (
+            f"{ULTRAEDIT} config/model/mistral-7b.yaml",
+            {"layers": (29, 30), "lr": 1e-6, "ridge": 1.0, "rehearsals": 0},
+        ),
+    },
+    "locft_bf": {
+        "llama-3-8b": (
+            f"{LOCFT} hparams/llama3-8b.yaml",
+            {"layers": (22,), "lr": 5e-4, "mini_batch": 100, "num_steps": 25, "form": "dense", "end": True},
+        ),
+        "qwen2.5-7b": (
+            f"{LOCFT} hparams/qwen2.5-7b.yaml",
+            {"layers": (6,), "lr": 5e-4, "mini_batch": 100, "num_steps": 25, "form": "dense", "end": True},
+        ),
+    },
+}
+
+
 def test_every_preset_is_among_those_typed_from_their_files() -> None:
-    assert {editor: sorted(names) for editor, names in PRESETS.items()} == {e: sorted(f) for e, f in FILES.items()}
+    typed = {**FILES, **WITHOUT_SEARCH}
+    assert {editor: sorted(names) for editor, names in PRESETS.items()} == {e: sorted(f) for e, f in typed.items()}
+
+
+@pytest.mark.parametrize(("editor", "name"), [(editor, name) for editor, own in WITHOUT_SEARCH.items() for name in own])
+def test_what_is_published_of_editors_without_a_search_is_what_its_file_says(editor: str, name: str) -> None:
+    model, (source, expected) = of_shape(name), WITHOUT_SEARCH[editor][name]
+    assert preset(editor, model).source == source
+    values = dataclasses.asdict(get_editor(editor, model=model, published=True).hyperparameters)
+    assert {key: values[key] for key in expected} == expected and not values["second_try"]
+
+
+def test_ultraedit_rehearses_where_nobody_asks_for_the_published_method() -> None:
+    values = get_editor("ultraedit", model=of_shape("mistral-7b")).hyperparameters
+    assert (values.layers, values.lr, values.rehearsals) == ((29, 30), 1e-6, 64)
 
 
 @pytest.mark.parametrize(("editor", "name"), [(editor, name) for editor, names in FILES.items() for name in names])

@@ -241,7 +241,7 @@ def test_a_history_without_edits_and_factors_without_raw_ones_are_refused(tmp_pa
         PruneEditConfig(consolidate="sometimes")  # type: ignore[arg-type]
     with fresh(restrain_on="compounding", restrain_every=1) as own:
         own.edit(REQUESTS[0])
-        with pytest.raises(AdapterError, match="keeps no raw factors"):
+        with pytest.raises(AdapterError, match="is not F of the raw factors"):
             own.consolidate(TEXTS, SHORT)
 
 

@@ -40,7 +40,7 @@ RESTRAINTS = [
 ]
 
 
-@pytest.mark.parametrize("schedule", ["merge", "compounding"])
+@pytest.mark.parametrize("schedule", ["merge", "compounding", "compensated"])
 def test_a_replay_is_what_edit_after_edit_gave_bit_for_bit(schedule: str) -> None:
     one, other = adapter(restrain_on=schedule), adapter(restrain_on=schedule)
     layers = dict(one.edited_layers())
