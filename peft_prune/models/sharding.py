@@ -21,7 +21,7 @@ def is_sharded(tensor: Any) -> bool:
 def whole(tensor: Any) -> Tensor:
     """The whole of a sharded tensor, in memory of its own; any other as it is."""
     if not is_sharded(tensor):
-        return tensor  # type: ignore[no-any-return]
+        return tensor
     if not tensor.numel():  # torch cannot put together what has no rows or no columns
         return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     with torch.no_grad():
@@ -44,7 +44,7 @@ def write_shard(parameter: Any, value: Tensor) -> None:
 
 def shard_of(parameter: Any) -> Tensor:
     """A process's part of a sharded parameter, in the memory that FSDP2 keeps."""
-    return parameter.detach().to_local()  # type: ignore[no-any-return]
+    return parameter.detach().to_local()
 
 
 def gathered(parameter: Any, shard: Tensor) -> Tensor:
