@@ -33,22 +33,24 @@ def rest(tensor: Tensor) -> None:
         return
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     length = tensor.data_ptr() + tensor.numel() * tensor.element_size() - start
-    if length > 0 and _is_of_a_file(start):
-        _library().madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _PAGE_OUT)
+    advice = _advice(start) if length > 0 else None
+    if advice is not None:
+        _library().madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)
 
 
-def _is_of_a_file(address: int) -> bool:
-    """Whether what stands at an address of this process is mapped from a file."""
+def _advice(address: int) -> int | None:
+    """How memory at an address of this process is given back; None where it is not mapped from a file."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
-        return False
+        return None
     for line in lines:
-        span, _, _, _, inode, *_ = line.split()
+        span, allowed, _, _, inode, *_ = line.split()
         first, last = (int(one, 16) for one in span.split("-"))
         if first <= address < last:
-            return inode != "0"
-    return False
+            # what is shared with its file is in there; of what is not, changes would be lost
+            return None if inode == "0" else mmap.MADV_DONTNEED if allowed[3] == "s" else _PAGE_OUT
+    return None
 
 
 @cache

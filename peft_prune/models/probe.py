@@ -44,7 +44,7 @@ def require_text_decoder(model: Any, layers: Sequence[int]) -> None:
         raise UnsupportedModelError(
             f"model: {named} does not put each token's state through its output embeddings once"
         )
-    if _looks_ahead(*logits, is_precise(inner, logits)):
+    if _looks_ahead(logits[0], logits[1], is_precise(inner, logits)):
         raise UnsupportedModelError(
             f"model: {named} looks ahead, what stands behind a token changes its logits; causal decoders are accepted "
             "(some need is_decoder=true in their configuration)"
