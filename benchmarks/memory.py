@@ -39,7 +39,7 @@ def main() -> None:
         arguments.editor,
         layers=list(range(1, 1 + arguments.edited)),
         context_lengths=((2, 2),),
-        mom2_shrinkage=1e-2,
+        **({} if arguments.editor == "alphaedit" else {"mom2_shrinkage": 1e-2}),
         v_num_grad_steps=3,
         second_try=False,
     )

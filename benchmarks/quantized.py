@@ -1,21 +1,28 @@
 """Edit one model as each quantization library holds it, and measure what saving, reloading and merging do to the edits.
 
-    python benchmarks/quantized.py --model HuggingFaceTB/SmolLM2-135M --requests edits.json --texts texts.txt
+    python benchmarks/quantized.py --model HuggingFaceTB/SmolLM2-135M-Instruct --requests edits.json --ask plain
 
 Prints one row of a Markdown table for each format: edits that take, and hold after the adapter is saved and loaded over
 the base quantized anew; how far the logits are from before; κ of the edited layer before and after; and the error of a
 merge into dequantized weights and into weights quantized anew, with the edits that hold there. A library that is not
-installed, or that refuses, has its reason in its row. `--only` chooses formats.
+installed, or that refuses, has its reason in its row. `--only` chooses formats. With `--rows FILE` each row is kept
+there when it is measured, and not measured again by the same command.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import json
+import sys
 import tempfile
+import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -25,13 +32,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from peft_prune import (
     EditSession,
     PruneEditConfig,
+    SecondMoments,
     collect_second_moments,
     get_editor,
     load_requests,
     load_texts,
     merge_report,
 )
+from peft_prune.editors import own_texts
+from peft_prune.editors.asking import default_ask, settled
 from peft_prune.session.verification import verify
+
+OWN_TOKENS = 3_000
+"""Tokens that the model writes where no texts are given."""
 
 HEADER = (
     "library, format",
@@ -46,27 +59,58 @@ HEADER = (
 
 def main() -> None:
     arguments = parse_arguments()
+    rows = Rows(arguments)
     print("| " + " | ".join(HEADER) + " |\n|" + "---|" * len(HEADER), flush=True)
     for name in arguments.only or CASES:
-        try:
-            cells = _measured(arguments, CASES[name])
-        except Exception as error:
-            cells = [(str(error).strip() or type(error).__name__).splitlines()[0].replace("|", "/")]
-        print("| " + " | ".join([name, *cells]) + " |", flush=True)
+        if name not in rows.cells:
+            begin = time.perf_counter()
+            rows.add(name, _row(arguments, CASES[name]))
+            print(f"{name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
+        print("| " + " | ".join([name, *rows.cells[name]]) + " |", flush=True)
+
+
+def _row(arguments: argparse.Namespace, load: Callable[[str], Any]) -> list[str]:
+    try:
+        return _measured(arguments, load)
+    except Exception as error:
+        return [(str(error).strip() or type(error).__name__).splitlines()[0].replace("|", "/")]
+    finally:
         gc.collect()
+
+
+class Rows:
+    """The rows that are measured, in a file where one is given."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._path: Path | None = arguments.rows
+        self._settings = {name: str(value) for name, value in vars(arguments).items() if name not in ("rows", "only")}
+        self.cells: dict[str, list[str]] = {}
+        if self._path is not None and self._path.exists():
+            found = json.loads(self._path.read_text())
+            if found["settings"] != self._settings:
+                sys.exit(f"--rows: {self._path} was measured with {found['settings']}; name another file")
+            self.cells = found["rows"]
+
+    def add(self, name: str, cells: list[str]) -> None:
+        self.cells[name] = cells
+        if self._path is not None:
+            new = self._path.with_name(self._path.name + ".new")
+            new.write_text(json.dumps({"settings": self._settings, "rows": self.cells}, ensure_ascii=False, indent=1))
+            new.replace(self._path)
 
 
 def _measured(arguments: argparse.Namespace, load: Callable[[str], Any]) -> list[str]:
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    requests = load_requests(arguments.requests, limit=arguments.edits)
+    requests = settled(load_requests(arguments.requests, limit=arguments.edits), default_ask(tokenizer, arguments.ask))
     base = load(arguments.model).eval()
     editor = get_editor("rome", model=base, **({} if arguments.contexts else {"context_lengths": ()}))
     layers = list(editor.layers(base))
-    texts = load_texts(arguments.texts)[: arguments.texts_read]
-    statistics = collect_second_moments(base, tokenizer, texts, editor.modules(base), progress=False)
+    kept = None if arguments.rows is None else arguments.rows.with_suffix(".safetensors")
+    statistics = _statistics(arguments.model, arguments.texts, arguments.texts_read, kept)
     config = PruneEditConfig(restrain_on="merge", layers_to_transform=layers)
     model = get_peft_model(base, config).eval()
-    EditSession(model, tokenizer, editor, statistics=statistics, monitor=False).edit(requests)
+    session = EditSession(model, tokenizer, editor, statistics=statistics, monitor=False)
+    session.edit(requests)
     taken = _held(model, tokenizer, requests)
     before, (growth, *_) = _logits(model, tokenizer, requests), _conditions(model)
     with tempfile.TemporaryDirectory() as folder:
@@ -76,6 +120,20 @@ def _measured(arguments: argparse.Namespace, load: Callable[[str], Any]) -> list
     del again
     merges = [_merge(model, tokenizer, requests, requantize) for requantize in (False, True)]
     return [f"{taken} of {len(requests)}", f"{kept} of {len(requests)}", f"{off:.1g}", growth, *merges]
+
+
+@cache
+def _statistics(path: str, texts: str | None, most: int, kept: Path | None) -> SecondMoments:
+    """Second moments of the full-precision model, over texts or what it writes by itself; the same for every format."""
+    if kept is not None and kept.exists():
+        return SecondMoments.load(kept)
+    model, tokenizer = _loaded(path).eval(), AutoTokenizer.from_pretrained(path)
+    read = own_texts(model, tokenizer, OWN_TOKENS, progress=False) if texts is None else load_texts(texts)[:most]
+    modules = get_editor("rome", model=model).modules(model)
+    found = collect_second_moments(model, tokenizer, read, modules, progress=False)
+    if kept is not None:
+        found.save(kept)
+    return found
 
 
 def _held(model: Any, tokenizer: Any, requests: Any) -> int:
@@ -191,12 +249,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub name of a full-precision model")
     parser.add_argument("--requests", required=True, help="file of edit requests")
-    parser.add_argument("--texts", required=True, help="ordinary texts for the second moments")
+    parser.add_argument("--texts", help="ordinary texts for the second moments; the model's own if not given")
     parser.add_argument("--edits", type=int, default=5)
     parser.add_argument("--texts-read", type=int, default=100, metavar="N", help="texts that are read")
     parser.add_argument(
         "--contexts", action="store_true", help="seek values over sampled prefixes too: 20 times the work"
     )
+    parser.add_argument("--ask", choices=("plain", "chat", "both"), help="how the model is asked; as it is trained")
+    parser.add_argument("--rows", type=Path, metavar="FILE", help="where measured rows are kept")
     parser.add_argument("--only", action="append", choices=CASES, metavar="NAME", help="a format; may be repeated")
     return parser.parse_args()
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..errors import MergeError
 from ..folders import whole_folder
 from ..outputs import Given, require_outputs
 from .options import GgufFile, JsonOutput, Overwrite
@@ -20,7 +19,6 @@ from .requested import edits_asked, lost_of, tell_lost
 if TYPE_CHECKING:
     from ..evaluation import MergeReport
     from ..export import MergedGguf
-    from ..requests import EditRequest
 
 
 @placed
@@ -75,10 +73,8 @@ def merge(
     edited = load_adapter(load_model(model, dtype, placement), adapter)
     beside = companions(model)
     pending = edited.restraint_is_pending()
-    tried = _tried(edited, tokenizer, asked, requantize) if asked else None
     with whole_folder(out, overwrite=overwrite) as folder:
-        merged, found = merge_measured(edited, requantize=requantize)
-        found = tried or found
+        merged, found = merge_measured(edited, tokenizer, asked, requantize=requantize)
         merged.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
         for file, name in beside:
@@ -92,24 +88,6 @@ def merge(
         return
     close_with(f"Merged checkpoint in {out}" + (", the pending restraint applied first" if pending else ""))
     _print(found)
-
-
-def _tried(edited: Any, tokenizer: Any, asked: list[EditRequest], requantize: bool) -> MergeReport:
-    """What the merge does to these edits.
-
-    Raises:
-        MergeError: It loses one that holds.
-    """
-    from ..evaluation import merge_report
-
-    found = merge_report(edited, tokenizer, asked, requantize=requantize)
-    if found.lost:
-        lost = ", ".join(repr(asked[index].name) for index in found.lost[:3])
-        raise MergeError(
-            f"merge: {len(found.lost)} of {sum(found.held_before)} edits that hold would be lost ({lost}), merged into "
-            f"{found.into} weights; merge into the full-precision base, or leave the adapter unmerged"
-        )
-    return found
 
 
 def _print(found: MergeReport) -> None:

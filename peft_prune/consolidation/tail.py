@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..editors.blocks import Enough, hooked, replaced, states_of
+from ..editors.blocks import Enough, hooked, replaced, states_of, until_enough
 from ..models.decoder import decoder_blocks, unwrapped
 from ..models.inference import by_rows, input_device, padded
 from ..spectral import LowRankUpdate
@@ -66,10 +66,8 @@ class Tail:
 
         self._remember(passages)
         with hooked(self._head.register_forward_pre_hook(take)):
-            try:
+            with until_enough(self._model):
                 self._run(passages, factors)
-            except Enough:
-                pass
         return found[0]
 
     @torch.no_grad()
@@ -125,10 +123,8 @@ class Tail:
         with ExitStack() as stack:
             stack.enter_context(hooked(self._blocks[self._first].register_forward_pre_hook(take, with_kwargs=True)))
             stack.enter_context(hooked(self._blocks[max(0, self._first - 1)].register_forward_hook(note_form)))
-            try:
+            with until_enough(self._model):
                 self._model(input_ids=ids, use_cache=False)
-            except Enough:
-                pass
         for passage, states in zip(missing, found["hidden"], strict=True):
             self._fronts[passage] = states[: len(passage.ids)].clone()
             self._kept += self._fronts[passage].nbytes

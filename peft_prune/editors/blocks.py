@@ -10,10 +10,20 @@ from torch import Tensor, nn
 
 from ..models.experts import place_of, routed, weighted_keys
 from ..models.inference import by_rows
+from ..models.sharding import settle
 
 
 class Enough(Exception):
     """Ends a forward pass whose later layers nobody reads."""
+
+
+@contextmanager
+def until_enough(model: nn.Module) -> Iterator[None]:
+    """A forward pass of ``model`` that may end early."""
+    try:
+        yield
+    except Enough:
+        settle(model)
 
 
 def states_of(output: Any) -> Tensor:
@@ -92,7 +102,5 @@ def read_inputs(
             stack.enter_context(hooked(holder.register_forward_pre_hook(reading_experts(name), with_kwargs=True)))
         for name in (name for name, place in places.items() if place is None):
             stack.enter_context(hooked(model.get_submodule(name).register_forward_pre_hook(reading(name))))
-        try:
+        with until_enough(model):
             model(input_ids=ids, attention_mask=mask, use_cache=False)
-        except Enough:
-            pass

@@ -8,6 +8,7 @@ with every batch, so that neither time nor memory grow any further. Everything h
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,14 +18,18 @@ from torch import Tensor
 
 from ..spectral.gram import gram
 from ..spectral.inverse import inverse_from_cholesky_
+from .pages import rest
 from .second_moment import regularized_cholesky
-from .solving import Solving, filled, product
+from .solving import DTYPES, STRIP, Solving, filled, product
 
 _FEW = 0.25
 """Keys, as a multiple of the layer's width, up to which a factor as wide as there are keys is the cheaper form."""
 
 CONDENSED_AT = 1.25
 """Keys, as a multiple of the layer's width, above which they are condensed to as many as the layer is wide."""
+
+_TELLS = 0.01
+"""Float32's rounding of the largest eigenvalue, as a share of a threshold, up to which eigenvectors are found in it."""
 
 _BLOCK = 2048
 
@@ -57,8 +62,11 @@ def moment_inverse(
         shrinkage: Multiple of C's mean diagonal that is added to its diagonal.
         solving: Where it is inverted, and how it is kept.
     """
-    made = partial(_inverted, moment, shrinkage, solving or Solving())
+    solving = solving or Solving()
+    made = partial(_inverted, moment, shrinkage, solving)
     held = [made()]
+    rest(held[0])
+    rest(moment)
 
     def whole() -> Tensor:
         if not held:
@@ -70,8 +78,13 @@ def moment_inverse(
         held.clear()
         return found.double().div_(weight)
 
-    # few rows times a large matrix: row by row is the faster order, and the inverse is symmetric
-    return Inverse(lambda keys: product(keys.T.contiguous(), whole()).T / weight, taken)
+    def apply(keys: Tensor) -> Tensor:
+        # few rows times a large matrix: row by row is the faster order, and the inverse is symmetric
+        found = product(keys.T.contiguous(), whole()).T / weight
+        rest(whole())
+        return found
+
+    return Inverse(apply, taken)
 
 
 def _inverted(moment: Tensor, shrinkage: float, solving: Solving) -> Tensor:
@@ -94,23 +107,29 @@ def null_space_of(
 ) -> Inverse:
     """A₀⁻¹ = P / λ, P the projection onto C's eigenvectors with eigenvalues below a threshold.
 
-    Fang et al. 2024, section 3.2. P is kept as the smaller of its basis and that of its complement.
+    Fang et al. 2024, section 3.2. P is kept as the smaller of its basis and that of its complement. With
+    ``solving.dtype`` "float32" the eigenvectors are found in float32 where `_TELLS` allows, and made orthonormal in
+    float64.
 
     Args:
         moment: C, (in, in).
         choose: Gives the threshold and λ for C's eigenvalues, (in,) in ascending order.
-        solving: Where they are found, and where the basis is kept; it is kept in float64.
+        solving: Where and in which dtype they are found, and where the basis is kept; it is kept in float64.
 
     Raises:
         ValueError: No eigenvalue lies below the threshold, so that no key could be changed.
     """
     solving = solving or Solving()
-    columns = filled(solving.matrix(moment), moment).T
-    eigenvalues = columns.new_empty(len(columns))
-    # the eigenvectors take the place of the matrix; the routine itself wants room for two more
-    torch.linalg.eigh(columns, out=(eigenvalues, columns))
-    vectors = columns
-    threshold, weight = choose(eigenvalues)
+    eigenvalues, vectors = _eigenvectors(moment, solving, DTYPES[solving.dtype])
+    threshold, weight = choose(eigenvalues.double())
+    if vectors.dtype is torch.float32 and float(eigenvalues[-1]) * torch.finfo(torch.float32).eps > _TELLS * threshold:
+        warnings.warn(
+            f"eigenvectors are found in float64: float32 would not tell eigenvalues near the threshold {threshold:.1e} "
+            f"beside one of {float(eigenvalues[-1]):.1e}"
+        )
+        del vectors
+        eigenvalues, vectors = _eigenvectors(moment, solving, torch.float64)
+        threshold, weight = choose(eigenvalues)
     kept = int((eigenvalues < threshold).sum())
     if kept == 0:
         raise ValueError(
@@ -118,10 +137,17 @@ def null_space_of(
             f"is {float(eigenvalues[0]):g}"
         )
     low = 2 * kept <= len(eigenvalues)
-    basis = solving.kept((vectors[:, :kept] if low else vectors[:, kept:]).clone(), moment.device)
+    basis = (vectors[:, :kept] if low else vectors[:, kept:]).to(torch.float64, copy=True)
+    if vectors.dtype is not basis.dtype:
+        _orthonormal_(basis)
+    del vectors
+    basis = solving.kept(basis, moment.device)
+    rest(basis)
+    rest(moment)
 
     def apply(keys: Tensor) -> Tensor:
         inside = basis @ (basis.T @ keys)
+        rest(basis)
         return (inside if low else keys - inside) / weight
 
     def whole() -> Tensor:
@@ -131,6 +157,23 @@ def null_space_of(
         return found.div_(weight)
 
     return Inverse(apply, whole)
+
+
+def _eigenvectors(moment: Tensor, solving: Solving, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of C, (in,) in ascending order, and its eigenvectors as columns, (in, in)."""
+    columns = filled(solving.matrix(moment, dtype), moment).T
+    eigenvalues = columns.new_empty(len(columns))
+    # the eigenvectors take the place of the matrix; the routine itself wants room for two more
+    torch.linalg.eigh(columns, out=(eigenvalues, columns))
+    return eigenvalues, columns
+
+
+def _orthonormal_(basis: Tensor) -> None:
+    """Make nearly orthonormal columns, (in, n), so to the square of what is missing (Björck and Bowie 1971)."""
+    correction = basis.T @ basis
+    correction.mul_(-0.5).diagonal().add_(1.5)
+    for start in range(0, len(basis), STRIP):
+        basis[start : start + STRIP] = basis[start : start + STRIP] @ correction
 
 
 class KeySystem:

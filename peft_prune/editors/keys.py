@@ -19,7 +19,7 @@ from ..models.mlp import mlp_output_module
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .asking import request_contexts, shares, subject_prompts
-from .blocks import Enough, hooked, replaced, states_of
+from .blocks import Enough, hooked, replaced, states_of, until_enough
 
 
 @dataclass(frozen=True)
@@ -172,10 +172,9 @@ class Climb:
             else:
                 handle = module.register_forward_pre_hook(lambda m, args: keep(args[0]))
             stack.enter_context(hooked(handle))
-            try:
-                unwrapped(self._model)(input_ids=self._ids[rows], attention_mask=self._mask[rows], use_cache=False)
-            except Enough:
-                pass
+            inner = unwrapped(self._model)
+            with until_enough(inner):
+                inner(input_ids=self._ids[rows], attention_mask=self._mask[rows], use_cache=False)
         return found[0]
 
 

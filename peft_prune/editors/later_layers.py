@@ -14,7 +14,7 @@ from ..errors import UnsupportedModelError
 from ..models.decoder import decoder_blocks, unwrapped
 from ..models.inference import by_rows
 from ..models.mlp import mlp_output_module
-from .blocks import Enough, hooked, replaced, states_of
+from .blocks import Enough, hooked, replaced, states_of, until_enough
 from .rows import Batch
 
 
@@ -81,10 +81,8 @@ class LaterLayers:
                 stack.enter_context(hooked(self._target.register_forward_hook(keep_mlp)))
             stack.enter_context(hooked(self._edited.register_forward_hook(keep_form)))
             stack.enter_context(hooked(self._edited.register_forward_hook(leave)))
-            try:
+            with until_enough(self._model):
                 self._forward(self.batch, None)
-            except Enough:
-                pass
         self._hidden = captured["input" if self._site == "mlp" else "behind"].detach()
         self.outputs = captured["output"][:, self._column].detach()
         self.mlp_outputs = captured["mlp"][:, self._column].detach() if self._takes_mlp else self.outputs
@@ -103,10 +101,8 @@ class LaterLayers:
             raise Enough
 
         with self._reading(rows), hooked(self._head.register_forward_pre_hook(take)):
-            try:
+            with until_enough(self._model):
                 self._run(keep, rows, delta)
-            except Enough:
-                pass
         return found[0]
 
     def logits(self, keep: Tensor, rows: Batch, delta: Tensor, ahead: Sequence[Tensor] = ()) -> Tensor:
@@ -139,7 +135,8 @@ class LaterLayers:
             states = by_rows(output, len(added))
             place = torch.zeros(states.shape[1], dtype=output.dtype, device=output.device)
             place[self._column] = 1
-            return (states + place[:, None] * added.to(output.dtype)[:, None]).view_as(output)
+            moved = states + place[:, None] * added.to(output.dtype)[:, None]
+            return moved if moved.shape == output.shape else moved.view_as(output)
 
         def as_block(states: Tensor) -> Callable[..., Any]:
             return lambda *args, **kwargs: (states, None) if self._hands_on_tuples else states

@@ -31,6 +31,7 @@ from ..processes import process_count, process_rank, require_same, summed, toget
 from ..publishing import publisher
 from ..spectral.inverse import cholesky_
 from .blocks import read_inputs
+from .pages import rest
 from .solving import Solving, filled
 
 DEFAULT_LENGTH = 512
@@ -98,6 +99,8 @@ class SecondMoments:
                 if base is not None and made_with is not None and not same_base(made_with, base):
                     raise AdapterError(f"statistics: {path} were taken with other base weights; collect them anew")
                 moments = {name: _checked(path, name, file) for name in file.keys()}
+                for moment in moments.values():
+                    rest(moment)  # they are mapped from the file, and read again one by one
         except (OSError, SafetensorError) as error:
             raise AdapterError(f"statistics: {path} cannot be read: {error}") from None
         if not moments:

@@ -59,7 +59,7 @@ def _apart(model: Any, texts: Sequence[Sequence[int]], layer: int, site: str, mo
     delta *= 2 * present.norm(dim=1, keepdim=True) / delta.norm(dim=1, keepdim=True)
     with LaterLayers(model, batch, layer, site, None) as later:
         part = later.logits(keep, batch, delta)
-        share = 1e-3 if is_precise(later.outputs) else 0.25
+        share = 1e-3 if is_precise(unwrapped(model), later.outputs) else 0.25
     before, after = (
         torch.cat([_logits(model, ids, module, vector) for ids, vector in zip(texts, added, strict=True)])
         for added in (0 * delta, delta)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .pages import mapped
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 STRIP = 1024
@@ -26,14 +27,17 @@ _PROBES = 4
 class Solving:
     """How an editor solves with second moments, one layer after the other.
 
-    Whatever is given, one float64 matrix of d_ff² is made, in which everything happens in place.
+    Whatever is given, one float64 matrix of d_ff² is made, in which everything happens in place; AlphaEdit's
+    eigenvectors want two more of the matrix's dtype beside it.
 
     Args:
         device: Device that the matrix is factored and inverted on; where the second moment stands if not given. What is
             kept of it comes back there.
         dtype: Of what is kept, "float64" or "float32". A float32 inverse that does not give A z back as z to `CLOSE`,
             z random, is kept in float64 after all, and a warning says so: A z lies in the directions that keys have.
+            AlphaEdit's eigenvectors are found in float32 as well, where that tells the eigenvalues at its threshold.
         folder: Keep it in a file there, mapped into memory, which is gone when the process ends; in memory if None.
+            What is mapped is given back to the system between two uses.
 
     Raises:
         ValueError: The device, the dtype or the folder is none that is accepted.
@@ -50,10 +54,12 @@ class Solving:
             raise ValueError(f"solve_folder: {str(self.folder)!r} is no folder")
         self._checked_device()
 
-    def matrix(self, moment: Tensor) -> Tensor:
-        """Room for the float64 copy of a second moment, (in, in), on the device that is solved on."""
+    def matrix(self, moment: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Room for a copy of a second moment, (in, in), on the device that is solved on."""
         place = moment.device if self.device is None else self._checked_device()
-        return torch.empty(moment.shape, dtype=torch.float64, device=place)
+        if self.folder is not None and place.type == "cpu":
+            return mapped(moment.shape, dtype, self.folder)  # solved where it will be kept
+        return torch.empty(moment.shape, dtype=dtype, device=place)
 
     def kept_inverse(self, inverse: Tensor, moment: Tensor, times: Callable[[Tensor], Tensor]) -> Tensor:
         """An inverse (in, in) as it is kept, beside the second moment.
@@ -77,16 +83,15 @@ class Solving:
                     f"an inverse is kept in float64: in float32 it would be off by {error:.0e}, and {CLOSE:.0e} is "
                     "allowed; a larger mom2_shrinkage conditions it better"
                 )
+        if self.folder is not None and inverse.dtype is torch.float64 and inverse.device.type == "cpu":
+            return inverse  # it was made in a mapped file
         return self.kept(inverse, moment.device)
 
     def kept(self, matrix: Tensor, device: torch.device) -> Tensor:
         """A matrix on this device, or in a mapped file where a folder is given."""
         if self.folder is None:
             return matrix.to(device)
-        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".peft-prune-solve-") as file:
-            # the mapping outlives the name, and nothing is left behind whatever happens
-            held = torch.from_file(file.name, shared=True, size=matrix.numel(), dtype=matrix.dtype).view(matrix.shape)
-        return held.copy_(matrix)
+        return mapped(matrix.shape, matrix.dtype, self.folder).copy_(matrix)
 
     def _checked_device(self) -> Any:
         if self.device is None:

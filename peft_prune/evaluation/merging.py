@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import MergeError
 from ..models.inference import input_device, undisturbed
 from ..models.quantization import form_of
 from ..requests import EditRequest
@@ -88,8 +90,7 @@ def merge_report(
         ValueError: An adapter is merged, or there are requests and no tokenizer.
     """
     tuner = _unmerged(model)
-    if requests and tokenizer is None:
-        raise ValueError("tokenizer: None was given with requests, which are asked for with one")
+    _require_tokenizer(tokenizer, requests)
     own = tuner.one_adapter(None)
     layers = dict(tuner.edited_layers(own))
     base, into = _forms(tuner, layers, requantize)
@@ -97,32 +98,84 @@ def merge_report(
     with _merged(tuner, layers, dequantize=into == "dequantized", requantize=requantize):
         figures = _figures(layers, own)
         after = _asked(model, tokenizer, requests)
-    drift = None
-    if before[1] is not None and after[1] is not None:
-        drift = float((after[1] - before[1]).norm() / before[1].norm())
-    return MergeReport(base, into, figures, before[0], after[0], drift)
+    return MergeReport(base, into, figures, before[0], after[0], _drift(before[1], after[1]))
 
 
-def merge_measured(model: PeftModel, *, requantize: bool = False) -> tuple[Any, MergeReport]:
-    """Merge the active adapter and unload it: the plain model, and what arrived of each layer's update.
+def merge_measured(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    requests: Sequence[EditRequest] = (),
+    *,
+    requantize: bool = False,
+) -> tuple[Any, MergeReport]:
+    """Merge the active adapter and unload it: the plain model, and all that `merge_report` says, by one merge.
 
-    It costs one merge less than `merge_report` followed by ``merge_and_unload``.
+    With requests, what the edited weights were before is held until they have been asked for again.
 
     Args:
         model: A model with an unmerged PRUNE_EDIT adapter.
+        tokenizer: Its tokenizer, where there are requests.
+        requests: Edits to be asked for before and after the merge; none of those that hold may be lost.
         requantize: Quantize merged weights anew; otherwise a quantized base is dequantized.
 
     Raises:
-        MergeError: Too little of an update arrives, or the base can neither be merged into nor dequantized; the model
-            is as it was.
-        ValueError: An adapter is merged, or a merged weight would not be finite.
+        MergeError: Too little of an update arrives, an edit that holds would be lost, or the base can neither be merged
+            into nor dequantized; the model is as it was.
+        ValueError: An adapter is merged, a merged weight would not be finite, or there are requests and no tokenizer.
     """
     tuner = _unmerged(model)
+    _require_tokenizer(tokenizer, requests)
     own = tuner.one_adapter(None)
     layers = dict(tuner.edited_layers(own))
     base, into = _forms(tuner, layers, requantize)
-    merged = model.merge_and_unload(safe_merge=True, progressbar=False, requantize=requantize)
-    return merged, MergeReport(base, into, _figures(layers, own))
+    if not requests:
+        merged = model.merge_and_unload(safe_merge=True, progressbar=False, requantize=requantize)
+        return merged, MergeReport(base, into, _figures(layers, own))
+    before = _asked(model, tokenizer, requests)
+    dequantized = Dequantized(tuner.model) if into == "dequantized" else None
+    try:
+        with _however_little(layers):
+            tuner.merge_adapter(safe_merge=True, requantize=requantize)
+        try:
+            after = _asked(model, tokenizer, requests)
+            found = MergeReport(base, into, _figures(layers, own), before[0], after[0], _drift(before[1], after[1]))
+            _require_kept(found, requests)
+        except BaseException:
+            tuner.unmerge_adapter()
+            raise
+    except BaseException:
+        if dequantized is not None:
+            dequantized.undo()
+        raise
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="All adapters are already merged")
+        return model.merge_and_unload(progressbar=False, requantize=True), found
+
+
+def _require_kept(found: MergeReport, requests: Sequence[EditRequest]) -> None:
+    if found.lost:
+        lost = ", ".join(repr(requests[index].name) for index in found.lost[:3])
+        raise MergeError(
+            f"merge: {len(found.lost)} of {sum(found.held_before)} edits that hold would be lost ({lost}), merged into "
+            f"{found.into} weights; merge into the full-precision base, or leave the adapter unmerged"
+        )
+    for name in found.refused:
+        raise MergeError(
+            f"{name}: of its update a share of {found.layers[name].share:.2f} would arrive in {found.into} weights, at "
+            f"least {MIN_SHARE} is accepted; merge into a base of higher precision, or leave the adapter unmerged"
+        )
+
+
+def _require_tokenizer(tokenizer: PreTrainedTokenizerBase | None, requests: Sequence[EditRequest]) -> None:
+    if requests and tokenizer is None:
+        raise ValueError("tokenizer: None was given with requests, which are asked for with one")
+
+
+def _drift(before: Tensor | None, after: Tensor | None) -> float | None:
+    """How far logits have moved, as a share of their norm."""
+    if before is None or after is None:
+        return None
+    return float((after - before).norm() / before.norm())
 
 
 def _figures(layers: dict[str, PruneEditLayer], adapter_name: str) -> dict[str, Realised]:
@@ -153,20 +206,29 @@ def _merged(
 ) -> Iterator[None]:
     """The adapter merged for as long as the block lasts, however little of it arrives."""
     dequantized = Dequantized(tuner.model) if dequantize else None
-    least = {name: layer.min_share for name, layer in layers.items()}
     try:
-        for layer in layers.values():
-            layer.min_share = -float("inf")
-        tuner.merge_adapter(requantize=requantize)
+        with _however_little(layers):
+            tuner.merge_adapter(requantize=requantize)
         try:
             yield
         finally:
             tuner.unmerge_adapter()
     finally:
-        for name, layer in layers.items():
-            layer.min_share = least[name]
         if dequantized is not None:
             dequantized.undo()
+
+
+@contextmanager
+def _however_little(layers: dict[str, PruneEditLayer]) -> Iterator[None]:
+    """No merge is refused in the block for what does not arrive."""
+    least = {name: layer.min_share for name, layer in layers.items()}
+    try:
+        for layer in layers.values():
+            layer.min_share = -float("inf")
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.min_share = least[name]
 
 
 @torch.no_grad()

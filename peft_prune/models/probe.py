@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from .decoder import decoder_blocks, hidden_size, unwrapped
 from .inference import input_device, undisturbed
-from .mlp import mlp_output_modules
+from .mlp import features, mlp_output_modules
+from .quantization import form_of
 
 _TOKEN = re.compile(r"_(id|index)s?$")
 
@@ -43,7 +44,7 @@ def require_text_decoder(model: Any, layers: Sequence[int]) -> None:
         raise UnsupportedModelError(
             f"model: {named} does not put each token's state through its output embeddings once"
         )
-    if _looks_ahead(*logits):
+    if _looks_ahead(logits[0], logits[1], is_precise(inner, logits)):
         raise UnsupportedModelError(
             f"model: {named} looks ahead, what stands behind a token changes its logits; causal decoders are accepted "
             "(some need is_decoder=true in their configuration)"
@@ -95,15 +96,20 @@ def _logits_of(inner: nn.Module, ids: Tensor) -> Tensor:
     return logits
 
 
-def _looks_ahead(one: Tensor, other: Tensor) -> bool:
+def _looks_ahead(one: Tensor, other: Tensor, precise: bool) -> bool:
     """Whether two rows (tokens, vocabulary) that differ in their last token differ before it, beyond rounding."""
     apart = (one.float() - other.float()).abs().nan_to_num().amax(-1)
-    return bool(apart[:-1].max() > (5e-4 if is_precise(one) else 0.05) * apart[-1])
+    return bool(apart[:-1].max() > (5e-4 if precise else 0.05) * apart[-1])
 
 
-def is_precise(values: Tensor) -> bool:
-    """Whether they have more digits than half precision."""
-    return torch.finfo(values.dtype).eps < 1e-4
+def is_precise(model: nn.Module, values: Tensor) -> bool:
+    """Whether what a model gives has more digits than half precision, and none of its maps is quantized.
+
+    Kernels of quantized maps may round their inputs, or compute in half precision, whatever the dtype of their outputs;
+    and what they make of a row may depend on the others beside it.
+    """
+    quantized = any(features(module) is not None and form_of(module) is not None for module in model.modules())
+    return torch.finfo(values.dtype).eps < 1e-4 and not quantized
 
 
 class _Watch(ExitStack):

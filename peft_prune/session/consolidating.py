@@ -12,6 +12,7 @@ from typing import Any
 from ..consolidation import ConsolidationSettings, Step, consolidate
 from ..errors import SessionStateError
 from ..moving import moving_bar
+from ..processes import same
 from .consolidations import ConsolidationRecord
 from .records import EditRecord
 from .replay import set_consolidated
@@ -101,10 +102,14 @@ class Consolidating:
         known, numbers = work.history.phrasings(), [record.id for record in records]
         phrasings = [known.get(number) for number in numbers]
         with _bar(progress) as show:
-            found = consolidate(
-                *(work.model, work.tokenizer, requests, settings, texts, work.protected_passages(), show),
-                phrasings=phrasings,
-                shows_bars=progress,
+            # several processes train alike, which the last bits of a sum may part: rank 0's factors are everybody's
+            found = same(
+                "consolidation",
+                lambda: consolidate(
+                    *(work.model, work.tokenizer, requests, settings, texts, work.protected_passages(), show),
+                    phrasings=phrasings,
+                    shows_bars=progress,
+                ),
             )
         set_consolidated(work.model, found.factors)
         first, last = found.trained.seen[0], found.trained.seen[-1]

@@ -14,10 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from ..consolidation import Passage, Protection
 from ..editors import Editor, Prepared, SecondMoments, Solving
-from ..errors import SessionStateError
+from ..errors import SessionStateError, UnsupportedModelError
 from ..models.answers import normalized
+from ..models.decoder import unwrapped
 from ..models.inference import undisturbed
-from ..models.sharing import require_whole
+from ..models.sharding import fully_sharded
+from ..models.sharing import require_readable
 from ..monitoring import LayerCondition, Monitor
 from ..processes import same, together
 from ..requests import EditRequest
@@ -245,11 +247,12 @@ def adapted(model: Any, config: PruneEditConfig, editor: Editor) -> tuple[Any, s
 
     Raises:
         AdapterError: The model carries an adapter that no session has put there.
-        UnsupportedModelError: Processes hold parts of the model's weights.
+        UnsupportedModelError: Processes hold parts of the model's weights, and not by FSDP2 of the model itself.
         ValueError: The active adapter is another method's, or does not adapt the editor's layers.
     """
     require_bare(model)
-    require_whole(model)
+    require_readable(model)
+    _require_root(model)
     model = model if isinstance(model, PeftModel) else get_peft_model(model, config).eval()
     adapter = model.base_model.one_adapter(None)
     kind = model.peft_config[adapter].peft_type
@@ -258,4 +261,16 @@ def adapted(model: Any, config: PruneEditConfig, editor: Editor) -> tuple[Any, s
     missing = set(editor.modules(model)) - {name for name, _ in model.base_model.edited_layers()}
     if missing:
         raise ValueError(f"model: its adapter does not adapt {sorted(missing)[0]}, which the editor changes")
+    model.base_model.hold_factors_whole()
     return model, adapter
+
+
+def _require_root(model: Any) -> None:
+    """Raise UnsupportedModelError where FSDP2's outermost module is a wrapper, past which an editor runs the model."""
+    inner = unwrapped(model)
+    for _, module in fully_sharded(model):
+        if module is not inner and inner in module.modules():
+            raise UnsupportedModelError(
+                f"model: fully_shard was called on {type(module).__name__}, the wrapper of an adapter; call it on "
+                "model.get_base_model() instead, as on its blocks"
+            )

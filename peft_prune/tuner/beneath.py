@@ -9,6 +9,7 @@ from peft import PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
+from ..models.sharding import whole
 from .layer import PruneEditLayer
 
 
@@ -27,7 +28,7 @@ def adapters_beneath(model: nn.Module) -> list[str]:
             active = any(f".{adapter}" in f".{parameter_name}." for adapter in module.active_adapters)
             if "base_layer." not in parameter_name and active and not parameter.is_meta:
                 own.update(f"{name.removeprefix('base_model.model.')}.{parameter_name}".encode())
-                own.update(parameter.detach().cpu().float().numpy().tobytes())
+                own.update(whole(parameter.detach()).cpu().float().numpy().tobytes())
     return sorted(f"{method}:{own.hexdigest()[:8]}" for method, own in hashes.items())
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import AdapterError
 from ..models.fingerprint import base_fingerprint, modules_in, same_base, short_form
 from ..models.naming import model_name
+from ..models.sharding import is_sharded
 from ..spectral import LowRankUpdate
 from .beneath import adapters_beneath
 from .config import PruneEditConfig
@@ -32,7 +33,7 @@ FACTOR_KEY = re.compile(rf"\.{PREFIX}[AB]\.weight$")
 
 
 def saved_factors(layers: NamedLayers, adapter_name: str, entries: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of a state dict that change because a restraint was pending or a factor is offloaded.
+    """The entries of a state dict that change because a restraint was pending or a factor is offloaded or sharded.
 
     Applies the pending restraint, so that the model in memory and the file agree. Where the entries are gathered from
     shards, and the base weight is not at hand, the restraint stays pending and a warning says so.
@@ -48,7 +49,9 @@ def saved_factors(layers: NamedLayers, adapter_name: str, entries: dict[str, Ten
                     "adapter is marked as not restrained"
                 )
             continue
-        if layer.apply_pending_restraint(adapter_name) or any(entries[key].is_meta for key in keys):
+        if layer.apply_pending_restraint(adapter_name) or any(
+            entries[key].is_meta or is_sharded(entries[key]) for key in keys
+        ):
             update = layer.effective_update(adapter_name)
             changed.update(zip(keys, (update.B, update.A), strict=True))
     return changed

@@ -22,6 +22,7 @@ from ..errors import AdapterError, MergedAdapterError, MergeError, NonFiniteUpda
 from ..models.experts import ExpertMap
 from ..models.mlp import features
 from ..models.quantization import form_of
+from ..models.sharding import is_sharded, whole, write_shard
 from ..spectral import (
     ConditionNumber,
     DirectionalRestraint,
@@ -305,7 +306,8 @@ class PruneEditLayer(BaseTunerLayer):
         for factors, factor, shape in zip(modules, self.factors(adapter_name), shapes, strict=True):
             old = factor.weight
             if old.shape != shape:
-                factors[adapter_name] = _factor(old.new_zeros(shape), requires_grad=old.requires_grad)
+                value = torch.zeros(shape, dtype=old.dtype, device=old.device)
+                factors[adapter_name] = _factor(value, requires_grad=old.requires_grad)
 
     def take_basis(self, adapter_name: str, update: LowRankUpdate) -> None:
         """Make room for the same effective update in other factors, which are about to be loaded; the raw ones stay."""
@@ -531,6 +533,10 @@ class PruneEditLayer(BaseTunerLayer):
     def base_weight(self) -> Iterator[Tensor]:
         """The base weight as it was before any merge, (out, in), dequantized and brought in where it is offloaded."""
         base = self.get_base_layer()
+        remembered = self._unmerged_base.sharded_weight() if self._unmerged_base is not None else None
+        if remembered is not None:  # what is merged may be gathered for a forward pass, and is left alone
+            yield transpose(remembered, self.fan_in_fan_out)
+            return
         with align_module_device(base):
             merged = None
             if self._unmerged_base is not None:
@@ -677,7 +683,8 @@ class PruneEditLayer(BaseTunerLayer):
             factor = getattr(self, name)[adapter_name]
             old = factor.weight
             value = value.detach().to(dtype=old.dtype).contiguous()
-            if value.shape != old.shape or value.device != old.device:
+            # FSDP2 holds a shard of factors that were there before it: it keeps that, and new ones are whole
+            if value.shape != old.shape or value.device != old.device or is_sharded(old):
                 getattr(self, name)[adapter_name] = _factor(value, requires_grad=old.requires_grad)
             elif value.data_ptr() != old.data_ptr():
                 # the same parameter, so that an optimizer keeps training it; its old tensor is left alone, since
@@ -687,7 +694,26 @@ class PruneEditLayer(BaseTunerLayer):
     def _factor_weight(self, name: str, adapter_name: str) -> Tensor:
         factor = getattr(self, name)[adapter_name]
         with align_module_device(factor):
-            return factor.weight.detach()
+            return whole(factor.weight.detach())
+
+    def hold_factors_whole(self, adapter_name: str) -> None:
+        """Take factors that FSDP2 has sharded out of its hands; all processes must call it."""
+        for factors, factor in zip((self.prune_edit_A, self.prune_edit_B), self.factors(adapter_name), strict=True):
+            if is_sharded(factor.weight):
+                value = whole(factor.weight)
+                factors[adapter_name] = _factor(value, requires_grad=factor.weight.requires_grad)
+
+    def get_base_weight(self) -> Tensor:
+        """The base weight as it is stored, dequantized, and put together where FSDP2 shards it."""
+        return whole(super().get_base_weight())
+
+    def set_base_weight(self, weight_data: Tensor) -> None:
+        """Write the base weight, quantized or sharded as it is."""
+        weight = getattr(self.get_base_layer(), "weight", None)
+        if self.quantization_backend is None and is_sharded(weight):
+            write_shard(weight, weight_data)
+        else:
+            super().set_base_weight(weight_data)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Optional[torch.device] = None) -> None:
         # PEFT's method also casts to the base's dtype, which would round float32 factors when they are loaded with

@@ -21,7 +21,8 @@ from ..errors import AdapterError, UnsupportedModelError
 from ..models.experts import ExpertMap
 from ..models.gradients import ensure_gradients
 from ..models.mlp import features
-from ..models.sharing import require_whole
+from ..models.sharding import fully_sharded, is_sharded, reshard
+from ..models.sharing import require_readable
 from ..spectral import LowRankUpdate, parse_restraint, restraint_text
 from .composition import COMBINATIONS, add_weighted
 from .config import PruneEditConfig
@@ -92,7 +93,18 @@ class PruneEditModel(BaseTuner):
     def edited_layers(self, adapter_name: str | None = None) -> Iterator[tuple[str, PruneEditLayer]]:
         """Name (as in the base model) and layer of everything this adapter (the active one if not given) adapts."""
         adapter_name = self.one_adapter(adapter_name)
+        reshard(self.model)
         return layers_of(self.model, adapter_name)
+
+    def hold_factors_whole(self) -> None:
+        """Take the factors of all adapters that FSDP2 has sharded out of its hands: every process has them whole then.
+
+        They are small, and edits replace them. All processes must call it.
+        """
+        reshard(self.model)
+        for _, layer in all_layers(self.model):
+            for name in layer.prune_edit_A:
+                layer.hold_factors_whole(name)
 
     def add_edits(
         self,
@@ -114,15 +126,16 @@ class PruneEditModel(BaseTuner):
             ValueError: A module is not adapted, a shape does not fit, or a value is not finite. Nothing has changed.
             RuntimeError: An adapter is merged. Nothing has changed.
             AdapterError: An active adapter is scaled. Nothing has changed.
-            UnsupportedModelError: Processes hold parts of a layer's weights. Nothing has changed.
+            UnsupportedModelError: Processes hold parts of the weights, and not by FSDP2. Nothing has changed.
         """
         adapter_name = self.one_adapter(adapter_name)
         layers = dict(self.edited_layers(adapter_name))
         unknown = sorted(set(updates) - set(layers))
         if unknown:
             raise ValueError(f"updates: {unknown[0]!r} is not adapted; adapted are {', '.join(layers)}")
+        require_readable(self.model)
         for name, update in updates.items():
-            require_whole(layers[name].get_base_layer())
+            _require_shardable(name, layers[name])
             layers[name].check_update(update)
             layers[name].require_unscaled()
         for name, layer in layers.items():
@@ -284,7 +297,8 @@ class PruneEditModel(BaseTuner):
         self.peft_config = AdapterConfigs(self.peft_config)
         # the one moment for all adapters: requests that are under way hold it
         self.__dict__.setdefault("moment", Moment())
-        require_whole(model)
+        require_readable(model)
+        reshard(model)
         ensure_gradients(model)
 
     def _prepare_adapter_config(self, peft_config: PruneEditConfig, model_config: dict) -> PruneEditConfig:
@@ -339,7 +353,10 @@ class PruneEditModel(BaseTuner):
                 is off, or its library cannot.
             ValueError: With ``safe_merge``, a merged weight is not finite.
         """
+        reshard(self.model)
         held = [(layer, list(layer.merged_adapters)) for _, layer in all_layers(self.model)]
+        for layer, _ in held:
+            _require_shardable(layer.name_in_base, layer)
         with self._requantizing(requantize):
             try:
                 super().merge_adapter(adapter_names, safe_merge)
@@ -377,6 +394,9 @@ class PruneEditModel(BaseTuner):
             ValueError: With ``safe_merge``, a merged weight is not finite.
         """
         self._check_merge_allowed()
+        reshard(self.model)
+        for _, layer in all_layers(self.model):
+            _require_shardable(layer.name_in_base, layer)
         if not requantize and is_quantized(self.model):
             dequantized = Dequantized(self.model)
             try:
@@ -387,6 +407,20 @@ class PruneEditModel(BaseTuner):
         with self._requantizing(requantize):
             self._try_merge(safe_merge, adapter_names)
             return super().merge_and_unload(progressbar, safe_merge, adapter_names)
+
+    def unmerge_adapter(self) -> None:
+        """PEFT's: the base is as it was before the merge, bit for bit."""
+        reshard(self.model)
+        super().unmerge_adapter()
+
+    def disable_adapter_layers(self) -> None:
+        """PEFT's; of a merged base that FSDP2 shards, the merge is undone at once and not within a forward pass."""
+        if any(True for _ in fully_sharded(self.model)):
+            reshard(self.model)
+            for _, layer in all_layers(self.model):
+                if layer.merged:
+                    layer.unmerge()
+        super().disable_adapter_layers()
 
     @contextmanager
     def _requantizing(self, requantize: bool) -> Iterator[None]:
@@ -516,3 +550,17 @@ class PruneEditModel(BaseTuner):
         entries = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         require_entries_fit(model, entries)
         return entries
+
+
+def _require_shardable(name: str, layer: PruneEditLayer) -> None:
+    """Raise UnsupportedModelError where FSDP2 shards what it was not known to shard when the adapter was attached."""
+    base: Any = layer.get_base_layer()
+    if isinstance(base, ExpertMap) and is_sharded(base.experts.down_proj):
+        what = "the experts' fused parameter is"
+    elif layer.quantization_backend is not None and is_sharded(getattr(base, "weight", None)):
+        what = "its quantized weight is"
+    else:
+        return
+    raise UnsupportedModelError(
+        f"{name}: {what} split over processes by fully_shard; it shards plain linear layers of a model that is edited"
+    )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.sharding import gathered, is_sharded, shard_of, whole
 from .state import sum_of_bits
 
 
@@ -17,7 +18,8 @@ class BaseLayerSnapshot:
 
     Adding an update and subtracting it again rounds twice, and requantizing a dequantized weight need not give the
     same codes. The snapshot holds references, not copies: merging writes new tensors and leaves the old ones alone,
-    so it costs the memory of the layer's weight for as long as the layer is merged.
+    so it costs the memory of the layer's weight for as long as the layer is merged. Of a weight that FSDP2 shards it
+    copies the process's own part, since that is written in place.
 
     Quantization libraries keep what belongs to a weight in attributes of the parameter and of the layer; those are
     remembered as well, without knowing any library.
@@ -32,6 +34,15 @@ class BaseLayerSnapshot:
             for parameter in layer.parameters(recurse=False)
             if not _is_composed(parameter)
         ]
+        self._shards = {
+            name: (parameter, shard_of(parameter).clone())
+            for name, parameter in layer.named_parameters(recurse=False)
+            if is_sharded(parameter)
+        }
+
+    def sharded_weight(self) -> Tensor | None:
+        """The remembered weight put together of its shards; None where FSDP2 does not shard it."""
+        return gathered(*self._shards["weight"]) if "weight" in self._shards else None
 
     def restore(self, layer: nn.Module) -> None:
         """Give ``layer`` the remembered state back."""
@@ -42,6 +53,8 @@ class BaseLayerSnapshot:
         for name, value in self._attributes.items():
             # copied once more, so that this snapshot can be restored again after the layer has changed its attribute
             object.__setattr__(layer, name, _kept(value))
+        for parameter, own in self._shards.values():
+            shard_of(parameter).copy_(own)
 
 
 def bits_of(layer: nn.Module) -> tuple[torch.dtype, int] | None:
@@ -63,6 +76,9 @@ def _is_composed(tensor: Tensor) -> bool:
 
 
 def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    if is_sharded(tensor):
+        yield whole(tensor)  # what one process sees of it is no ground for a decision of all
+        return
     if not _is_composed(tensor):
         yield tensor.data
         return

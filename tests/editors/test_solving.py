@@ -11,6 +11,7 @@ import torch
 
 from peft_prune.editors import Solving
 from peft_prune.editors.closed_form import KeySystem, least_squares_rows, moment_inverse, null_space_inverse
+from peft_prune.editors.pages import mapped, rest
 from tests.editors.test_closed_form import WIDTH, random_keys, random_moment, relative_error
 from tests.session.scene import MODULE, REQUESTS, adapted, session
 
@@ -79,3 +80,42 @@ def test_a_session_solves_where_it_is_told_and_edits_the_same(tmp_path: Path) ->
 def test_what_cannot_be_used_is_named(given: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         Solving(**given)
+
+
+@pytest.mark.parametrize("threshold", [3e-3, 3e-1])
+def test_eigenvectors_of_float32_give_the_projection_of_float64(threshold: float) -> None:
+    moment, keys = random_moment(spread=3.0), random_keys(3)
+    values, vectors = torch.linalg.eigh(moment)
+    low = vectors[:, values < threshold]
+    assert 0 < low.shape[1] < WIDTH
+    found = null_space_inverse(moment.float(), threshold, 0.7, Solving(dtype="float32")).apply(keys)
+    assert found.dtype is torch.float64
+    assert relative_error(found, low @ (low.T @ keys) / 0.7) < 1e-4
+
+
+def test_eigenvectors_that_float32_would_mix_at_the_threshold_are_found_in_float64() -> None:
+    moment, keys = random_moment(spread=9.0), random_keys(2)
+    values, vectors = torch.linalg.eigh(moment)
+    threshold = float(values[WIDTH // 2 : WIDTH // 2 + 2].mean())
+    moment = moment + 1e9 * threshold * torch.outer(vectors[:, -1], vectors[:, -1])
+    low = vectors[:, : WIDTH // 2 + 1]
+    with pytest.warns(UserWarning, match="found in float64: float32 would not tell eigenvalues near the threshold"):
+        found = null_space_inverse(moment, threshold, 0.7, Solving(dtype="float32")).apply(keys)
+    assert relative_error(found, low @ (low.T @ keys) / 0.7) < 1e-4
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux alone tells what is resident")
+def test_what_is_mapped_gives_its_memory_back_and_keeps_its_values(tmp_path: Path) -> None:
+    held, plain = mapped((1024, 1024), torch.float64, tmp_path), torch.randn(1024, 1024)
+    held.normal_()
+    values, others, before = held.sum(), plain.clone(), resident()
+    rest(held)
+    assert resident() <= before - 0.9 * held.nbytes
+    assert torch.equal(held.sum(), values)
+    rest(plain)
+    assert torch.equal(plain, others)
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[1])

@@ -9,9 +9,11 @@ from peft import get_peft_model
 from peft_prune import EditRequest, EditSession, PruneEditConfig, merge_report
 from peft_prune.editors import ROME, collect_second_moments
 from peft_prune.errors import MergeError
+from peft_prune.evaluation import merging
 from peft_prune.evaluation.merging import merge_measured
 from peft_prune.session.verification import verify
 from peft_prune.spectral import LowRankUpdate
+from peft_prune.tuner.layer import PruneEditLinear
 from tests.editors.test_rome import TEXTS
 from tests.talking import spaced_tokenizer
 from tests.tuner.quantized_cases import CASES, tiny
@@ -22,7 +24,7 @@ PROMPT = "note sea {}"
 def edited(case: str, size: float):
     """A quantized model with an update that moves every word towards one, and the request that it answers."""
     model = get_peft_model(
-        CASES[case](tiny()),
+        tiny() if case == "plain" else CASES[case](tiny()),
         PruneEditConfig(layers_to_transform=[2], restraint="none", target_modules=["down_proj"]),
     ).eval()
     ((name, _),) = model.edited_layers()
@@ -73,6 +75,9 @@ def test_an_edit_that_a_requantization_loses_is_reported_and_the_merge_refused()
     assert found.held_before == (True,) and found.lost == (0,) and len(found.refused) == 1
     with pytest.raises(MergeError, match="share of 0"):
         model.merge_adapter(requantize=True)
+    with pytest.raises(MergeError, match=r"1 of 1 edits that hold would be lost \(.net son.\), merged into"):
+        merge_measured(model, tokenizer, [request], requantize=True)
+    assert not any(layer.merged for _, layer in model.edited_layers())
     dequantized = merge_report(model, tokenizer, [request])
     assert dequantized.held_after == (True,) and not dequantized.lost and not dequantized.refused
     assert verify(model, tokenizer, [request])[0].holds
@@ -85,6 +90,38 @@ def test_a_merge_for_good_is_measured_as_the_report_has_it() -> None:
     (figure,) = found.layers.values()
     assert (found.base, found.into) == ("nf4", "dequantized") and figure == wanted
     assert type(merged.model.layers[2].mlp.down_proj) is torch.nn.Linear
+
+
+@pytest.mark.parametrize("case", ["plain", "bitsandbytes-nf4"])
+def test_a_merge_for_good_with_requests_merges_once(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = edited(case, 1.0), spaced_tokenizer()
+    requests, times = [EditRequest(PROMPT, "oats", "ten"), EditRequest(PROMPT, "tea", "ten")], []
+    wanted, ids = merge_report(model, tokenizer, requests), torch.arange(8)[None]
+    one = PruneEditLinear._merge_one
+    monkeypatch.setattr(PruneEditLinear, "_merge_one", lambda self, *given: (times.append(1), one(self, *given))[1])
+    merged, found = merge_measured(model, tokenizer, requests)
+    assert len(times) == 1 and found == wanted
+    assert type(merged.model.layers[2].mlp.down_proj) is torch.nn.Linear
+    again = edited(case, 1.0)
+    verify(again, tokenizer, requests)  # bitsandbytes rounds the scales of 4-bit weights when they are first used here
+    other = merge_measured(again)[0]
+    with torch.no_grad():
+        assert torch.equal(merged(ids).logits, other(ids).logits)
+
+
+def test_a_merge_that_requests_refuse_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = edited("bitsandbytes-nf4", 1.0), spaced_tokenizer()
+    request, ids = EditRequest(PROMPT, "oats", "ten"), torch.arange(8)[None]
+    kinds = [type(module) for module in model.modules()]
+    with torch.no_grad():
+        before = model(ids).logits
+    said = iter([(True,), (False,)])
+    monkeypatch.setattr(merging, "_asked", lambda *given: (next(said), torch.ones(1)))
+    with pytest.raises(MergeError, match="would be lost"):
+        merge_measured(model, tokenizer, [request])
+    assert [type(module) for module in model.modules()] == kinds
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, before)
 
 
 def test_a_quantized_base_is_dequantized_for_the_report_and_quantized_after_it() -> None:

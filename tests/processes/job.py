@@ -48,8 +48,11 @@ def work(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         results = session.edit(REQUESTS, batch_size=len(REQUESTS))
         session.save(folder / "adapter")
         update = dict(model.edited_layers())[MODULE].effective_update("default")
-    tensors |= {"B": update.B.detach(), "A": update.A.detach()}
-    figures = evaluate(model, tokenizer, EVALUATED, texts=TEXTS[:5], full=True, batch_size=2)
+        tensors |= {"B": update.B.detach(), "A": update.A.detach()}
+        figures = evaluate(model, tokenizer, EVALUATED, texts=TEXTS[:5], full=True, batch_size=2)
+        session.consolidate(TEXTS, steps=2, neighbors=0)
+        trained = dict(model.edited_layers())[MODULE].effective_update("default")
+        tensors |= {"consolidated": trained.B.detach() @ trained.A.detach()}
     return tensors, {"tokens": moments.tokens, "states": [one.status for one in results], "evaluation": figures}
 
 

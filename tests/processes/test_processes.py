@@ -81,6 +81,13 @@ def test_every_process_holds_the_adapter_that_one_process_makes(job: Job, single
     assert "applied" in figures[0]["states"]
 
 
+def test_every_process_holds_what_rank_0_has_consolidated(job: Job, single: Any) -> None:
+    _, tensors, _ = job
+    assert tensors[0]["consolidated"].equal(tensors[1]["consolidated"])
+    assert not tensors[0]["consolidated"].equal(tensors[0]["B"] @ tensors[0]["A"])
+    assert furthest(tensors[0]["consolidated"], single[0]["consolidated"]) < 1e-3
+
+
 def test_an_evaluation_that_is_shared_out_gives_the_same_figures(job: Job, single: Any) -> None:
     _, _, figures = job
     assert figures[0]["evaluation"] == figures[1]["evaluation"]
