@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..editors.kin import names_alike
 from ..editors.others import prompts_about_others
 from ..models.generation import greedy_ids
 from ..models.tokenization import prompt_ids
@@ -18,22 +19,34 @@ ANSWER_TOKENS = 3
 
 
 def neighbor_passages(
-    model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], each: int, seed: int = 0
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[EditRequest],
+    each: int,
+    seed: int = 0,
+    *,
+    progress: bool = False,
 ) -> list[Passage]:
-    """`prompts_about_others`, half of them about other requests' subjects, with the beginning of the base's own answer.
+    """The edits' prompts about others, with the beginning of the base's own answer to each.
+
+    Of each edit these are about names like its subject, about well-known ones and about other edits' subjects.
 
     Args:
         model: A PEFT model; the base answers.
         tokenizer: Its tokenizer.
         requests: The edits.
-        each: Subjects for each.
+        each: At most so many names like its subject for each edit, and as many others.
         seed: Of the choice.
+        progress: Show a bar while the base finds names.
     """
-    asked = prompts_about_others(requests, each, seed, of_requests=True)
-    if not asked:
+    if each == 0:
         return []
-    prompts = prompt_ids(tokenizer, asked)
     with model.disable_adapter():
+        alike = names_alike(model, tokenizer, requests, seed, progress=progress)
+        asked = prompts_about_others(requests, each, seed, alike=alike, of_requests=True)
+        if not asked:
+            return []
+        prompts = prompt_ids(tokenizer, asked)
         answers = greedy_ids(model, tokenizer, prompts, max_new_tokens=ANSWER_TOKENS)
     rows = [(*prompt, *answer[: ANSWER_TOKENS - 1]) for prompt, answer in zip(prompts, answers, strict=True)]
     return [Passage(row, tuple(range(len(prompt) - 1, len(row)))) for prompt, row in zip(prompts, rows, strict=True)]

@@ -9,10 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..models.generation import decoded, drawing, end_ids_of
-from ..models.inference import input_device, max_positions, padded
+from ..models.generation import drawn_texts
 from ..models.joining import joined
-from ..models.tokenization import text_ids
 from ..moving import moving_bar
 from ..requests import EditRequest
 
@@ -97,11 +95,4 @@ def prompt_in(line: str, request: EditRequest) -> str | None:
 
 def _lists(model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], seed: int) -> list[str]:
     sentences = [f"{joined(request.text, request.target_new, request.separator)}." for request in requests]
-    asked = text_ids(tokenizer, [_ASKED.format(sentence) for sentence in sentences])
-    room = max_positions(model)
-    if room is not None and max(map(len, asked)) + WRITTEN_TOKENS > room:
-        return ["" for _ in requests]
-    ids, mask = padded(asked, left=True, device=input_device(model))
-    with drawing(model, end_ids_of(model, tokenizer), seed, **DRAWING):
-        written = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=WRITTEN_TOKENS)
-    return [decoded(tokenizer, row) for row in written[:, ids.shape[1] :].tolist()]
+    return drawn_texts(model, tokenizer, [_ASKED.format(one) for one in sentences], WRITTEN_TOKENS, seed, **DRAWING)

@@ -1,4 +1,4 @@
-"""How consolidation is done, and the rule by which what is not given follows from the adapter itself."""
+"""How consolidation is done, and the rules by which what is not given follows from the adapter itself."""
 
 from __future__ import annotations
 
@@ -9,19 +9,15 @@ from typing import Any
 
 from ..spectral import LowRankUpdate
 
-STEP_SHARE = 0.04
-"""A step moves an entry of a factor by this share of the entries' root mean square, on a model that is worn."""
+STEP_SHARE = 0.03
+"""A step moves an entry of a factor by this share of the entries' root mean square."""
 LOOKS_PER_EDIT = 32
 """How often each edit is read in all."""
-FEWEST_STEPS = 60
+FEWEST_STEPS = 100
+BETA = 1.5
+"""Weight of both divergences from the base, on retention texts and about neighbors."""
 LOOKS_PER_TEXT = 3
 """How often each retention text is read: what is read more often is learnt by heart, and the rest forgotten."""
-WORN = 0.25
-"""Divergence from the base, in nats a token, from which on a model is worn."""
-LEAST_WEAR = 0.1
-BETA = 2.0
-"""On a worn model."""
-LARGEST_BETA = 4.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ class ConsolidationSettings:
     beta: float | None = None
     steps: int | None = None
     edits_per_step: int = 16
-    texts_per_step: int = 17
+    texts_per_step: int = 8
     text_length: int = 32
     texts: int | None = None
     contexts: int = 5
@@ -97,28 +93,24 @@ class ConsolidationSettings:
         texts = self.texts or math.ceil(steps * self.texts_per_step / LOOKS_PER_TEXT)
         return replace(self, steps=steps, texts=texts)
 
-    def adapted(self, factors: Mapping[str, LowRankUpdate], edits: int, divergence: float) -> ConsolidationSettings:
+    def adapted(self, factors: Mapping[str, LowRankUpdate], edits: int) -> ConsolidationSettings:
         """With what is None filled in for an adapter.
 
-        The wear of the model is its divergence over `WORN`, between `LEAST_WEAR` and 1: where there is less to mend,
-        training is gentler and minds retention more. The learning rate is `STEP_SHARE` times the wear of the root mean
-        square of the factors' entries; β is `BETA` over the wear, at most `LARGEST_BETA`. Every edit is read
-        `LOOKS_PER_EDIT` times, in at least `FEWEST_STEPS` steps, and every retention text `LOOKS_PER_TEXT` times.
+        The learning rate is `STEP_SHARE` times the root mean square of the factors' entries, so that a small update is
+        moved as gently, in proportion, as a large one. Every edit is read `LOOKS_PER_EDIT` times, in at least
+        `FEWEST_STEPS` steps, and every retention text `LOOKS_PER_TEXT` times. β is `BETA`.
 
         Args:
             factors: Balanced factors that training starts from, by module.
             edits: How many edits stand.
-            divergence: KL(base ‖ edited) on the retention probe before the first step, in nats a token.
         """
         squares = sum(float(own.square().sum()) for update in factors.values() for own in (update.B, update.A))
         count = sum(own.numel() for update in factors.values() for own in (update.B, update.A))
-        wear = min(1.0, max(LEAST_WEAR, divergence / WORN))
-        rate = STEP_SHARE * wear * math.sqrt(squares / max(1, count))
-        beta = min(LARGEST_BETA, BETA / wear)
+        rate = STEP_SHARE * math.sqrt(squares / max(1, count))
         return replace(
             self.for_edits(edits),
             learning_rate=self.learning_rate if self.learning_rate is not None else rate,
-            beta=self.beta if self.beta is not None else beta,
+            beta=self.beta if self.beta is not None else BETA,
         )
 
     @classmethod

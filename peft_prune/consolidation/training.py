@@ -159,7 +159,7 @@ class _Training:
             raise EditFailedError(
                 "consolidation: the model gives NaN or Inf before the first step; nothing has changed"
             )
-        own = self.settings = self.settings.adapted(self.factors, len(self.material.edits), seen[0].divergence)
+        own = self.settings = self.settings.adapted(self.factors, len(self.material.edits))
         assert own.steps is not None and own.learning_rate is not None
         batches = self._batches()
         with self._trained() as parameters:

@@ -13,7 +13,13 @@ TRIES = 20
 
 
 def prompts_about_others(
-    requests: Sequence[EditRequest], each: int, seed: int = 0, *, of_requests: bool = False, most: int | None = None
+    requests: Sequence[EditRequest],
+    each: int,
+    seed: int = 0,
+    *,
+    alike: Sequence[Sequence[str]] = (),
+    of_requests: bool = False,
+    most: int | None = None,
 ) -> list[str]:
     """The prompt of each request about so many other subjects, without those that come twice.
 
@@ -22,6 +28,7 @@ def prompts_about_others(
             asked about others.
         each: Subjects for each.
         seed: Of the choice.
+        alike: For each request names like its subject, each of which is asked about as well, as many at most.
         of_requests: Take every second subject from another request with another prompt and, where the relation is
             given, another relation: an edit of theirs may be what this prompt asks for. All others are of `NAMES`.
         most: Take so many different prompts, drawn by chance, where there are more.
@@ -31,7 +38,11 @@ def prompts_about_others(
     names = [name for name in NAMES if name not in edited]
     asked: dict[str, None] = {}
     asking = [request for request in requests if request.subject is not None]
+    near = dict(zip(requests, alike, strict=True)) if alike else {}
     for request in asking if most is None else _different(asking, most, draw):
+        for name in near.get(request, ())[:each]:
+            if name not in edited:
+                asked[request.prompt.replace("{}", name)] = None
         others = _other_subjects(request, asking, draw)
         for number in range(each):
             subject = next(others) if of_requests and number % 2 else None

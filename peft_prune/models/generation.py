@@ -25,7 +25,7 @@ from .inference import (
     undisturbed,
 )
 from .sharing import shared
-from .tokenization import prompt_ids
+from .tokenization import prompt_ids, text_ids
 
 SPELLING_TOKENS = 3
 """Tokens generated beyond a target's own count: another spelling may take more, and a word's end must be seen."""
@@ -214,6 +214,30 @@ def drawing(model: Any, end_ids: list[int], seed: int, **settings: Any) -> Itera
     ):
         torch.manual_seed(seed)
         yield
+
+
+def drawn_texts(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    seed: int,
+    *,
+    temperature: float,
+    top_p: float,
+) -> list[str]:
+    """What the model draws behind each prompt, all in one batch; "" for all where the model has no room for one.
+
+    The model and torch's random state are left as they were.
+    """
+    rows = text_ids(tokenizer, prompts)
+    room = max_positions(model)
+    if room is not None and max(map(len, rows)) + max_new_tokens > room:
+        return ["" for _ in prompts]
+    ids, mask = padded(rows, left=True, device=input_device(model))
+    with drawing(model, end_ids_of(model, tokenizer), seed, temperature=temperature, top_p=top_p):
+        written = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens)
+    return [decoded(tokenizer, row) for row in written[:, ids.shape[1] :].tolist()]
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

@@ -67,11 +67,11 @@ def test_the_model_is_shown_the_fact_as_a_sentence(monkeypatch: pytest.MonkeyPat
     model, _, _ = adapted_layers()
     asked: list[str] = []
 
-    def text_ids(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        asked.extend(texts)
-        return [(1, 2) for _ in texts]
+    def drawn(model: Any, tokenizer: Any, prompts: Sequence[str], *_: Any, **__: Any) -> list[str]:
+        asked.extend(prompts)
+        return ["" for _ in prompts]
 
-    monkeypatch.setattr("peft_prune.consolidation.phrasings.text_ids", text_ids)
+    monkeypatch.setattr("peft_prune.consolidation.phrasings.drawn_texts", drawn)
     requests = [MESSI, replace(MESSI, separator=": "), EditRequest("{}的首都是", "秘鲁", "利马")]
     written_phrasings(model, spaced_tokenizer(), requests)
     sentences = ["Lionel Messi is a citizen of Peru.", "Lionel Messi is a citizen of: Peru.", "秘鲁的首都是利马."]
@@ -119,9 +119,15 @@ def test_what_is_asked_in_chat_is_read_there_with_the_whole_answer() -> None:
     assert spoken(chat[0][0]) == spoken(question[0])
 
 
-def test_neighbors_are_the_edits_prompts_about_others_with_the_base_s_own_answers() -> None:
+def test_neighbors_are_the_edits_prompts_about_others_with_the_base_s_own_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, _, _ = adapted_layers()
     tokenizer = spaced_tokenizer()
+    monkeypatch.setattr(
+        "peft_prune.consolidation.neighbors.names_alike",
+        lambda model, tokenizer, requests, *_, **__: [("oats net", REQUESTS[0].subject) for _ in requests],
+    )
     requests = [replace(request, relation_id=str(number % 2)) for number, request in enumerate(REQUESTS)]
     found = neighbor_passages(model, tokenizer, requests, 4, seed=1)
     again = neighbor_passages(model, tokenizer, requests, 4, seed=1)
@@ -129,9 +135,11 @@ def test_neighbors_are_the_edits_prompts_about_others_with_the_base_s_own_answer
     allowed = {
         request.prompt.replace("{}", name)
         for request in requests
-        for name in (*NAMES, *(o.subject for o in requests if o.relation_id != request.relation_id))
+        for name in (*NAMES, "oats net", *(o.subject for o in requests if o.relation_id != request.relation_id))
     }
     edited = {request.text for request in requests}
+    texts = [tokenizer.decode(passage.ids[: passage.read[0] + 1]) for passage in found]
+    assert all(request.prompt.replace("{}", "oats net") in texts for request in requests)
     for passage in found:
         start = passage.read[0] + 1
         text = tokenizer.decode(passage.ids[:start])

@@ -127,17 +127,14 @@ def test_every_kind_of_asking_is_read_as_often_as_the_others() -> None:
 def test_what_is_not_given_follows_from_the_adapter() -> None:
     _, _, updates = adapted_layers()
     own = ConsolidationSettings()
-    worn, fresh = own.adapted(updates, 200, 0.5), own.adapted(updates, 10, 1e-4)
-    assert (worn.steps, worn.texts, worn.beta) == (400, 2267, 2.0)
-    assert (fresh.steps, fresh.beta) == (60, 4.0)
+    many, few = own.adapted(updates, 200), own.adapted(updates, 10)
+    assert (many.steps, many.texts) == (400, 1067) and (few.steps, few.texts) == (100, 267)
+    assert many.beta == few.beta == 1.5
     squares = torch.cat([factor.flatten() for update in updates.values() for factor in (update.B, update.A)])
     rms = float(squares.square().mean().sqrt())
-    assert worn.learning_rate == pytest.approx(0.04 * rms, rel=1e-5)
-    assert fresh.learning_rate == pytest.approx(0.004 * rms, rel=1e-5)
-    half = own.adapted(updates, 60, 0.125)
-    assert half.beta == pytest.approx(4.0) and half.learning_rate == pytest.approx(0.02 * rms, rel=1e-5)
+    assert many.learning_rate == few.learning_rate == pytest.approx(0.03 * rms, rel=1e-5)
     given = ConsolidationSettings(learning_rate=0.1, beta=7.0, steps=3, texts=5)
-    assert given.adapted(updates, 200, 0.5) == given
+    assert given.adapted(updates, 200) == given
 
 
 @pytest.mark.parametrize(

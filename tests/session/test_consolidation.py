@@ -235,7 +235,7 @@ def test_a_history_without_edits_and_factors_without_raw_ones_are_refused(tmp_pa
         own.undo([1, 2, 3, 4, 5])
         with pytest.raises(SessionStateError, match="it holds no request that stands"):
             own.consolidate(TEXTS, SHORT)
-    with pytest.raises(ValueError, match="consolidate: 'every' starts from the raw factors"):
+    with pytest.raises(ValueError, match="consolidate: 'every' starts from F of the raw factors"):
         PruneEditConfig(consolidate="every", restrain_on="compounding")
     with pytest.raises(ValueError, match="consolidate: 'sometimes' is not one of demand, auto, save, every"):
         PruneEditConfig(consolidate="sometimes")  # type: ignore[arg-type]

@@ -122,7 +122,7 @@ def test_consolidation_reads_a_question_as_it_stands_and_lends_it_nothing() -> N
     assert lent_phrasings([asked, other]) == [(), ()]
     assert prompt_in("tone seat is ten", asked) is None
     (passages,) = edit_passages(spaced_tokenizer(), [asked], [], 0, 0)
-    assert spaced_tokenizer().decode(passages[0].ids).startswith("tone seat")
+    assert spaced_tokenizer().decode(passages[0][0].ids).startswith("tone seat")
     assert edited_subjects([asked, named]) == {"oats"}
     model = adapted()
     assert neighbor_passages(model, spaced_tokenizer(), [asked], 2) == []
