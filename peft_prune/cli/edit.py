@@ -220,8 +220,9 @@ def edit(
                     outcomes = session.edit(records, batch_size=batch_size)
                 require_one(outcomes)
                 session.save(folder, progress=shows_progress(json_output))
+                together = session.consolidated
                 outcomes = session.results  # what saving restrained may have weakened
-    report_edits(outcomes, out, json_output, given)
+    report_edits(outcomes, out, json_output, given, consolidated=together)
 
 
 @contextmanager
@@ -314,6 +315,7 @@ def report_edits(
     first: int = 1,
     skipped: int = 0,
     earlier: Sequence[EditResult] | None = None,
+    consolidated: int = 0,
 ) -> None:
     """Print what became of the requests, the first of which has this number in the history.
 
@@ -325,6 +327,7 @@ def report_edits(
         first: Number of the first edit in the history.
         skipped: See ``given``.
         earlier: The edits that the history held before, where it is gone on with.
+        consolidated: How many edits were trained together before saving.
     """
     from ..models.answers import first_sentence
     from ..session.records import LOST, WEAKENED
@@ -342,7 +345,8 @@ def report_edits(
         if chat:
             fallen["not_in_chat"] = silent
         bad = {} if given is None else bad_records(given)
-        counts = {"requested": len(outcomes), "applied": took, "failed": failed}
+        counts: dict[str, Any] = {"requested": len(outcomes), "applied": took, "failed": failed}
+        counts["consolidated"] = consolidated
         before = {} if earlier is None else {"earlier": standing_by_state(earlier)}
         print_json({**counts, **fallen, **bad, **before, "adapter": str(out)})
         return
@@ -352,7 +356,8 @@ def report_edits(
     now = "" if held == took else f", {held} of them hold now"
     in_chat = f", {len(chat) - len(silent)} in chat as well" if chat else ""
     tell = close_with if held == len(outcomes) else say  # what did not take is said also where little is
-    tell(f"{took} of {len(outcomes)} edits took{now}{in_chat}; adapter in {out}")
+    trained = ", consolidated" if consolidated else ""
+    tell(f"{took} of {len(outcomes)} edits took{now}{in_chat}{trained}; adapter in {out}")
     for outcome in outcomes:
         if not outcome.applied:
             say(f"  request {outcome.id - first}: {outcome.reason}")

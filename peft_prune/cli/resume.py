@@ -104,9 +104,9 @@ def resume(
                     session.edit(records, batch_size=batch_size)
             # also where none of the new edits took: the others stand
             session.save(folder, progress=shows_progress(json_output))
-            results, standing = session.results, session.history.standing
+            results, standing, consolidated = session.results, session.history.standing, session.consolidated
     earlier = results[: first - 1]
-    report_edits(results[first - 1 :], out, json_output, given, first, skip, earlier)
+    report_edits(results[first - 1 :], out, json_output, given, first, skip, earlier, consolidated)
     if not json_output:
         close_with(f"{standing} edits stand")
         say_fallen(earlier)

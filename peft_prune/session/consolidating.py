@@ -148,9 +148,14 @@ class Consolidating:
             self._work.history.drop_consolidation()
 
     @property
-    def _is_held(self) -> bool:
+    def edits(self) -> int:
+        """How many edits the consolidation that the adapter holds is of; 0 where it holds none."""
         adapter = self._work.adapter
-        return any(layer.consolidated_edits(adapter) for _, layer in self._work.model.edited_layers())
+        return max((layer.consolidated_edits(adapter) for _, layer in self._work.model.edited_layers()), default=0)
+
+    @property
+    def _is_held(self) -> bool:
+        return self.edits > 0
 
     def _added_since(self) -> int:
         kept = self._work.history.consolidation()

@@ -420,6 +420,11 @@ class EditSession:
         self._look("consolidate")
         return result
 
+    @property
+    def consolidated(self) -> int:
+        """How many edits have been trained together in what the adapter holds; 0 where it is not consolidated."""
+        return self._consolidating.edits
+
     def _consolidate_to_save(self, progress: bool) -> bool:
         """Whether it could be done; nothing has changed where it could not."""
         try:

@@ -73,7 +73,7 @@ def adapter(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) ->
 def test_edit_prints_its_contract_and_writes_an_adapter(capsys, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "adapter"
     result = edit(capsys, folder, out)
-    assert set(result) == {"requested", "applied", "failed", "weakened", "lost", "adapter"}
+    assert set(result) == {"requested", "applied", "failed", "consolidated", "weakened", "lost", "adapter"}
     assert result["requested"] == 4 and result["adapter"] == str(out)
     assert result["applied"] + len(result["failed"]) == 4 and result["applied"] >= 3
     settings = json.loads((out / "adapter_config.json").read_text())

@@ -114,7 +114,7 @@ def test_resume_goes_on_with_the_editor_and_the_moments_of_the_history(capsys, f
     code, output, errors = run(capsys, "resume", log, *arguments, "--out", tmp_path / "longer", "--json")
     assert code == 0, errors
     document = json.loads(output)
-    assert set(document) == {"requested", "applied", "failed", "weakened", "lost", "earlier", "adapter"}
+    assert set(document) == {"requested", "applied", "failed", "consolidated", "weakened", "lost", "earlier", "adapter"}
     assert document["requested"] == 2 and document["earlier"]["standing"] == len(before)
     assert [failure["index"] for failure in document["failed"]] == [0, 1][document["applied"] :]
     with History.read(log) as history:
