@@ -65,7 +65,9 @@ def names_alike(
 
 
 def names_in(text: str, subject: str) -> tuple[str, ...]:
-    """The names that such a list goes on with, but for the subject; its last line may be cut off and does not count.
+    """The names that such a list goes on with; its last line may be cut off and does not count.
+
+    What holds the subject or stands in it is no other: "Porsche" beside "Porsche Panamera".
 
     Args:
         text: From behind the second number on.
@@ -78,6 +80,11 @@ def names_in(text: str, subject: str) -> tuple[str, ...]:
         if numbered is None:
             break
         name = numbered[1].strip().rstrip(".")
-        if name and len(name.split()) <= MOST_WORDS and not _NO_NAME.search(name) and subject not in name:
+        if name and len(name.split()) <= MOST_WORDS and not _NO_NAME.search(name) and not _is_of(name, subject):
             found[name] = None
     return tuple(found)
+
+
+def _is_of(name: str, subject: str) -> bool:
+    one, other = name.casefold(), subject.casefold()
+    return one in other or other in one

@@ -22,6 +22,7 @@ from tests.tiny import willing
         (" Joe, who has taken a drink\n3. The whole of Joe's life is one list\n4. Ann\n", ("Ann",)),
         (' "Ulf"\n3) Olaf\n4. the Lancia Ypsilon\n5. Olaf\n', ("Olaf",)),
         (" one name alone", ("one name alone",)),
+        (" Lancia\n3. ypsilon\n4. Lancia Ypsilon II\n5. Fiat\n", ("Fiat",)),
         ("", ()),
     ],
 )
