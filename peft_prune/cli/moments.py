@@ -75,7 +75,7 @@ class MomentsSource:
     ) -> SecondMoments:
         """Second moments of the inputs of ``modules``."""
         from ..editors import SecondMoments, collect_second_moments
-        from ..editors.own_texts import others_moments
+        from ..editors.own_texts import with_others
         from ..evaluation import without_subjects
 
         if self._file is not None:
@@ -84,7 +84,7 @@ class MomentsSource:
             texts = without_subjects(self.texts, requests)
             return collect_second_moments(model, tokenizer, texts, modules, progress=shows_progress(quiet))
         own = _own(model, tokenizer, modules, self._tokens, quiet)
-        return own.plus(others_moments(model, tokenizer, modules, requests, progress=shows_progress(quiet)))
+        return with_others(own, model, tokenizer, modules, requests, progress=shows_progress(quiet))
 
 
 def _own(model: Any, tokenizer: Any, modules: Sequence[str], tokens: int, quiet: bool) -> SecondMoments:

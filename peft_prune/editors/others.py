@@ -19,7 +19,7 @@ def prompts_about_others(
     *,
     alike: Sequence[Sequence[str]] = (),
     of_requests: bool = False,
-    most: int | None = None,
+    edited: Sequence[EditRequest] = (),
 ) -> list[str]:
     """The prompt of each request about so many other subjects, without those that come twice.
 
@@ -31,17 +31,17 @@ def prompts_about_others(
         alike: For each request names like its subject, each of which is asked about as well, as many at most.
         of_requests: Take every second subject from another request with another prompt and, where the relation is
             given, another relation: an edit of theirs may be what this prompt asks for. All others are of `NAMES`.
-        most: Take so many different prompts, drawn by chance, where there are more.
+        edited: Further edits whose subjects are not taken.
     """
     draw = random.Random(seed)
-    edited = {request.subject for request in requests}
-    names = [name for name in NAMES if name not in edited]
+    subjects = {request.subject for request in (*requests, *edited)}
+    names = [name for name in NAMES if name not in subjects]
     asked: dict[str, None] = {}
     asking = [request for request in requests if request.subject is not None]
     near = dict(zip(requests, alike, strict=True)) if alike else {}
-    for request in asking if most is None else _different(asking, most, draw):
+    for request in asking:
         for name in near.get(request, ())[:each]:
-            if name not in edited:
+            if name not in subjects:
                 asked[request.prompt.replace("{}", name)] = None
         others = _other_subjects(request, asking, draw)
         for number in range(each):
@@ -50,10 +50,10 @@ def prompts_about_others(
     return list(asked)
 
 
-def _different(requests: Sequence[EditRequest], most: int, draw: random.Random) -> list[EditRequest]:
-    """One request for each prompt, so many of them."""
-    found = list({request.prompt: request for request in requests}.values())
-    return found if len(found) <= most else draw.sample(found, most)
+def different_prompts(requests: Sequence[EditRequest], most: int, seed: int = 0) -> list[EditRequest]:
+    """The requests with a subject, one for each prompt; so many, drawn by chance, where there are more."""
+    found = list({request.prompt: request for request in requests if request.subject is not None}.values())
+    return found if len(found) <= most else random.Random(seed).sample(found, most)
 
 
 def _other_subjects(request: EditRequest, requests: Sequence[EditRequest], draw: random.Random) -> Iterator[str | None]:

@@ -16,7 +16,8 @@ from ..models.tokenization import text_ids
 from ..moving import moving_bar
 from ..processes import same
 from ..requests import EditRequest
-from .others import prompts_about_others
+from .kin import names_alike
+from .others import different_prompts, prompts_about_others
 from .second_moment import SecondMoments, collect_second_moments
 
 OWN_TOKENS = 20_000
@@ -33,6 +34,9 @@ LARGEST_MASS = 0.95
 
 OTHERS = 8
 """Subjects that each request's prompt is read about beside the own texts."""
+
+OTHERS_SHARE = 1 / 3
+"""Weight of the requests' prompts about others against the own texts, however few they are."""
 
 MOST_PROMPTS = 250
 """Different prompts of the requests that are read about others."""
@@ -122,7 +126,7 @@ def own_moments(
         tokens: Least number of tokens of own text.
         seed: Of the drawing.
         progress: Show a bar.
-        requests: What will be edited; see `others_moments`, whose texts are read as well where some are given.
+        requests: What will be edited; see `with_others`.
 
     Raises:
         ValueError: ``tokens`` is below 1.
@@ -131,10 +135,11 @@ def own_moments(
     # another process's device may draw another token
     texts = same("own texts", lambda: own_texts(model, tokenizer, tokens, seed=seed, progress=progress))
     found = collect_second_moments(model, tokenizer, texts, modules, progress=progress)
-    return found.plus(others_moments(model, tokenizer, modules, requests, progress=progress)) if requests else found
+    return with_others(found, model, tokenizer, modules, requests, progress=progress)
 
 
-def others_moments(
+def with_others(
+    own: SecondMoments,
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     modules: Sequence[str],
@@ -142,13 +147,26 @@ def others_moments(
     *,
     progress: bool = True,
 ) -> SecondMoments:
-    """Second moments over the requests' prompts about `OTHERS` subjects each that none of them is about.
+    """Second moments over own texts, mixed with those over the requests' prompts about others.
 
     What a model writes by itself hardly holds the prompts that edits are asked by, and an edit is then free to answer
-    them for every subject; these make them part of what must stay.
+    them for every subject; these make them part of what must stay. Each prompt is read about at most `OTHERS` names
+    like its subject that the model writes, and about `OTHERS` well-known ones.
+
+    Args:
+        own: Over own texts.
+        model: The unedited model.
+        tokenizer: Its tokenizer.
+        modules: Names in the base model.
+        requests: What will be edited. Without subjects in them the moments are the own ones.
+        progress: Show bars.
     """
-    texts = prompts_about_others(requests, OTHERS, most=MOST_PROMPTS)
-    return collect_second_moments(model, tokenizer, texts, modules, progress=progress)
+    asked = different_prompts(requests, MOST_PROMPTS)
+    if not asked:
+        return own
+    alike = same("names", lambda: names_alike(model, tokenizer, asked, progress=progress))
+    texts = prompts_about_others(asked, OTHERS, alike=alike, edited=requests)
+    return own.mixed(collect_second_moments(model, tokenizer, texts, modules, progress=progress), OTHERS_SHARE)
 
 
 def _openings(tokenizer: PreTrainedTokenizerBase, most: int) -> Iterator[tuple[int, ...]]:

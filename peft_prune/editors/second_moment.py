@@ -60,21 +60,24 @@ class SecondMoments:
     tokens: int
     base: str | None = None
 
-    def plus(self, other: SecondMoments) -> SecondMoments:
-        """Those over the texts of both; what one of them does not know is left out.
+    def mixed(self, other: SecondMoments, share: float) -> SecondMoments:
+        """A mean of both; what one of them does not know is left out.
+
+        Args:
+            other: Of the same base.
+            share: Weight of the other one, between 0 and 1, however many tokens it is taken over.
 
         Raises:
             AdapterError: The two were taken with different base weights.
         """
         if self.base is not None and other.base is not None and not same_base(self.base, other.base):
             raise AdapterError("statistics: those to be put together were taken with different base weights")
-        tokens = self.tokens + other.tokens
         moments = {
-            name: moment * (self.tokens / tokens) + other.moments[name] * (other.tokens / tokens)
+            name: moment * (1 - share) + other.moments[name] * share
             for name, moment in self.moments.items()
             if name in other.moments
         }
-        return SecondMoments(moments, tokens, self.base or other.base)
+        return SecondMoments(moments, self.tokens + other.tokens, self.base or other.base)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, whole or not at all."""

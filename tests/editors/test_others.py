@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -10,8 +11,7 @@ import torch
 from peft_prune.builtin import load_builtin_model
 from peft_prune.editors import SecondMoments, collect_second_moments, own_moments
 from peft_prune.editors.names import NAMES
-from peft_prune.editors.others import prompts_about_others
-from peft_prune.editors.own_texts import others_moments, own_texts
+from peft_prune.editors.others import different_prompts, prompts_about_others
 from peft_prune.errors import AdapterError
 from peft_prune.models.mlp import mlp_output_modules
 from peft_prune.requests import EditRequest
@@ -47,28 +47,39 @@ def test_subjects_of_requests_with_another_relation_may_be_asked_about() -> None
 
 def test_of_many_different_prompts_some_are_drawn() -> None:
     many = [replace(REQUESTS[0], prompt=f"{{}} plays the {number}", subject=str(number)) for number in range(20)]
-    found = prompts_about_others([*many, *many], 1, most=5)
-    assert len({text.split("plays")[1] for text in found}) == len(found) == 5
+    found = different_prompts([*many, *many, replace(many[0], prompt="Who?", subject=None)], 5)
+    assert len({request.prompt for request in found}) == len(found) == 5
+    assert different_prompts(many, 30) == many
 
 
-def test_own_moments_hold_the_requests_prompts_about_others(builtin) -> None:
+def test_names_like_the_subject_are_asked_about_unless_they_are_edited() -> None:
+    found = prompts_about_others(REQUESTS[:1], 2, alike=[("Oslo", "Bergen", "Wien", "Rom")], edited=REQUESTS)
+    assert found[0] == "Bergen plays the" and len(found) == 3 and "Wien plays the" not in found
+
+
+def test_own_moments_hold_the_requests_prompts_about_others(builtin, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = builtin
     name = mlp_output_modules(model, [1])[1]
+    alike = [("Rome",), (), ("Bergen", "Oslo")]
+    # the package shows the function of that name, not its module
+    monkeypatch.setattr(import_module("peft_prune.editors.own_texts"), "names_alike", lambda *_, **__: alike)
     quick = {"tokens": 300, "progress": False}
-    found = own_moments(model, tokenizer, [name], requests=REQUESTS, **quick)
-    texts = [*own_texts(model, tokenizer, 300, progress=False), *prompts_about_others(REQUESTS, 8, most=250)]
-    together = collect_second_moments(model, tokenizer, texts, [name], progress=False)
-    assert found.tokens == together.tokens and found.base == together.base
-    torch.testing.assert_close(found.moments[name], together.moments[name], rtol=1e-4, atol=1e-6)
-    others = others_moments(model, tokenizer, [name], REQUESTS, progress=False)
-    assert others.tokens == found.tokens - own_moments(model, tokenizer, [name], **quick).tokens
+    own, found = (own_moments(model, tokenizer, [name], requests=given, **quick) for given in ((), REQUESTS))
+    texts = prompts_about_others(REQUESTS, 8, alike=alike)
+    assert "Bergen" in texts[-9] and not any("Oslo" in text for text in texts)
+    others = collect_second_moments(model, tokenizer, texts, [name], progress=False)
+    assert found.tokens == own.tokens + others.tokens and found.base == own.base
+    expected = 2 / 3 * own.moments[name].double() + 1 / 3 * others.moments[name].double()
+    torch.testing.assert_close(found.moments[name].double(), expected, rtol=1e-4, atol=1e-6)
+    without = own_moments(model, tokenizer, [name], requests=[EditRequest("Who?", None, "Peru")], **quick)
+    assert torch.equal(without.moments[name], own.moments[name])
 
 
 def test_moments_of_different_bases_are_not_put_together(builtin) -> None:
     model, tokenizer = builtin
     name = mlp_output_modules(model, [1])[1]
-    own = others_moments(model, tokenizer, [name], REQUESTS, progress=False)
+    own = collect_second_moments(model, tokenizer, ["plain text"], [name], progress=False)
     assert own.base is not None
     other = SecondMoments(own.moments, own.tokens, own.base[::-1])
     with pytest.raises(AdapterError, match="different base weights"):
-        own.plus(other)
+        own.mixed(other, 0.5)
