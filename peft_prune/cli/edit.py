@@ -216,10 +216,11 @@ def edit(
                 _beside(kept, history),
                 EditSession(edited, tokenizer, method, **options) as session,
             ):
+                session.shows_bars = shows_progress(json_output)
                 with going_on(session, history):
                     outcomes = session.edit(records, batch_size=batch_size)
                 require_one(outcomes)
-                session.save(folder, progress=shows_progress(json_output))
+                session.save(folder)
                 together = session.consolidated
                 outcomes = session.results  # what saving restrained may have weakened
     report_edits(outcomes, out, json_output, given, consolidated=together)

@@ -99,11 +99,11 @@ def resume(
         options: dict[str, Any] = {"statistics": stats, "callbacks": callbacks, "ask": ask, "serve_dtype": served}
         options |= {"solving": solving, "author": author}
         with EditSession.resume(history, base, tokenizer, **options) as session:
+            session.shows_bars = shows_progress(json_output)
             if records:
                 with going_on(session, history, first - 1 - skip):
                     session.edit(records, batch_size=batch_size)
-            # also where none of the new edits took: the others stand
-            session.save(folder, progress=shows_progress(json_output))
+            session.save(folder)  # also where none of the new edits took: the others stand
             results, standing, consolidated = session.results, session.history.standing, session.consolidated
     earlier = results[: first - 1]
     report_edits(results[first - 1 :], out, json_output, given, first, skip, earlier, consolidated)

@@ -55,6 +55,7 @@ def tune(
         require_picture(plot)
     known = load_facts(facts)
     with resumed(history, model, dtype, placement) as session:
+        session.shows_bars = shows_progress(json_output)
         if margin is not None:
             calibrate_strengths(session, margin, progress=shows_progress(json_output))
         requests = [record.request for record in session.history.edits(standing=True) if record.request is not None]

@@ -14,7 +14,7 @@ from .edit import say_fallen, standing_by_state
 from .options import Author, BaseModel, Dtype, GgufFile, HistoryFile, JsonOutput, Overwrite
 from .placement import Placement, placed
 from .places import in_gguf
-from .plain import close_with
+from .plain import close_with, shows_progress
 
 if TYPE_CHECKING:
     from ..session import History
@@ -54,6 +54,7 @@ def undo(
     with History.read(history) as log:
         chosen = sorted(set(edits)) if edits else _chosen(log, since)
     with resumed(history, model, dtype, placement, author) as session:
+        session.shows_bars = shows_progress(json_output)
         session.undo(chosen, reason)
         session.save(out, overwrite=overwrite)
         standing, results = session.history.standing, session.results

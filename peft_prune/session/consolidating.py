@@ -135,12 +135,12 @@ class Consolidating:
             time.perf_counter() - start,
         )
 
-    def again(self) -> ConsolidationResult | None:
+    def again(self, progress: bool) -> ConsolidationResult | None:
         """Consolidate as the last time: with its settings, its seed and its texts; None where no edit stands."""
         kept = self._work.history.consolidation()
         if kept is None or not self._work.history.standing:
             return None
-        return self.run(kept.texts, kept.settings, progress=False)
+        return self.run(kept.texts, kept.settings, progress)
 
     def drop(self) -> None:
         """Forget the last consolidation, so that it is not done again."""

@@ -102,6 +102,8 @@ class EditSession:
     on_failure: str
     on_conflict: str
     look_again: bool
+    shows_bars: bool = False
+    """Whether bars are shown while it consolidates on its schedule, or again after an undo."""
     _stopped: str | None
     _open: bool
 
@@ -315,7 +317,7 @@ class EditSession:
             for batch in in_batches([Given.of(item, self.workspace.asking) for item in given], batch_size):
                 results += self._batch(batch) if self._stopped is None else self._skip(batch)
                 if self._consolidating.is_due:
-                    self._consolidate(self._kept_texts, self._kept_settings)
+                    self._consolidate(self._kept_texts, self._kept_settings, self.shows_bars)
                 if self._failed(results):
                     break
             self._consolidate_again()
@@ -425,10 +427,10 @@ class EditSession:
         """How many edits have been trained together in what the adapter holds; 0 where it is not consolidated."""
         return self._consolidating.edits
 
-    def _consolidate_to_save(self, progress: bool) -> bool:
+    def _consolidate_to_save(self) -> bool:
         """Whether it could be done; nothing has changed where it could not."""
         try:
-            self._consolidate(self._kept_texts, self._kept_settings, progress)
+            self._consolidate(self._kept_texts, self._kept_settings, self.shows_bars)
         except EditFailedError as error:
             if self.workspace.config.consolidate != "auto":
                 raise
@@ -441,7 +443,7 @@ class EditSession:
         if self._consolidating.was_taken_away:
             try:
                 with self.workspace.intact():
-                    again = self._consolidating.again()
+                    again = self._consolidating.again(self.shows_bars)
             except EditFailedError as error:
                 # what led here, an undo for instance, is written and stays
                 warnings.warn(f"{error}; the adapter is restrained and no longer consolidated")
@@ -482,9 +484,7 @@ class EditSession:
         """Figures of every layer now, by module name."""
         return self.workspace.figures()
 
-    def save(
-        self, path: str | Path, *, overwrite: bool = False, also_lora: bool = False, progress: bool = False
-    ) -> None:
+    def save(self, path: str | Path, *, overwrite: bool = False, also_lora: bool = False) -> None:
         """Save the adapter, whole or not at all; a pending restraint is applied first and written to the history.
 
         Where the schedule asks for a consolidation, that comes first. One that would lose edits is left out with a
@@ -494,7 +494,6 @@ class EditSession:
             path: Its folder; text that people wrote into the card of the folder that is replaced stays.
             overwrite: Replace a folder that exists.
             also_lora: Put the same update as a plain LoRA into the subfolder ``lora``, for those without this package.
-            progress: Show bars while it is consolidated.
 
         Raises:
             EditFailedError: A consolidation that the schedule asks for loses edits; nothing is saved.
@@ -504,7 +503,7 @@ class EditSession:
         inputs = {"history": self.history.path, "base model": getattr(unwrapped(self.model), "name_or_path", None)}
         with together("saving"):
             require_outputs(folders={"path": Path(path)}, inputs=inputs, overwrite=overwrite)
-        consolidated = self._open and self._consolidating.is_due_before_saving and self._consolidate_to_save(progress)
+        consolidated = self._open and self._consolidating.is_due_before_saving and self._consolidate_to_save()
         if not consolidated and self.model.restraint_is_pending():
             self._restrain_pending()
         if self._open:

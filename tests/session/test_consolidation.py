@@ -23,6 +23,7 @@ from peft_prune import (
 )
 from peft_prune.consolidation.training import _Training
 from peft_prune.reporting.log import EditLog
+from peft_prune.session.consolidating import Consolidating
 from peft_prune.spectral import LowRankUpdate
 from tests.consolidation.scene import GENTLE, TEXTS, edited, effective, fresh, layer_of
 from tests.session.scene import MODULE, REQUESTS, resumed
@@ -159,6 +160,24 @@ def test_by_itself_it_is_done_where_there_are_many_edits_and_a_restraint(
         own.edit(REQUESTS)
         own.save(tmp_path / "adapter")
         assert layer_of(own).consolidated_edits("default") == edits
+
+
+@pytest.mark.filterwarnings("ignore:consolidation. not reached")
+def test_whoever_asks_for_bars_sees_them_on_the_schedule_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peft_prune.session.session.ConsolidationSettings", lambda: replace(SHORT, texts=6))
+    shown: list[bool] = []
+    run = Consolidating.run
+    monkeypatch.setattr(Consolidating, "run", lambda self, *given: shown.append(given[-1]) or run(self, *given))
+    with fresh(consolidate="save") as own:
+        own.edit(REQUESTS)
+        own.shows_bars = True
+        own.save(tmp_path / "adapter")
+        own.undo([2])
+        own.shows_bars = False
+        own.undo([3])
+    assert shown == [True, True, False]
 
 
 @pytest.mark.parametrize("schedule", ["auto", "save"])
