@@ -220,7 +220,8 @@ def edit(
                 with going_on(session, history):
                     outcomes = session.edit(records, batch_size=batch_size)
                 require_one(outcomes)
-                session.save(folder)
+                with saving(history):
+                    session.save(folder)
                 together = session.consolidated
                 outcomes = session.results  # what saving restrained may have weakened
     report_edits(outcomes, out, json_output, given, consolidated=together)
@@ -243,6 +244,21 @@ def going_on(session: EditSession, history: Path | None, before: int = 0) -> Ite
             typer.echo(
                 f"\n{done} of the requests are done and in {history}; go on with the same ones by "
                 f"peft-prune resume {history} --skip {done}",
+                err=True,
+            )
+        raise
+
+
+@contextmanager
+def saving(history: Path | None) -> Iterator[None]:
+    """Where a consolidation before saving is interrupted, say how the edits are had without it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if history is not None:
+            typer.echo(
+                f"\nAll edits are in {history}; peft-prune resume {history} --consolidate demand writes their adapter "
+                "without consolidating it",
                 err=True,
             )
         raise

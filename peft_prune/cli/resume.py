@@ -44,6 +44,10 @@ def resume(
         Optional[Path],
         typer.Option(help="The second moment that its edits were made with; the one kept beside it if not given."),
     ] = None,
+    consolidate: Annotated[
+        Optional[str],
+        typer.Option(help="As of `peft-prune edit`, for this run; what the history's adapter was given if not given."),
+    ] = None,
     max_growth: MaxGrowth = None,
     max_norm: MaxNorm = None,
     max_output_change: MaxOutputChange = None,
@@ -69,6 +73,7 @@ def resume(
     """
     from ..editors import Solving
     from ..session import EditSession, History
+    from ..tuner.config import CONSOLIDATIONS
     from .bars import EditProgress
     from .models import load_model, load_tokenizer
     from .models import serve_dtype as serve_dtype_of
@@ -80,6 +85,8 @@ def resume(
     inputs |= {"texts": watch_text, "facts": watch_facts, "second moment": [stats, moments_beside(history)]}
     require_outputs(folders={"out": out}, inputs=inputs, overwrite=overwrite)
     given, records = _remaining(requests, limit, skip, on_bad_record)
+    if consolidate is not None and consolidate not in CONSOLIDATIONS:
+        raise ValueError(f"consolidate: {consolidate!r} is not one of {', '.join(CONSOLIDATIONS)}")
     watch = Watch(max_growth, watch_facts, watch_text, watch_every, max_drop, on_limit, max_norm, max_output_change)
     with History.read(history) as log:
         facts = log.meta
@@ -100,6 +107,7 @@ def resume(
         options |= {"solving": solving, "author": author}
         with EditSession.resume(history, base, tokenizer, **options) as session:
             session.shows_bars = shows_progress(json_output)
+            session.workspace.config.consolidate = consolidate or session.workspace.config.consolidate  # type: ignore[assignment]
             if records:
                 with going_on(session, history, first - 1 - skip):
                     session.edit(records, batch_size=batch_size)

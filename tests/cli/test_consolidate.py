@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from peft_prune.consolidation.training import _Training
 from peft_prune.session import History
 from tests.cli.test_commands import edit, folder, run  # noqa: F401
 from tests.consolidation.scene import TEXTS
@@ -42,3 +43,28 @@ def test_options_of_edit_are_checked_before_a_model_is_loaded(capsys, tmp_path: 
     assert code == 2 and "consolidate: 'often' is not one of demand, auto, save, every" in errors
     code, _, errors = run(capsys, *given, "--consolidate-every", 0)
     assert code == 2 and "consolidate_every: 0 must be an integer of at least 1" in errors
+
+
+def test_an_interrupted_consolidation_can_be_left_out(
+    capsys,
+    folder: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    log, out = tmp_path / "edits.db", tmp_path / "adapter"
+    monkeypatch.setattr(_Training, "run", interrupted)
+    model = ("--model", folder / "model")
+    given = ["edit", *model, "--requests", folder / "requests.json", "--layers", 1, "--editor", "rome"]
+    given += ["--stats-text", folder / "texts.json", "--batch-size", 1, "--history", log, "--out", out]
+    quick = ["--set", "v_num_grad_steps=40", "--set", "clamp_norm_factor=20", "--set", "context_lengths=[[4, 3]]"]
+    code, _, errors = run(capsys, *given, *quick, "--consolidate", "save")
+    assert code == 130 and f"peft-prune resume {log} --consolidate demand" in errors and not out.exists()
+    code, _, errors = run(capsys, "resume", log, *model, "--out", out, "--consolidate", "never")
+    assert code == 2 and "consolidate: 'never' is not one of demand, auto, save, every" in errors
+    code, output, errors = run(capsys, "resume", log, *model, "--out", out, "--consolidate", "demand")
+    assert code == 0 and "edits stand" in output, errors
+    saved = json.loads((out / "adapter_config.json").read_text())
+    assert saved["consolidated"] == 0 and saved["edits"] == History.read(log).standing > 0
