@@ -9,7 +9,7 @@ import typer
 
 HistoryFile = Annotated[Path, typer.Argument(help="SQLite file of a session.", metavar="HISTORY")]
 BaseModel = Annotated[str, typer.Option(help="The unedited base model: a folder or a Hub name.")]
-EDITORS = ("alphaedit", "emmet", "ft", "memit", "mend", "rome")
+EDITORS = ("alphaedit", "emmet", "ft", "locft_bf", "memit", "mend", "rome", "ultraedit")
 """The editing methods that come with the package, known before any of them is imported."""
 
 DEFAULT_EDITOR = "memit"
