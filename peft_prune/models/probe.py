@@ -58,8 +58,13 @@ def require_text_decoder(model: Any, layers: Sequence[int]) -> None:
         raise UnsupportedModelError(f"{watch.odd[0]} does not hand on one state of width {hidden} for each token")
 
 
-def plain_ids(model: Any, count: int) -> list[int]:
+def plain_ids(model: Any, count: int, share: float = 0.0) -> list[int]:
     """Token ids that stand for text, and for no image, sound or end as the configuration has it.
+
+    Args:
+        model: The model.
+        count: How many.
+        share: Of the vocabulary that is passed over before: what stands first in it may never have been trained.
 
     Raises:
         UnsupportedModelError: The vocabulary holds no so many.
@@ -67,7 +72,7 @@ def plain_ids(model: Any, count: int) -> list[int]:
     special = set(_special_ids(unwrapped(model).config.to_dict()))
     embeddings: Any = unwrapped(model).get_input_embeddings()
     vocabulary = embeddings.weight.shape[0]
-    found = [token for token in range(vocabulary) if token not in special][:count]
+    found = [token for token in range(int(share * vocabulary), vocabulary) if token not in special][:count]
     if len(found) < count:
         raise UnsupportedModelError(f"model: its vocabulary of {vocabulary} holds no {count} tokens for text")
     return found
