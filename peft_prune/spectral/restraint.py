@@ -202,7 +202,10 @@ def parse_restraint(text: str) -> Restraint:
     except ValueError:
         raise ValueError(f"restraint: {text!r} must have a number or e behind the colon") from None
     build: Callable[..., Restraint] = type(restraint)
-    return build(**dict(zip(restraint.parameters, values, strict=False)))
+    try:
+        return build(**dict(zip(restraint.parameters, values, strict=False)))
+    except ValueError as error:
+        raise ValueError(f"restraint: {text!r}: {error}") from None
 
 
 def restraint_text(restraint: Restraint) -> str:

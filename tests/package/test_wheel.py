@@ -73,7 +73,7 @@ def test_links_lead_to_the_repository_where_one_is_named() -> None:
     text = make(readme, "https://example.org/peft-prune/")
     assert not RELATIVE.findall(text)
     assert "](https://example.org/peft-prune/raw/main/docs/demo.png)" in text
-    assert "](https://example.org/peft-prune/blob/main/docs/editors.md#how-v-is-searched)" in text
+    assert "](https://example.org/peft-prune/blob/main/docs/editors.md#second-moments)" in text
     assert make("![a](a.png)\n\nsee [b](b.md) and [c](https://c.org)", None) == "\n\nsee b and [c](https://c.org)"
 
 

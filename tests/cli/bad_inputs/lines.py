@@ -35,7 +35,7 @@ def values(scene: Scene, draw: random.Random) -> Iterator[Case]:
     for name, values in {
         "max_rank": ("0", "-1", "1.5", "few"),
         "alpha": ("1", "nan", "inf"),
-        "restraint": ("", "none", "sqrt", "log:1.5"),
+        "restraint": ("", "none", "sqrt", "log:0.5"),
     }.items():
         for value in values:
             yield _value(restrain, name, value)
