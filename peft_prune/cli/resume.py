@@ -10,7 +10,7 @@ import typer
 from ..folders import whole_folder
 from ..outputs import Given, require_outputs
 from ..requests import EditRequest, LoadedRequests
-from .edit import going_on, moments_beside, report_edits, say_fallen
+from .edit import going_on, moments_beside, report_edits, saving, say_fallen
 from .options import Ask, Author, Dtype, GgufFile, JsonOutput, Overwrite, ServeDtype, SolveDevice
 from .placement import Placement, placed
 from .places import in_gguf
@@ -73,7 +73,7 @@ def resume(
     """
     from ..editors import Solving
     from ..session import EditSession, History
-    from ..tuner.config import CONSOLIDATIONS
+    from ..tuner.config import require_consolidation
     from .bars import EditProgress
     from .models import load_model, load_tokenizer
     from .models import serve_dtype as serve_dtype_of
@@ -85,8 +85,8 @@ def resume(
     inputs |= {"texts": watch_text, "facts": watch_facts, "second moment": [stats, moments_beside(history)]}
     require_outputs(folders={"out": out}, inputs=inputs, overwrite=overwrite)
     given, records = _remaining(requests, limit, skip, on_bad_record)
-    if consolidate is not None and consolidate not in CONSOLIDATIONS:
-        raise ValueError(f"consolidate: {consolidate!r} is not one of {', '.join(CONSOLIDATIONS)}")
+    if consolidate is not None:
+        require_consolidation(consolidate)
     watch = Watch(max_growth, watch_facts, watch_text, watch_every, max_drop, on_limit, max_norm, max_output_change)
     with History.read(history) as log:
         facts = log.meta
@@ -111,7 +111,8 @@ def resume(
             if records:
                 with going_on(session, history, first - 1 - skip):
                     session.edit(records, batch_size=batch_size)
-            session.save(folder)  # also where none of the new edits took: the others stand
+            with saving(history):
+                session.save(folder)  # also where none of the new edits took: the others stand
             results, standing, consolidated = session.results, session.history.standing, session.consolidated
     earlier = results[: first - 1]
     report_edits(results[first - 1 :], out, json_output, given, first, skip, earlier, consolidated)

@@ -19,7 +19,6 @@ ROWS = 3
 REQUESTS_AT_ONCE = 16
 WRITTEN_TOKENS = 56
 """Of a row: a list of about five sentences."""
-DRAWING = {"temperature": 0.9, "top_p": 0.95}
 
 _ASKED = 'The sentence "{0}" can be said in other words. Here are ten ways to say the same:\n1. {0}\n2.'
 _NUMBER = re.compile(r"^\s*\d+[.)]\s*")
@@ -95,4 +94,4 @@ def prompt_in(line: str, request: EditRequest) -> str | None:
 
 def _lists(model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], seed: int) -> list[str]:
     sentences = [f"{joined(request.text, request.target_new, request.separator)}." for request in requests]
-    return drawn_texts(model, tokenizer, [_ASKED.format(one) for one in sentences], WRITTEN_TOKENS, seed, **DRAWING)
+    return drawn_texts(model, tokenizer, [_ASKED.format(one) for one in sentences], WRITTEN_TOKENS, seed)

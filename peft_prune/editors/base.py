@@ -11,7 +11,7 @@ from typing import Any, ClassVar, get_type_hints
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import InvalidRequestError, UnsupportedModelError
+from ..errors import EditFailedError, InvalidRequestError, UnsupportedModelError
 from ..models.decoder import decoder_blocks
 from ..models.mlp import changed_modules, listed, mlp_output_modules, refused_layers
 from ..models.probe import require_text_decoder
@@ -91,6 +91,12 @@ class Edit:
             {name: keys[kept] for name, keys in self.keys.items()},
             {name: parts[kept] for name, parts in self.features.items()},
         )
+
+
+def require_finite_factors(request: EditRequest, *factors: Tensor) -> None:
+    """Raise EditFailedError, naming the (first) request, where a factor of its update holds NaN or Inf."""
+    if not all(bool(factor.isfinite().all()) for factor in factors):
+        raise EditFailedError(f"{request.about}: its update holds NaN or Inf")
 
 
 class Earlier(Mapping[str, Tensor]):

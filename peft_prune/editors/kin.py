@@ -9,7 +9,6 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..models.generation import drawn_texts
-from ..models.inference import undisturbed
 from ..moving import moving_bar
 from ..requests import EditRequest
 
@@ -18,7 +17,6 @@ WRITTEN_TOKENS = 40
 """Of a list: about five names."""
 MOST_WORDS = 6
 """Of a name; more are a sentence."""
-DRAWING = {"temperature": 0.9, "top_p": 0.95}
 
 _ASKED = 'Here is a list of names that are like "{0}":\n1. {0}\n2.'
 _NUMBERED = re.compile(r"\s*\d+[.)]\s*(.*)")
@@ -49,15 +47,12 @@ def names_alike(
     """
     asking = [index for index, request in enumerate(requests) if request.subject is not None]
     found: list[tuple[str, ...]] = [() for _ in requests]
-    with (
-        undisturbed(model),
-        moving_bar(total=len(asking), desc="Names alike", unit=" edits", disable=not progress) as bar,
-    ):
+    with moving_bar(total=len(asking), desc="Names alike", unit=" edits", disable=not progress) as bar:
         for start in range(0, len(asking), REQUESTS_AT_ONCE):
             part = asking[start : start + REQUESTS_AT_ONCE]
             subjects = [str(requests[index].subject).strip() for index in part]
             asked = [_ASKED.format(subject) for subject in subjects]
-            lists = drawn_texts(model, tokenizer, asked, WRITTEN_TOKENS, seed, **DRAWING)
+            lists = drawn_texts(model, tokenizer, asked, WRITTEN_TOKENS, seed)
             for index, subject, text in zip(part, subjects, lists, strict=True):
                 found[index] = names_in(text, subject)
             bar.update(len(part))

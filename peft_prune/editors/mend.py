@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import EditFailedError, UnsupportedModelError
+from ..errors import UnsupportedModelError
 from ..models.decoder import hidden_size, unwrapped
 from ..models.fingerprint import base_fingerprint
 from ..models.mlp import features
 from ..moving import moving_bar
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
-from .base import Edit, Editor, Prepared, register_editor
+from .base import Edit, Editor, Prepared, register_editor, require_finite_factors
 from .gradients import gradients
 from .hyperparameters import EditorHyperparameters
 from .mend_file import load_network, save_network
@@ -135,8 +135,7 @@ class MEND(Editor):
                 keys, values = network(x, delta, index)
             updates[name] = LowRankUpdate(B=values.T.contiguous(), A=keys.contiguous())
             owners[name] = tuple(owner.tolist())
-            if not (torch.isfinite(keys).all() and torch.isfinite(values).all()):
-                raise EditFailedError(f"{requests[0].about}: its update holds NaN or Inf")
+            require_finite_factors(requests[0], keys, values)
         return Edit(tuple(requests), updates, before, owners=owners)
 
     def train(

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import EditFailedError
 from ..requests import EditRequest
-from .base import Edit, Editor, Prepared, register_editor
+from .base import Edit, Editor, Prepared, register_editor, require_finite_factors
 from .closed_form import Inverse, moment_inverse
 from .contexts import generate_contexts
 from .hyperparameters import SEARCH, ValueHyperparameters
@@ -127,8 +126,7 @@ class ROME(Editor):
                 direction = self._whitened(prepared, key.modules, direction)
             direction = direction / direction.norm()
             column = value.delta.to(direction.device) / (key.bare @ direction)
-            if not (torch.isfinite(column).all() and torch.isfinite(direction).all()):
-                raise EditFailedError(f"{request.about}: its update holds NaN or Inf")
+            require_finite_factors(request, column, direction)
             columns.append(column)
             rows.append(direction)
         updates, owners = taken_apart(keys[0].modules, torch.stack(columns, dim=1), torch.stack(rows))

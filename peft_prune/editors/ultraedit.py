@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import EditFailedError
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
-from .base import Earlier, Edit, Editor, Prepared, register_editor
+from .base import Earlier, Edit, Editor, Prepared, register_editor, require_finite_factors
 from .gradients import traced
 from .hyperparameters import EditorHyperparameters
 from .rehearsal import Rehearsed, rehearsed
@@ -149,8 +148,7 @@ class UltraEdit(Editor):
             assert state is not None
             updates[name] = self._update(hidden, gradient, state.to(rows.device), prepared.scales.get(name))
             owners[name], features[name] = tuple(owner.tolist()), torch.stack(parts)
-            if not all(bool(torch.isfinite(factor).all()) for factor in (updates[name].B, updates[name].A)):
-                raise EditFailedError(f"{requests[0].about}: its update holds NaN or Inf")
+            require_finite_factors(requests[0], updates[name].B, updates[name].A)
         return Edit(tuple(requests), updates, before, owners=owners, features=features)
 
     def _read(

@@ -27,6 +27,9 @@ from .inference import (
 from .sharing import shared
 from .tokenization import prompt_ids, text_ids
 
+DRAWN_TEMPERATURE = 0.9
+DRAWN_MASS = 0.95
+
 SPELLING_TOKENS = 3
 """Tokens generated beyond a target's own count: another spelling may take more, and a word's end must be seen."""
 
@@ -222,20 +225,18 @@ def drawn_texts(
     prompts: Sequence[str],
     max_new_tokens: int,
     seed: int,
-    *,
-    temperature: float,
-    top_p: float,
 ) -> list[str]:
     """What the model draws behind each prompt, all in one batch; "" for all where the model has no room for one.
 
-    The model and torch's random state are left as they were.
+    It is drawn at `DRAWN_TEMPERATURE` among the most probable tokens that together have `DRAWN_MASS`. The model and
+    torch's random state are left as they were.
     """
     rows = text_ids(tokenizer, prompts)
     room = max_positions(model)
     if room is not None and max(map(len, rows)) + max_new_tokens > room:
         return ["" for _ in prompts]
     ids, mask = padded(rows, left=True, device=input_device(model))
-    with drawing(model, end_ids_of(model, tokenizer), seed, temperature=temperature, top_p=top_p):
+    with drawing(model, end_ids_of(model, tokenizer), seed, temperature=DRAWN_TEMPERATURE, top_p=DRAWN_MASS):
         written = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens)
     return [decoded(tokenizer, row) for row in written[:, ids.shape[1] :].tolist()]
 

@@ -28,6 +28,12 @@ CONSOLIDATED_FROM = 20
 """Edits from which on `consolidate="auto"` consolidates."""
 
 
+def require_consolidation(value: Any) -> None:
+    """Raise ValueError where ``value`` is no choice of when a session consolidates."""
+    if value not in CONSOLIDATIONS:
+        raise ValueError(f"consolidate: {shown(value)} is not one of {', '.join(CONSOLIDATIONS)}")
+
+
 @dataclass
 class PruneEditConfig(PeftConfig):
     """Configuration of a PRUNE_EDIT adapter: low-rank edits whose accumulated update is restrained.
@@ -350,8 +356,7 @@ class PruneEditConfig(PeftConfig):
             self.set_restraint(parse_restraint(self.restraint))
         if self.restrain_on not in SCHEDULES:
             raise ValueError(f"restrain_on: {shown(self.restrain_on)} is not one of {', '.join(SCHEDULES)}")
-        if self.consolidate not in CONSOLIDATIONS:
-            raise ValueError(f"consolidate: {shown(self.consolidate)} is not one of {', '.join(CONSOLIDATIONS)}")
+        require_consolidation(self.consolidate)
         if self.consolidate in ("save", "every") and self.restrain_on in STEPWISE:
             raise ValueError(
                 f"consolidate: {self.consolidate!r} starts from F of the raw factors, which under restrain_on="
