@@ -62,6 +62,8 @@ def test_an_interrupted_consolidation_can_be_left_out(
     quick = ["--set", "v_num_grad_steps=40", "--set", "clamp_norm_factor=20", "--set", "context_lengths=[[4, 3]]"]
     code, _, errors = run(capsys, *given, *quick, "--consolidate", "save")
     assert code == 130 and f"peft-prune resume {log} --consolidate demand" in errors and not out.exists()
+    code, _, errors = run(capsys, "resume", log, *model, "--out", out)
+    assert code == 130 and f"peft-prune resume {log} --consolidate demand" in errors and not out.exists()
     code, _, errors = run(capsys, "resume", log, *model, "--out", out, "--consolidate", "never")
     assert code == 2 and "consolidate: 'never' is not one of demand, auto, save, every" in errors
     code, output, errors = run(capsys, "resume", log, *model, "--out", out, "--consolidate", "demand")
