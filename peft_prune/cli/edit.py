@@ -204,7 +204,9 @@ def edit(
         statistics = source.moments(base, tokenizer, modules, records, json_output) if needed else None
         options: dict[str, Any] = {"statistics": statistics, "history": history, "ask": ask, "serve_dtype": served}
         options |= {"solving": solving, "author": author}
-        options["search_ask"] = "plain" if asked == "both" and config.consolidates(len(records)) else None
+        if config.consolidates(len(records)):
+            options["on_failure"] = "consolidate"
+            options["search_ask"] = "plain" if asked == "both" else None
         options |= {} if protect is None else {"protect": protect, "on_protected": on_protected}
         options["monitor"] = history is not None or watch.watches_layers
         guards = watch.guards(base, tokenizer, records)
@@ -219,11 +221,13 @@ def edit(
                 session.shows_bars = shows_progress(json_output)
                 with going_on(session, history):
                     outcomes = session.edit(records, batch_size=batch_size)
-                require_one(outcomes)
+                if not any(outcome.stands for outcome in outcomes):
+                    require_one(outcomes)
                 with saving(history):
                     session.save(folder)
                 together = session.consolidated
                 outcomes = session.results  # what saving restrained may have weakened
+                require_one(outcomes)
     report_edits(outcomes, out, json_output, given, consolidated=together)
 
 

@@ -62,7 +62,7 @@ def history(
             " ".join((record.answer_before or "").split()),
             " ".join((answer or "").split()),
             "" if probability is None else f"{probability:.2f}",
-            state if record.reason is None or record.undone_at else f"{state}: {record.reason}",
+            state if record.reason is None or record.has_taken else f"{state}: {record.reason}",
         )
         table.add_row(*map(plain, (*cells, _in_chat(record)) if in_chat else cells))
     Console().print(table)
@@ -74,9 +74,7 @@ def history(
 
 def _document(record: EditRecord) -> dict[str, Any]:
     """A record ready for JSON; what was said in chat only where it was asked so."""
-    from ..session.records import APPLIED
-
-    found = {**asdict(record), "status": record.state, "took": record.status == APPLIED, "stands": record.stands}
+    found = {**asdict(record), "status": record.state, "took": record.has_taken, "stands": record.stands}
     return found if record.chat is not None else {name: value for name, value in found.items() if name != "chat"}
 
 

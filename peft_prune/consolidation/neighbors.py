@@ -25,11 +25,13 @@ def neighbor_passages(
     each: int,
     seed: int = 0,
     *,
+    phrasings: Sequence[Sequence[str]] = (),
     progress: bool = False,
 ) -> list[Passage]:
     """The edits' prompts about others, with the beginning of the base's own answer to each.
 
-    Of each edit these are about names like its subject, about well-known ones and about other edits' subjects.
+    Of each edit these are about names like its subject, about well-known ones and about other edits' subjects, asked by
+    its own prompt and, by turns, by the other ones that it is trained with.
 
     Args:
         model: A PEFT model; the base answers.
@@ -37,13 +39,14 @@ def neighbor_passages(
         requests: The edits.
         each: At most so many names like its subject for each edit, and as many others.
         seed: Of the choice.
+        phrasings: For each request the prompts beside its own that it is trained with.
         progress: Show a bar while the base finds names.
     """
     if each == 0:
         return []
     with model.disable_adapter():
         alike = names_alike(model, tokenizer, requests, seed, progress=progress)
-        asked = prompts_about_others(requests, each, seed, alike=alike, of_requests=True)
+        asked = prompts_about_others(requests, each, seed, alike=alike, of_requests=True, phrasings=phrasings)
         if not asked:
             return []
         prompts = prompt_ids(tokenizer, asked)

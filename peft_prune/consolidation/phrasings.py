@@ -19,6 +19,8 @@ ROWS = 3
 REQUESTS_AT_ONCE = 16
 WRITTEN_TOKENS = 56
 """Of a row: a list of about five sentences."""
+TRIED = 32
+"""A model that finds nothing for the first so many requests cannot rephrase and is not asked for the others."""
 
 _ASKED = 'The sentence "{0}" can be said in other words. Here are ten ways to say the same:\n1. {0}\n2.'
 _NUMBER = re.compile(r"^\s*\d+[.)]\s*")
@@ -55,8 +57,8 @@ def written_phrasings(
 
     The model is shown the new fact as a sentence that opens a numbered list of ways to say the same, and goes on with
     the list. A line in which the subject stands once, and the target behind it, is a prompt up to the target. All else
-    is left out, so that a model that cannot rephrase gives none. `REQUESTS_AT_ONCE` requests are drawn together, so
-    that what is found for one depends on those beside it.
+    is left out, so that a model that cannot rephrase gives none; after `TRIED` requests it is asked no further.
+    `REQUESTS_AT_ONCE` requests are drawn together, so that what is found for one depends on those beside it.
 
     Args:
         model: It is left as it was.
@@ -75,7 +77,9 @@ def written_phrasings(
                 prompts = Counter(prompt for line in lines if (prompt := prompt_in(line, request)) is not None)
                 found.append(tuple(prompt for prompt, _ in prompts.most_common()))
             bar.update(len(part))
-    return found
+            if len(found) >= TRIED and not any(found):
+                break
+    return found + [()] * (len(requests) - len(found))
 
 
 def prompt_in(line: str, request: EditRequest) -> str | None:

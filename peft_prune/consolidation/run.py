@@ -100,7 +100,9 @@ def consolidate(
     written = _phrasings(model, tokenizer, requests, settings, phrasings, shows_bars)
     prompts = _prompts(requests, written, settings)
     edits = edit_passages(tokenizer, requests, chosen, settings.contexts, settings.seed, prompts)
-    neighbors = neighbor_passages(model, tokenizer, requests, settings.neighbors, settings.seed, progress=shows_bars)
+    neighbors = neighbor_passages(
+        *(model, tokenizer, requests, settings.neighbors, settings.seed), phrasings=prompts, progress=shows_bars
+    )
     material = Material(edits, kept, probe, protected, neighbors)
     trained = train(model, layers, start, start, material, settings, progress)
     require_no_loss(trained)

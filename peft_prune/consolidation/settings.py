@@ -38,9 +38,12 @@ class ConsolidationSettings:
         neighbors_per_step: Such prompts in a step.
         margin: By how many nats the target must stand before the next best token, at each of its tokens.
         look_every: Steps between two looks at the edits and at the retention probe.
-        still: Share by which the probe may still fall from look to look where training ends early.
+        still: Share by which the probe may still fall, against the lowest of the three looks before, where training
+            ends early.
         bound: Hold the singular values within those that the restraint left; off is for comparison.
         hold_every: Steps between two projections onto that bound.
+        bfloat16: Train in bfloat16 where the device has units for it; edits and the probe are looked at in the model's
+            own dtype all the same.
         seed: Of texts, contexts and batches.
 
     Raises:
@@ -63,6 +66,7 @@ class ConsolidationSettings:
     still: float = 0.01
     bound: bool = True
     hold_every: int = 5
+    bfloat16: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -84,8 +88,10 @@ class ConsolidationSettings:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least.get(name, 1):
                 raise ValueError(f"{name}: {value!r} must be an integer of at least {least.get(name, 1)}")
-        if not isinstance(self.bound, bool):
-            raise ValueError(f"bound: {self.bound!r} must be true or false")
+        for name in ("bound", "bfloat16"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ValueError(f"{name}: {value!r} must be true or false")
 
     def for_edits(self, edits: int) -> ConsolidationSettings:
         """With the number of steps and of texts, where they are None: see `adapted`."""

@@ -43,6 +43,11 @@ class Tail:
         self._kept = 0
         self._hands_on_tuples = False
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        """What runs in every pass: the blocks from the first edited one on, and the output embeddings."""
+        return [*self._blocks[self._first :], self._head]
+
     def logits(self, passages: Sequence[Passage], factors: Factors | None) -> Tensor:
         """(reads, vocabulary) float32, passage by passage; with ``factors`` None those of the base."""
         row, column = _reads(passages)
@@ -50,7 +55,7 @@ class Tail:
         def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (args[0][row, column][None], *args[1:])
 
-        self._remember(passages)  # before the head's places are those of these rows
+        self.remember(passages)  # before the head's places are those of these rows
         with hooked(self._head.register_forward_pre_hook(gather)):
             return self._run(passages, factors).logits[0].float()
 
@@ -64,7 +69,7 @@ class Tail:
             found.append(args[0][row, column])
             raise Enough
 
-        self._remember(passages)
+        self.remember(passages)
         with hooked(self._head.register_forward_pre_hook(take)):
             with until_enough(self._model):
                 self._run(passages, factors)
@@ -82,18 +87,14 @@ class Tail:
             return self._model(input_ids=ids, use_cache=False).logits[0].float()
 
     def _run(self, passages: Sequence[Passage], factors: Factors | None) -> Any:
-        self._remember(passages)
         ids, _ = padded([passage.ids for passage in passages], left=False, device=input_device(self._model))
         fronts = [self._fronts[passage] for passage in passages]
         hidden = nn.utils.rnn.pad_sequence(fronts, batch_first=True)
-        try:
-            with ExitStack() as stack:
-                # the block before the first edited one hands on what is kept, those before that do nothing
-                stack.enter_context(replaced(self._blocks[: self._first], self._handing_on(hidden)))
-                stack.enter_context(acting(self._layers, factors))
-                return self._model(input_ids=ids, use_cache=False)
-        finally:
-            self._forget()
+        with ExitStack() as stack:
+            # the block before the first edited one hands on what is kept, those before that do nothing
+            stack.enter_context(replaced(self._blocks[: self._first], self._handing_on(hidden)))
+            stack.enter_context(acting(self._layers, factors))
+            return self._model(input_ids=ids, use_cache=False)
 
     def _handing_on(self, hidden: Tensor | None) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -104,11 +105,14 @@ class Tail:
         return forward
 
     @torch.no_grad()
-    def _remember(self, passages: Sequence[Passage]) -> None:
+    def remember(self, passages: Sequence[Passage]) -> None:
         """Compute what goes into the first edited block for those passages of which it is not kept."""
         missing = [passage for passage in passages if passage not in self._fronts]
         if not missing:
             return
+        if self._kept > FRONT_BYTES:
+            self._fronts = {own: self._fronts[own] for own in passages if own in self._fronts}
+            self._kept = sum(states.nbytes for states in self._fronts.values())
         ids, _ = padded([passage.ids for passage in missing], left=False, device=input_device(self._model))
         found: dict[str, Tensor] = {}
 
@@ -128,11 +132,6 @@ class Tail:
         for passage, states in zip(missing, found["hidden"], strict=True):
             self._fronts[passage] = states[: len(passage.ids)].clone()
             self._kept += self._fronts[passage].nbytes
-
-    def _forget(self) -> None:
-        if self._kept > FRONT_BYTES:
-            self._fronts.clear()
-            self._kept = 0
 
 
 @contextmanager

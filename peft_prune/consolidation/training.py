@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -18,6 +18,8 @@ from torch import Tensor
 
 from ..editors.target_likelihood import frozen
 from ..errors import EditFailedError
+from ..models.halves import Halves, computes_in_bfloat16
+from ..models.inference import input_device
 from ..spectral import LowRankUpdate
 from ..tuner import PruneEditLayer
 from .bound import Bounds, balanced
@@ -27,6 +29,8 @@ from .tail import Tail
 
 LARGEST_BATCH = 64
 """Passages that are looked at together."""
+STILL_LOOKS = 4
+"""Looks over which the probe must have stood still: two of them differ by chance."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +153,13 @@ class _Training:
     material: Material
     settings: ConsolidationSettings
     _base: dict[Passage, Tensor] = field(default_factory=dict)
+    _halves: Halves | None = None
 
     def run(self, progress: Progress | None) -> Trained:
         self.tail = Tail(self.model, self.layers)
+        device = input_device(self.model)
+        if self.settings.bfloat16 and computes_in_bfloat16(device):
+            self._halves = Halves(self.tail.modules, device)
         self.factors = {name: balanced(update) for name, update in self.start.items()}
         bounds = Bounds(self.limit if self.settings.bound else {}, self.layers)
         seen = [self._look(0)]
@@ -167,7 +175,10 @@ class _Training:
             for number in range(1, own.steps + 1):
                 for group in optimizer.param_groups:
                     group["lr"] = own.learning_rate * share_of_rate(number, own.steps)
-                step = self._step(number, next(batches), optimizer)
+                rows = next(batches)
+                self.tail.remember([*rows.edits, *rows.texts, *rows.neighbors])
+                with self._precision():
+                    step = self._step(number, rows, optimizer)
                 if progress is not None:
                     progress(step)
                 if number % own.hold_every == 0:
@@ -178,6 +189,9 @@ class _Training:
                     if self._is_still(seen):
                         break
         return Trained({name: _detached(update) for name, update in self.factors.items()}, own, tuple(seen))
+
+    def _precision(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._halves is None else self._halves.acting()
 
     @contextmanager
     def _trained(self) -> Iterator[list[Tensor]]:
@@ -251,10 +265,10 @@ class _Training:
 
     def _is_still(self, seen: Sequence[Seen]) -> bool:
         """Whether every edit holds with its margin and the probe stands still."""
-        now, before = seen[-1], seen[-2]
-        if before.step == 0 or min(now.margins) < self.settings.margin:
+        if len(seen) <= STILL_LOOKS or min(seen[-1].margins) < self.settings.margin:
             return False
-        return now.divergence > (1 - self.settings.still) * before.divergence
+        *before, now = (one.divergence for one in seen[-STILL_LOOKS:])
+        return now > (1 - self.settings.still) * min(before)
 
 
 def share_of_rate(number: int, steps: int) -> float:

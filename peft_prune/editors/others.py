@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from itertools import cycle
 
 from ..requests import EditRequest
 from .names import NAMES
@@ -20,6 +21,7 @@ def prompts_about_others(
     alike: Sequence[Sequence[str]] = (),
     of_requests: bool = False,
     edited: Sequence[EditRequest] = (),
+    phrasings: Sequence[Sequence[str]] = (),
 ) -> list[str]:
     """The prompt of each request about so many other subjects, without those that come twice.
 
@@ -32,6 +34,8 @@ def prompts_about_others(
         of_requests: Take every second subject from another request with another prompt and, where the relation is
             given, another relation: an edit of theirs may be what this prompt asks for. All others are of `NAMES`.
         edited: Further edits whose subjects are not taken.
+        phrasings: For each request other prompts of its fact, with ``{}``: every second subject is asked about by one
+            of these.
     """
     draw = random.Random(seed)
     subjects = {request.subject for request in (*requests, *edited)}
@@ -39,14 +43,16 @@ def prompts_about_others(
     asked: dict[str, None] = {}
     asking = [request for request in requests if request.subject is not None]
     near = dict(zip(requests, alike, strict=True)) if alike else {}
+    worded = dict(zip(requests, phrasings, strict=True)) if phrasings else {}
     for request in asking:
+        prompts = _in_turn(request.prompt, worded.get(request, ()))
         for name in near.get(request, ())[:each]:
             if name not in subjects:
-                asked[request.prompt.replace("{}", name)] = None
+                asked[next(prompts).replace("{}", name)] = None
         others = _other_subjects(request, asking, draw)
         for number in range(each):
             subject = next(others) if of_requests and number % 2 else None
-            asked[request.prompt.replace("{}", subject or draw.choice(names))] = None
+            asked[next(prompts).replace("{}", subject or draw.choice(names))] = None
     return list(asked)
 
 
@@ -54,6 +60,11 @@ def different_prompts(requests: Sequence[EditRequest], most: int, seed: int = 0)
     """The requests with a subject, one for each prompt; so many, drawn by chance, where there are more."""
     found = list({request.prompt: request for request in requests if request.subject is not None}.values())
     return found if len(found) <= most else random.Random(seed).sample(found, most)
+
+
+def _in_turn(own: str, others: Sequence[str]) -> Iterator[str]:
+    """The request's own prompt and one of the others, by turns."""
+    return cycle([prompt for other in others for prompt in (own, other)] or [own])
 
 
 def _other_subjects(request: EditRequest, requests: Sequence[EditRequest], draw: random.Random) -> Iterator[str | None]:

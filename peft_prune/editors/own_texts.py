@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError
 from ..models.generation import before_end, decoded, drawing, end_ids_of
@@ -26,8 +27,8 @@ OWN_TOKENS = 20_000
 OWN_LENGTH = 128
 """Tokens of one text, where the model does not end it before."""
 
-OWN_BATCH = 32
-"""Texts written together; another number gives other texts."""
+OWN_BATCH = 64
+"""Most texts written together; another number gives other texts."""
 
 LARGEST_MASS = 0.95
 """Tokens are drawn among the most probable ones that together have this probability (Holtzman et al. 2020, top-p)."""
@@ -88,13 +89,14 @@ def own_texts(
     rows = _openings(tokenizer, max(1, most // 2))
     ends = end_ids_of(model, tokenizer)
     with (
-        drawing(model, ends, seed, temperature=1.0, top_p=LARGEST_MASS),
+        drawing(model, ends, seed, LARGEST_MASS) as drawn,
         moving_bar(total=tokens, desc="Own texts", unit=" tokens", disable=not progress, leave=False) as bar,
     ):
         while count < tokens:
-            begun = [next(rows) for _ in range(OWN_BATCH)]
+            missing = math.ceil((tokens - count) / most)
+            begun = [next(rows) for _ in range(min(OWN_BATCH, missing))]
             before = count
-            written = [decoded(tokenizer, ids).strip() for ids in _continued(model, begun, most, device, ends)]
+            written = [decoded(tokenizer, ids).strip() for ids in _continued(model, begun, most, device, ends, drawn)]
             written = [text for text in written if text]
             # counted as they are read, which need not be in the tokens that they were written in
             for text, ids in zip(written, text_ids(tokenizer, written), strict=True):
@@ -178,12 +180,18 @@ def _openings(tokenizer: PreTrainedTokenizerBase, most: int) -> Iterator[tuple[i
 
 
 def _continued(
-    model: Any, rows: Sequence[tuple[int, ...]], most: int, device: torch.device, ends: Sequence[int]
+    model: Any,
+    rows: Sequence[tuple[int, ...]],
+    most: int,
+    device: torch.device,
+    ends: Sequence[int],
+    drawn: LogitsProcessorList,
 ) -> list[list[int]]:
     """The rows with what the model writes behind them, up to where it ends or to ``most`` tokens."""
     ids, mask = padded(rows, left=True, device=device)
     room = most - ids.shape[1]
     if room < 1:
         raise InvalidRequestError(f"texts: the model has no room for a text of {ids.shape[1] + 1} tokens")
-    written = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=room)[:, ids.shape[1] :].tolist()
-    return [[*row, *before_end(new, ends)] for row, new in zip(rows, written, strict=True)]
+    written = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=room, logits_processor=drawn)
+    own = written[:, ids.shape[1] :].tolist()
+    return [[*row, *before_end(new, ends)] for row, new in zip(rows, own, strict=True)]

@@ -105,5 +105,5 @@ def _why(record: EditRecord, state: str, redactor: Redactor) -> str:
     if record.strength != 1.0:
         said.append(f"strength {record.strength:.2f}")
     if record.status == "failed" and record.stands:
-        said.append("kept all the same")
+        said.append("took when all were trained together" if record.has_taken else "kept all the same")
     return "; ".join(part for part in said if part)

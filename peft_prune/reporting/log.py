@@ -173,12 +173,10 @@ class EditLog:
 
     def state(self, record: EditRecord) -> str:
         """One of `STATES`: what became of an edit."""
-        if record.undone_at:
-            return "undone"
         if record.status == "failed" and (record.reason or "").startswith("rolled back by "):
             return "rolled back"
         found = self.verification.get(record.id)
-        if found is not None and record.status == "applied":
+        if found is not None and record.has_taken and record.undone_at is None:
             return state_seen(found.holds, found.probability, record.reference)
         return record.state
 

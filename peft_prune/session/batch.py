@@ -31,6 +31,10 @@ from .results import EditResult
 from .verification import Verification, require_editable
 from .workspace import Workspace
 
+SKIP, RAISE, KEEP, CONSOLIDATE = "skip", "raise", "keep", "consolidate"
+ON_FAILURE = (SKIP, RAISE, KEEP, CONSOLIDATE)
+"""What can become of an edit that does not take: see `EditSession`."""
+
 
 @dataclass(frozen=True)
 class Given:
@@ -128,9 +132,11 @@ class Batch:
         if usable:
             self._attempt(usable, work.editor)
         self._try_again()
-        if self.on_failure == "keep":
+        if self.on_failure in (KEEP, CONSOLIDATE):
             for index in usable:
-                self._keep(index)
+                # one that replaces another must take by itself, or the other stays
+                if self.on_failure == KEEP or index not in self.conflicts:
+                    self._keep(index)
         if any(not self._stands(index) for index in self.conflicts):
             # the new edit did not take, so what it was to replace stays
             work.rebuild(without=self.undone, new=self.additions, new_keys=self.added)

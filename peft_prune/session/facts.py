@@ -97,6 +97,18 @@ def moments_digest(moments: Mapping[str, Tensor]) -> dict[str, list[float]]:
     return found
 
 
+def on_failure_of(facts: Mapping[str, Any], history: str | Path) -> str:
+    """What becomes of an edit that does not take, as the history was begun.
+
+    Raises:
+        HistoryError: It is nothing that a history is begun with.
+    """
+    found = facts.get("on_failure", "skip")
+    if found not in ("skip", "consolidate"):
+        raise HistoryError(f"history: {history}: its on_failure is {found!r:.60}, 'consolidate' is accepted")
+    return str(found)
+
+
 def require_moments(facts: Mapping[str, Any], statistics: SecondMoments | None) -> None:
     """Raise HistoryError where the second moments are not those that a history's edits were made with."""
     if statistics is None or not facts["moments"]:

@@ -218,7 +218,8 @@ class History:
                 self._insert_chat(edit.id, edit.chat)
                 if edit.id in batch.seen:
                     look = self._look(batch.seen[edit.id], batch.id, "edit")
-                    self._insert_look(edit.id, look, edit.probability_taken)
+                    late = look.probability if edit.status == FAILED and look.holds else None
+                    self._insert_look(edit.id, look, edit.probability_taken if late is None else late)
             for edit_id, factors in batch.factors.items():
                 self._execute("INSERT INTO factors VALUES (?, ?)", (edit_id, factors.to_bytes()))
             self._insert_restraints(batch.id, batch.restraints)
@@ -252,11 +253,12 @@ class History:
             changed = {}
             for edit_id, one in found.items():
                 old, look = before[edit_id], self._look(one, self.last_batch, cause)
-                self._insert_look(edit_id, look, old.reference)
+                taken = old.reference if old.has_taken or not look.holds else look.probability
+                self._insert_look(edit_id, look, taken)
                 if one.chat is not None:
                     first = None if old.chat is None else old.chat.before
                     self._insert_chat(edit_id, Chat(first, one.chat.answer, one.chat.holds))
-                new = replace(old, seen=look, probability_taken=old.reference).state
+                new = replace(old, seen=look, probability_taken=taken).state
                 if new != old.state:
                     changed[edit_id] = new
             if changed:

@@ -148,7 +148,8 @@ class EditRecord:
         id: Its number; the first is 1.
         batch: The batch it was tried in.
         request: The request; None where what was asked for was no valid request.
-        status: What its own batch made of it: "applied" where it took, "failed", "rejected" or "skipped".
+        status: What its own batch made of it: "applied" where it took, "failed", "rejected" or "skipped". What has
+            become of it is its ``state``.
         reason: Why it was not applied, in one line.
         stronger: The stronger setting that it was retried with, where it was.
         probability_before: Of the target on the bare prompt, before; the geometric mean over its tokens.
@@ -161,7 +162,8 @@ class EditRecord:
         undone_at: When it was undone, or None.
         undone_by: Who undid it.
         undone_reason: Why.
-        probability_taken: Of the target when the edit took, before any restraint.
+        probability_taken: Of the target when the edit took, before any restraint; of one that did not and was kept,
+            when it was first seen to hold.
         seen: The last look at it; None in a history of an earlier version, and where nothing was added.
         chat: What is said to it in chat, where it is asked both ways.
     """
@@ -194,10 +196,10 @@ class EditRecord:
     @property
     def state(self) -> str:
         """One of `STATES`: what has become of it, as it was seen last."""
+        if not self.has_taken:
+            return self.status
         if self.undone_at is not None:
             return UNDONE
-        if self.status != APPLIED:
-            return self.status
         if self.seen is not None:
             return state_seen(self.seen.holds, self.seen.probability, self.reference)
         return APPLIED if self.took else LOST
@@ -206,6 +208,12 @@ class EditRecord:
     def reference(self) -> float | None:
         """The probability with which it took; in a history of an earlier version the one after its batch."""
         return self.probability_after if self.seen is None else self.probability_taken
+
+    @property
+    def has_taken(self) -> bool:
+        """Whether the model has given the target, when the edit was made or, of one that was kept, at a later look."""
+        later = self.probability_taken is not None or (self.seen is not None and self.seen.holds)
+        return self.status == APPLIED or (self.status == FAILED and later)
 
     @property
     def took(self) -> bool:

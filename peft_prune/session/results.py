@@ -20,7 +20,7 @@ class EditResult:
         status: One of `STATES`, as the edit was seen last. Of an edit that took: "applied" while the model's free
             answer gives the target; "weakened" where it still does, with less than half of the probability with which
             it took; "lost" where it no longer does; "undone" once it is taken out. Of the others: "failed", the edited
-            model never gave the target; "rejected", it cannot be edited at all; "skipped", the session was stopped
+            model has never given the target; "rejected", it cannot be edited at all; "skipped", the session was stopped
             before it was tried.
         reason: Why it was not applied, or is no longer, in one line.
         stronger: The stronger setting it was retried with, where it was.
@@ -95,6 +95,8 @@ class EditResult:
 def _reason(record: EditRecord) -> str | None:
     if record.state == UNDONE:
         return f"undone: {record.undone_reason}"
+    if record.state in (APPLIED, WEAKENED):
+        return None
     if record.state != LOST or record.request is None:
         return record.reason
     answer = record.answer_after if record.seen is None else record.seen.answer

@@ -29,7 +29,7 @@ from ..requests.asking import PLAIN
 from ..tuner import PruneEditConfig
 from .asking import Asking
 from .base import require_base
-from .batch import Batch, Given, in_batches
+from .batch import CONSOLIDATE, ON_FAILURE, RAISE, SKIP, Batch, Given, in_batches
 from .card import write_session
 from .consolidating import Consolidating, ConsolidationResult, settings_of
 from .facts import (
@@ -37,6 +37,7 @@ from .facts import (
     RESTRAINT_FIELDS,
     config_of,
     editor_of,
+    on_failure_of,
     require_moments,
     session_facts,
     stored_config,
@@ -47,7 +48,6 @@ from .results import BatchFailedError, EditResult
 from .verification import Verification
 from .workspace import Workspace, adapted
 
-ON_FAILURE = ("skip", "raise", "keep")
 ON_CONFLICT = ("replace", "keep", "reject")
 
 
@@ -69,7 +69,9 @@ class EditSession:
         history: SQLite file to write; it must not exist. None keeps the history in memory.
         callbacks: Called at the session's events, in this order.
         on_failure: What becomes of an edit that does not take: "skip" rolls it out and goes on, "raise" does the same
-            and raises `BatchFailedError` after its batch, "keep" leaves its factors in.
+            and raises `BatchFailedError` after its batch, "keep" leaves its factors in, "consolidate" leaves them in
+            for the next consolidation to reach it. What that does not reach is rolled out after it, and everything
+            before saving where there is none.
         on_conflict: What becomes of an earlier edit of the same subject and relation with another target: "replace"
             undoes it when the new one takes, "keep" keeps both, "reject" rejects the new one.
         author: Who edits, for the log; the user of this process if not given.
@@ -142,6 +144,8 @@ class EditSession:
         if solving is not None:
             prepared = dataclasses.replace(prepared, solving=solving)
         facts = session_facts(model, editor, prepared.contexts, model.peft_config[adapter], found) | asking.facts()
+        if on_failure == CONSOLIDATE:
+            facts["on_failure"] = on_failure
         protection = None
         if protect is not None:
             checked_action(on_protected)
@@ -170,7 +174,7 @@ class EditSession:
         *,
         statistics: SecondMoments | str | Path | None = None,
         callbacks: Sequence[SessionCallback] = (),
-        on_failure: str = "skip",
+        on_failure: str | None = None,
         on_conflict: str = "replace",
         author: str | None = None,
         monitor: bool = True,
@@ -188,6 +192,7 @@ class EditSession:
             editor: The history's own if not given.
             statistics: As in the class; without them a session can undo, restrain, tune and save, but not edit with an
                 editor that needs them.
+            on_failure: As in the class; "consolidate" if not given where the history was begun with that, else "skip".
 
         The other arguments are those of the class; the restraint is the history's, and so are ``ask`` and
         ``serve_dtype`` where they are not given. What stands is asked as it was.
@@ -196,11 +201,12 @@ class EditSession:
             HistoryError: The history is missing or damaged, or belongs to another model or other second moments.
             HistoryLockedError: Another session writes it.
         """
-        require_options(callbacks, on_failure, on_conflict, monitor)
+        require_options(callbacks, on_failure or SKIP, on_conflict, monitor)
         with together("a history"):
             log = History.open(history, author)
         try:
             facts = log.meta
+            on_failure = on_failure or on_failure_of(facts, history)
             asking = Asking.of(tokenizer, ask, serve_dtype, {"ask": PLAIN} | facts)
             require_base(facts, model, history)
             if editor is None:
@@ -345,7 +351,10 @@ class EditSession:
             SessionStateError: An edit does not stand, or shares its factors with others that are not named.
         """
         self._require_open()
-        chosen = [edits] if isinstance(edits, int) else list(edits)
+        self._undo([edits] if isinstance(edits, int) else list(edits), reason)
+
+    def _undo(self, chosen: Sequence[int], reason: str) -> ConsolidationResult | None:
+        """What an undo is followed by."""
         standing = {record.id: record for record in self.history.edits(standing=True)}
         for edit in chosen:
             if edit not in standing:
@@ -361,9 +370,10 @@ class EditSession:
         with self.workspace.intact():
             self.workspace.rebuild(without=chosen)
             self.history.record_undo(chosen, reason)
-        self._consolidate_again()
+        again = self._consolidate_again()
         self._look("undo")
         self._call("on_undo", chosen)
+        return again
 
     def restrain(self) -> None:
         """Apply the restraint to the raw sum in every layer now, whatever the schedule.
@@ -420,7 +430,19 @@ class EditSession:
         with self.workspace.intact():
             result = self._consolidating.run(texts, settings, progress)
         self._look("consolidate")
-        return result
+        return self._give_up("did not take, nor when all were trained together") or result
+
+    def _give_up(self, reason: str) -> ConsolidationResult | None:
+        """Roll out what waits for a consolidation; that of the others where there was one."""
+        if self.on_failure != CONSOLIDATE:
+            return None
+        self.workspace.look_at(self._waiting(), "consolidate")
+        waiting = [record.id for record in self._waiting()]
+        return self._undo(waiting, reason) if waiting else None
+
+    def _waiting(self) -> list[EditRecord]:
+        """Edits that stand and have not taken."""
+        return [record for record in self.history.edits(standing=True) if not record.has_taken]
 
     @property
     def consolidated(self) -> int:
@@ -438,8 +460,9 @@ class EditSession:
             return False
         return True
 
-    def _consolidate_again(self) -> None:
+    def _consolidate_again(self) -> ConsolidationResult | None:
         """Do again what something has taken away since."""
+        again = None
         if self._consolidating.was_taken_away:
             try:
                 with self.workspace.intact():
@@ -447,9 +470,10 @@ class EditSession:
             except EditFailedError as error:
                 # what led here, an undo for instance, is written and stays
                 warnings.warn(f"{error}; the adapter is restrained and no longer consolidated")
-                return
+                return None
             if again is not None:
                 self.workspace.note_change()
+        return again
 
     @property
     def _consolidating(self) -> Consolidating:
@@ -504,6 +528,8 @@ class EditSession:
         with together("saving"):
             require_outputs(folders={"path": Path(path)}, inputs=inputs, overwrite=overwrite)
         consolidated = self._open and self._consolidating.is_due_before_saving and self._consolidate_to_save()
+        if self._open and not consolidated:
+            self._give_up("did not take, and there was no consolidation before saving")
         if not consolidated and self.model.restraint_is_pending():
             self._restrain_pending()
         if self._open:
@@ -714,7 +740,7 @@ class EditSession:
 
     def _failed(self, results: Sequence[EditResult]) -> list[EditResult]:
         """Results that the call shall end with, where ``on_failure`` is "raise"."""
-        if self.on_failure != "raise":
+        if self.on_failure != RAISE:
             return []
         return [result for result in results if result.status in (FAILED, REJECTED)]
 

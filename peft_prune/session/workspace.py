@@ -208,10 +208,17 @@ class Workspace:
     def _standing(self) -> list[EditRecord]:
         return [record for record in self.history.edits(standing=True) if record.request is not None]
 
-    def _look(self, records: Sequence[EditRecord], cause: str) -> dict[int, Verification]:
+    def look_at(self, records: Sequence[EditRecord], cause: str) -> dict[int, Verification]:
+        """The same for these edits alone, all of which stand and have a request."""
+        if not records:
+            return {}
         answers = self.verify([record.request for record in records if record.request])
         found = {record.id: one for record, one in zip(records, answers, strict=True)}
         self.history.record_looks(found, cause)
+        return found
+
+    def _look(self, records: Sequence[EditRecord], cause: str) -> dict[int, Verification]:
+        found = self.look_at(records, cause)
         self._unseen, self._changed = 0, False
         return found
 

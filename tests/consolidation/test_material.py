@@ -11,7 +11,7 @@ import torch
 
 from peft_prune.consolidation.neighbors import neighbor_passages
 from peft_prune.consolidation.passages import Passage, edit_passages
-from peft_prune.consolidation.phrasings import lent_phrasings, prompt_in, written_phrasings
+from peft_prune.consolidation.phrasings import ROWS, TRIED, lent_phrasings, prompt_in, written_phrasings
 from peft_prune.editors.asking import chat_question
 from peft_prune.editors.names import NAMES
 from peft_prune.models.chat import SYSTEM, takes_system_prompt
@@ -61,6 +61,26 @@ def test_a_model_that_cannot_rephrase_gives_none_and_nothing_is_left_changed() -
     state = torch.get_rng_state()
     assert written_phrasings(model, spaced_tokenizer(), REQUESTS) == [() for _ in REQUESTS]
     assert torch.equal(torch.get_rng_state(), state) and not model.training
+
+
+def test_a_model_that_finds_nothing_for_the_first_requests_is_not_asked_for_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, _, _ = adapted_layers()
+    asked, told = [], {"Lionel Messi 5": "Lionel Messi 5 comes from Peru."}
+
+    def drawn(model: Any, tokenizer: Any, prompts: Sequence[str], *_: Any, **__: Any) -> list[str]:
+        asked.extend(prompts)
+        return [text for prompt in prompts for text in [next((t for n, t in told.items() if n in prompt), "")]]
+
+    monkeypatch.setattr("peft_prune.consolidation.phrasings.drawn_texts", drawn)
+    requests = [replace(MESSI, subject=f"Lionel Messi {number}") for number in range(3 * TRIED)]
+    found = written_phrasings(model, spaced_tokenizer(), requests)
+    assert len(found) == 3 * TRIED and found[5] and len(asked) == ROWS * 3 * TRIED
+    told.clear()
+    asked.clear()
+    assert written_phrasings(model, spaced_tokenizer(), requests) == [()] * (3 * TRIED)
+    assert len(asked) == ROWS * TRIED
 
 
 def test_the_model_is_shown_the_fact_as_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,14 +48,19 @@ def test_what_is_kept_is_used_and_forgotten_when_it_is_too_much(monkeypatch: pyt
     runs = []
     model.get_base_model().transformer.h[0].mlp.register_forward_hook(lambda *_: runs.append(1))
     tail, passages = Tail(model, layers), material().texts
+    kept, others = passages[:1], passages[1:]
     with torch.no_grad():
-        first = tail.logits(passages, updates)
-        again = tail.logits(passages, updates)
+        first = tail.logits(kept, updates)
+        again = tail.logits(kept, updates)
         assert len(runs) == 1 and torch.equal(first, again)
         monkeypatch.setattr("peft_prune.consolidation.tail.FRONT_BYTES", 0)
-        tail.logits(passages, updates)
-        tail.logits(passages, updates)
-    assert len(runs) == 2
+        tail.logits(others, updates)  # takes the place of those before
+        tail.logits(kept, updates)
+        tail.logits(passages, updates)  # of which one is there
+        assert len(runs) == 4
+        together = tail.logits(passages, updates)
+        torch.testing.assert_close(together[: len(first)], first)
+    assert len(runs) == 4
 
 
 def test_gradients_are_those_of_the_whole_model_and_of_the_factors_alone() -> None:

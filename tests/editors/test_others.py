@@ -57,6 +57,17 @@ def test_names_like_the_subject_are_asked_about_unless_they_are_edited() -> None
     assert found[0] == "Bergen plays the" and len(found) == 3 and "Wien plays the" not in found
 
 
+def test_every_second_subject_is_asked_about_in_other_words() -> None:
+    worded = [("{} is known for the", "what {} plays is the"), *([()] * (len(REQUESTS) - 1))]
+    found = prompts_about_others(
+        REQUESTS, 4, alike=[("Bergen", "Wien"), *([()] * (len(REQUESTS) - 1))], phrasings=worded
+    )
+    assert found[:2] == ["Bergen plays the", "Wien is known for the"]
+    own = [text for text in found if not text.endswith("is the capital of")][:6]
+    assert sum(text.endswith(" plays the") for text in own) >= 3
+    assert sum(text.endswith(" is known for the") or text.startswith("what ") for text in own) == 3
+
+
 def test_own_moments_hold_the_requests_prompts_about_others(builtin, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = builtin
     name = mlp_output_modules(model, [1])[1]

@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import GenerationConfig
+from transformers import GenerationConfig, TopPLogitsWarper
 
 from peft_prune import PruneEditConfig
 from peft_prune.errors import InvalidRequestError
-from peft_prune.models.generation import greedy_answers
+from peft_prune.models.generation import DRAWN_AMONG, Nucleus, greedy_answers
 from peft_prune.models.tokenization import prompt_ids
 from tests.talking import WORDS, dense_greedy, outspoken, sentences, spaced_tokenizer
 
@@ -151,3 +151,16 @@ def test_options_without_sense_are_named(pair, options: dict, message: str) -> N
     model, tokenizer = pair
     with pytest.raises(ValueError, match=message):
         greedy_answers(model, tokenizer, ["sea"], **options)
+
+
+@pytest.mark.parametrize(("mass", "temperature"), [(0.95, 1.0), (0.5, 0.9), (1e-6, 1.0)])
+def test_what_is_drawn_among_is_what_sorting_the_whole_vocabulary_leaves(mass: float, temperature: float) -> None:
+    scores = torch.randn(7, 1000, generator=torch.Generator().manual_seed(0)) * 4
+    wanted = TopPLogitsWarper(mass)(None, scores / temperature)
+    assert 1 <= int(torch.isfinite(wanted).sum(1).min()) and int(torch.isfinite(wanted).sum(1).max()) < DRAWN_AMONG
+    assert torch.equal(Nucleus(mass, temperature)(None, scores), wanted)
+
+
+def test_no_more_tokens_are_drawn_among_than_are_looked_at() -> None:
+    found = Nucleus(0.99)(None, torch.zeros(2, 5000))
+    assert torch.isfinite(found).sum(1).tolist() == [DRAWN_AMONG] * 2
