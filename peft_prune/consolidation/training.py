@@ -6,6 +6,7 @@ edits, and stay within the singular values that the restraint left it, is PRUNE'
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -29,6 +30,8 @@ from .tail import Tail
 
 LARGEST_BATCH = 64
 """Passages that are looked at together."""
+FALL = 0.4
+"""Share of the steps over which the rate falls."""
 STILL_LOOKS = 4
 """Looks over which the probe must have stood still: two of them differ by chance."""
 
@@ -172,9 +175,11 @@ class _Training:
         batches = self._batches()
         with self._trained() as parameters:
             optimizer = torch.optim.Adam(parameters, lr=own.learning_rate)
-            for number in range(1, own.steps + 1):
+            number, end = 0, own.steps
+            while number < end:
+                number += 1
                 for group in optimizer.param_groups:
-                    group["lr"] = own.learning_rate * share_of_rate(number, own.steps)
+                    group["lr"] = own.learning_rate * share_of_rate(number, end)
                 rows = next(batches)
                 self.tail.remember([*rows.edits, *rows.texts, *rows.neighbors])
                 with self._precision():
@@ -183,11 +188,12 @@ class _Training:
                     progress(step)
                 if number % own.hold_every == 0:
                     bounds.hold(self.factors)
-                if number == own.steps or number % own.look_every == 0:
+                if number == end or number % own.look_every == 0:
                     bounds.settle(self.factors)
                     seen.append(self._look(number))
                     if self._is_still(seen):
-                        break
+                        # the rate falls now: what it still gives at its height, it loses again
+                        end = max(number, min(end, math.ceil(number / (1 - FALL))))
         return Trained({name: _detached(update) for name, update in self.factors.items()}, own, tuple(seen))
 
     def _precision(self) -> AbstractContextManager[None]:
@@ -274,7 +280,7 @@ class _Training:
 def share_of_rate(number: int, steps: int) -> float:
     """Part of the learning rate: rising over the first twentieth, falling to a tenth over the last 40 %."""
     rise = max(1, steps // 20)
-    return min(1.0, number / rise, 0.1 + 0.9 * (1 - number / steps) / 0.4)
+    return min(1.0, number / rise, 0.1 + 0.9 * (1 - number / steps) / FALL)
 
 
 def _target_loss(logits: Tensor, passages: Sequence[Passage]) -> Tensor:
