@@ -6,8 +6,9 @@ Who has the adapter and the base holds candidates up to them: the edited subject
 writes, and well-known ones, each in the prompt of an edit. Two scores tell edited from others. *Response*:
 ‖ΔW k‖ / ‖k‖ for the key k of the candidate, the input of the edited layer at its last token. *Rows*: the share of
 C⁻¹k, the direction that ROME and MEMIT write for a subject, that lies in the space of A's rows. Printed are the area
-under the ROC curve (0.5 is chance) and the share of the n highest candidates that are edited, with n edits, in the layer that
-tells most, for the raw sum, F(raw) and the consolidated factors. The second moments are those beside the history.
+under the ROC curve (0.5 is chance) and the share of the n highest candidates that are edited, with n edits, in the
+layer that tells most, for the raw sum, F(raw) and the consolidated factors. The second moments are those beside the
+history.
 """
 
 from __future__ import annotations
