@@ -32,6 +32,7 @@ def consolidate(
     ] = None,
     steps: Annotated[Optional[int], typer.Option(help="Most steps; follows the number of edits if not given.")] = None,
     beta: Annotated[Optional[float], typer.Option(help="Weight of those texts against the edits.")] = None,
+    neighbor_beta: Annotated[Optional[float], typer.Option(help="Weight of the edits' prompts about others.")] = None,
     learning_rate: Annotated[
         Optional[float], typer.Option(help="Follows the size of the factors if not given.")
     ] = None,
@@ -53,6 +54,7 @@ def consolidate(
 
     model = in_gguf(model, gguf_file)
     values: dict[str, Any] = {"steps": steps, "beta": beta, "learning_rate": learning_rate}
+    values["neighbor_beta"] = neighbor_beta
     settings = ConsolidationSettings(margin=margin, seed=seed, **values)  # what is wrong shows before a model is loaded
     given = None if texts is None else load_texts(texts)
     require_outputs(
@@ -82,6 +84,7 @@ def _told(found: ConsolidationResult) -> dict[str, Any]:
         "unreached": [{"edit": edit, "margin": margin} for edit, margin in found.unreached.items()],
         "learning_rate": found.settings.learning_rate,
         "beta": found.settings.beta,
+        "neighbor_beta": found.settings.neighbor_beta,
         "seed": found.settings.seed,
         "seconds": found.seconds,
     }

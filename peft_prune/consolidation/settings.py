@@ -14,8 +14,10 @@ STEP_SHARE = 0.03
 LOOKS_PER_EDIT = 32
 """How often each edit is read in all."""
 FEWEST_STEPS = 100
-BETA = 1.5
-"""Weight of both divergences from the base, on retention texts and about neighbors."""
+BETA = 0.75
+"""Weight of the divergence from the base on retention texts."""
+NEIGHBOR_BETA = 2.25
+"""Weight of the divergence about neighbors."""
 LOOKS_PER_TEXT = 3
 """How often each retention text is read: what is read more often is learnt by heart, and the rest forgotten."""
 
@@ -27,6 +29,7 @@ class ConsolidationSettings:
     Args:
         learning_rate: Of Adam on the balanced factors.
         beta: Weight of the divergence from the base on retention texts, against the edits' loss.
+        neighbor_beta: The same about neighbors.
         steps: Most steps.
         edits_per_step: Edits in a step, each behind one of its contexts.
         texts_per_step: Pieces of retention text in a step.
@@ -52,6 +55,7 @@ class ConsolidationSettings:
 
     learning_rate: float | None = None
     beta: float | None = None
+    neighbor_beta: float | None = None
     steps: int | None = None
     edits_per_step: int = 16
     texts_per_step: int = 8
@@ -59,8 +63,8 @@ class ConsolidationSettings:
     texts: int | None = None
     contexts: int = 5
     phrasings: int = 5
-    neighbors: int = 6
-    neighbors_per_step: int = 16
+    neighbors: int = 12
+    neighbors_per_step: int = 32
     margin: float = 1.0
     look_every: int = 20
     still: float = 0.01
@@ -70,7 +74,7 @@ class ConsolidationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "beta"):
+        for name in ("learning_rate", "beta", "neighbor_beta"):
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}: {value!r} must be a finite number above 0, or left out")
@@ -104,7 +108,8 @@ class ConsolidationSettings:
 
         The learning rate is `STEP_SHARE` times the root mean square of the factors' entries, so that a small update is
         moved as gently, in proportion, as a large one. Every edit is read `LOOKS_PER_EDIT` times, in at least
-        `FEWEST_STEPS` steps, and every retention text `LOOKS_PER_TEXT` times. β is `BETA`.
+        `FEWEST_STEPS` steps, and every retention text `LOOKS_PER_TEXT` times. β is `BETA`, and `NEIGHBOR_BETA` about
+        neighbors.
 
         Args:
             factors: Balanced factors that training starts from, by module.
@@ -117,6 +122,7 @@ class ConsolidationSettings:
             self.for_edits(edits),
             learning_rate=self.learning_rate if self.learning_rate is not None else rate,
             beta=self.beta if self.beta is not None else BETA,
+            neighbor_beta=self.neighbor_beta if self.neighbor_beta is not None else NEIGHBOR_BETA,
         )
 
     @classmethod

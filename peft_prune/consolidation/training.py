@@ -217,7 +217,8 @@ class _Training:
             self._divergence(self.tail.logits(own, self.factors), own) if own else torch.zeros(())
             for own in (rows.texts, rows.neighbors)
         )
-        loss = edit_loss + (self.settings.beta or 0.0) * (divergence + beside)
+        own = self.settings
+        loss = edit_loss + (own.beta or 0.0) * divergence + (own.neighbor_beta or 0.0) * beside
         if not bool(torch.isfinite(loss)):
             raise EditFailedError(
                 f"consolidation: the loss of step {number} is NaN or Inf, so nothing has changed; take a smaller "

@@ -60,7 +60,8 @@ def read_consolidation(row: Mapping[str, Any], history: str | Path) -> Consolida
     try:
         strengths = {int(edit): float(strength) for edit, strength in edits.items()}
         # what was done before there were these was done without them
-        known = ConsolidationSettings.of({"phrasings": 0, "neighbors": 0, "bfloat16": False, **settings})
+        before = {"phrasings": 0, "neighbors": 0, "bfloat16": False, "neighbor_beta": settings.get("beta")}
+        known = ConsolidationSettings.of({**before, **settings})
         updates = Factors.from_bytes(row["data"]).updates
     except (SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise HistoryError(f"{where} is damaged: {error}") from None

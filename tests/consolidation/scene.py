@@ -27,7 +27,15 @@ TEXTS = [
     "toast too nose son ten tan",
 ]
 GENTLE = ConsolidationSettings(
-    learning_rate=0.02, beta=0.2, steps=60, text_length=8, texts_per_step=4, contexts=2, look_every=20, bfloat16=False
+    learning_rate=0.02,
+    beta=0.2,
+    neighbor_beta=0.2,
+    steps=60,
+    text_length=8,
+    texts_per_step=4,
+    contexts=2,
+    look_every=20,
+    bfloat16=False,
 )
 """Enough for the five edits of the session's scene to be reached, in a second; the same on every machine."""
 RESTRAINED = {"restraint": "log", "alpha": 1.5, "restrain_on": "merge"}

@@ -132,11 +132,11 @@ def test_what_is_not_given_follows_from_the_adapter() -> None:
     own = ConsolidationSettings()
     many, few = own.adapted(updates, 200), own.adapted(updates, 10)
     assert (many.steps, many.texts) == (400, 1067) and (few.steps, few.texts) == (100, 267)
-    assert many.beta == few.beta == 1.5
+    assert many.beta == few.beta == 0.75 and many.neighbor_beta == few.neighbor_beta == 2.25
     squares = torch.cat([factor.flatten() for update in updates.values() for factor in (update.B, update.A)])
     rms = float(squares.square().mean().sqrt())
     assert many.learning_rate == few.learning_rate == pytest.approx(0.03 * rms, rel=1e-5)
-    given = ConsolidationSettings(learning_rate=0.1, beta=7.0, steps=3, texts=5)
+    given = ConsolidationSettings(learning_rate=0.1, beta=7.0, neighbor_beta=2.0, steps=3, texts=5)
     assert given.adapted(updates, 200) == given
 
 
@@ -146,6 +146,7 @@ def test_what_is_not_given_follows_from_the_adapter() -> None:
         ("steps", 0, "must be an integer of at least 1"),
         ("text_length", 1, "must be an integer of at least 2"),
         ("beta", -1.0, "must be a finite number above 0"),
+        ("neighbor_beta", 0, "must be a finite number above 0"),
         ("learning_rate", float("nan"), "must be a finite number above 0"),
         ("margin", "much", "must be a finite number of at least 0"),
         ("seed", 1.5, "must be an integer of at least 0"),
