@@ -10,11 +10,12 @@ from transformers import PreTrainedTokenizerBase
 from ..editors.contexts import STARTS
 from ..models.decoder import unwrapped
 from ..models.generation import decoded
+from ..models.halves import Halves
 from ..models.inference import input_device, undisturbed
 from ..models.tokenization import text_ids
 from ..moving import moving_bar
 
-BATCH = 64
+BATCH = 128
 
 
 def own_texts(
@@ -35,6 +36,7 @@ def own_texts(
     rows: list[list[int]] = []
     with (
         undisturbed(model),
+        Halves([unwrapped(model)], input_device(model)).acting(backward=False),
         moving_bar(total=count, desc="Retention texts", unit=" texts", disable=not progress) as bar,
     ):
         for start in range(0, count, BATCH):

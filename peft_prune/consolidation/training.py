@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..editors.target_likelihood import frozen
 from ..errors import EditFailedError
-from ..models.halves import Halves, computes_in_bfloat16
+from ..models.halves import Halves
 from ..models.inference import input_device
 from ..spectral import LowRankUpdate
 from ..tuner import PruneEditLayer
@@ -161,7 +161,7 @@ class _Training:
     def run(self, progress: Progress | None) -> Trained:
         self.tail = Tail(self.model, self.layers)
         device = input_device(self.model)
-        if self.settings.bfloat16 and computes_in_bfloat16(device):
+        if self.settings.bfloat16:
             self._halves = Halves(self.tail.modules, device)
         self.factors = {name: balanced(update) for name, update in self.start.items()}
         bounds = Bounds(self.limit if self.settings.bound else {}, self.layers)

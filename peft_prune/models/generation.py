@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from .decoder import unwrapped
+from .halves import Halves
 from .inference import (
     PADDING_ID,
     Progress,
@@ -243,13 +244,14 @@ def drawing(
 ) -> Iterator[LogitsProcessorList]:
     """`generate` draws, the same by seed, with what is yielded as its ``logits_processor``: see `Nucleus`.
 
-    The model and torch's random state stay as they were.
+    It computes in bfloat16 where the device has units for it. The model and torch's random state stay as they were.
     """
     device = input_device(model)
     own_device = [] if device.index is None else [device.index]
     with (
         undisturbed(model),
         generation_settings(model, end_ids, do_sample=True, top_k=0),
+        Halves([unwrapped(model)], device).acting(backward=False),
         torch.random.fork_rng(own_device, device_type=device.type),
     ):
         torch.manual_seed(seed)

@@ -13,6 +13,12 @@ IDS = torch.tensor([[3, 5, 7, 11]])
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def with_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same on every machine."""
+    monkeypatch.setattr("peft_prune.models.halves.computes_in_bfloat16", lambda device: True)
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_passes_are_those_of_autocast_and_weights_are_as_before(kind: str) -> None:
     model = willing(kind).requires_grad_(False)
@@ -46,18 +52,27 @@ def test_gradients_are_near_those_in_float32() -> None:
     assert not torch.equal(exact, rounded)
 
 
-def test_an_error_puts_the_weights_back_and_what_is_trained_or_no_float32_map_stays() -> None:
-    trained, small, norm = nn.Linear(4, 4), nn.Linear(4, 4).to(torch.float16), nn.LayerNorm(4)
-    own, frozen = nn.Linear(4, 4), nn.Linear(4, 4).requires_grad_(False)
-    small.requires_grad_(False)
-    norm.requires_grad_(False)
-    with pytest.raises(KeyError), Halves([trained, small, norm, own, frozen], CPU).acting():
-        dtypes = [one.weight.dtype for one in (trained, small, norm, own, frozen)]
-        assert dtypes == [torch.float32, torch.float16, torch.float32, torch.float32, torch.bfloat16]
+def test_an_error_puts_the_weights_back_and_what_is_no_float32_map_stays() -> None:
+    small, norm, own = nn.Linear(4, 4).to(torch.float16), nn.LayerNorm(4), nn.Linear(4, 4)
+    with pytest.raises(KeyError), Halves([small, norm, own], CPU).acting():
+        dtypes = [one.weight.dtype for one in (small, norm, own)]
+        assert dtypes == [torch.float16, torch.float32, torch.bfloat16]
         raise KeyError
-    assert frozen.weight.dtype == torch.float32
+    assert own.weight.dtype == torch.float32
+
+
+def test_nothing_is_done_where_copies_would_not_fit_or_the_device_has_no_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = nn.Linear(4, 4)
+    monkeypatch.setattr("peft_prune.models.halves.MOST_BYTES", 31)
+    with Halves([own], CPU).acting():
+        assert own.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    monkeypatch.setattr("peft_prune.models.halves.MOST_BYTES", 32)
+    with Halves([own], CPU).acting(backward=False):
+        assert own.weight.dtype == torch.bfloat16 and torch.is_autocast_enabled("cpu")
+    monkeypatch.setattr("peft_prune.models.halves.computes_in_bfloat16", lambda device: False)
+    with Halves([own], CPU).acting():
+        assert own.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 def test_a_device_without_the_units_is_known() -> None:
     assert not computes_in_bfloat16(torch.device("mps"))
-    assert computes_in_bfloat16(CPU) in (True, False)
