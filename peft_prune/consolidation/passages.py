@@ -16,7 +16,7 @@ from ..models.chat import SYSTEM, takes_system_prompt
 from ..models.tokenization import continuation_ids, text_ids
 from ..requests import EditRequest
 
-CONTEXT_WORDS = (2, 8)
+CONTEXT_WORDS = (2, 16)
 """Fewest and most words of a text that stand before a prompt."""
 
 

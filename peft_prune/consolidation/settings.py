@@ -61,7 +61,7 @@ class ConsolidationSettings:
     texts_per_step: int = 8
     text_length: int = 32
     texts: int | None = None
-    contexts: int = 5
+    contexts: int = 10
     phrasings: int = 5
     neighbors: int = 12
     neighbors_per_step: int = 32

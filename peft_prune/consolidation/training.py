@@ -30,6 +30,8 @@ from .tail import Tail
 
 LARGEST_BATCH = 64
 """Passages that are looked at together."""
+OFTENER = 3
+"""How much oftener an edit is read that lacks its margin."""
 FALL = 0.4
 """Share of the steps over which the rate falls."""
 STILL_LOOKS = 4
@@ -156,6 +158,7 @@ class _Training:
     material: Material
     settings: ConsolidationSettings
     _base: dict[Passage, Tensor] = field(default_factory=dict)
+    _behind: list[int] = field(default_factory=list)
     _halves: Halves | None = None
 
     def run(self, progress: Progress | None) -> Trained:
@@ -230,10 +233,13 @@ class _Training:
         return Step(number, *(float(one.detach()) for one in (edit_loss, divergence, beside)))
 
     def _batches(self) -> Iterator[Rows]:
-        """What each step reads: all edits once before any of them comes again, each in the next kind of way."""
+        """What each step reads: all edits before any of them comes again, each in the next kind of way.
+
+        Of those that lacked their margin when they were looked at last, `OFTENER` times as much is read.
+        """
         own, draw, given = self.settings, random.Random(self.settings.seed), self.material
         rows = [_in_rotation(edit, draw) for edit in [*given.edits, *([[fact]] for fact in given.protected)]]
-        edits = _endless(len(rows), draw)
+        edits = self._rounds(len(rows), draw)
         texts, neighbors = _in_turn(given.texts, draw), _in_turn(given.neighbors, draw)
         while True:
             chosen = []
@@ -245,6 +251,12 @@ class _Training:
                 list(islice(neighbors, min(own.neighbors_per_step, len(given.neighbors)))),
             )
 
+    def _rounds(self, count: int, draw: random.Random) -> Iterator[int]:
+        while True:
+            order = [*range(count), *self._behind * (OFTENER - 1)]
+            draw.shuffle(order)
+            yield from order
+
     @torch.no_grad()
     def _look(self, step: int) -> Seen:
         factors = {name: _detached(update) for name, update in self.factors.items()}
@@ -252,6 +264,8 @@ class _Training:
         bare = [edit[0][0] for edit in self.material.edits]
         for part in _parts(bare):
             margins += _margins(self.tail.logits(part, factors), part)
+        if step:
+            self._behind = [index for index, margin in enumerate(margins) if margin < self.settings.margin]
         total = tokens = 0.0
         for part in _parts(self.material.probe):
             count = sum(len(passage.read) for passage in part)

@@ -50,6 +50,17 @@ def test_every_edit_comes_once_before_any_comes_again() -> None:
     assert set(rows[:20]) == set(owner)  # the bare prompt twice, and each of two contexts
 
 
+def test_an_edit_that_lacks_its_margin_is_read_oftener() -> None:
+    model, layers, updates = adapted_layers()
+    given = material()
+    work = _Training(model, layers, updates, updates, given, replace(GENTLE, edits_per_step=5))
+    owner = {passage: index for index, edit in enumerate(given.edits) for kind in edit for passage in kind}
+    work._behind = [3]
+    batches = work._batches()
+    rows = [owner[passage] for _ in range(14) for passage in next(batches).edits]
+    assert [rows.count(index) for index in range(5)] == [10, 10, 10, 30, 10]
+
+
 def test_training_is_bit_identical_by_seed_and_leaves_the_adapter_alone() -> None:
     model, layers, updates = adapted_layers()
     before = torch.cat([p.flatten() for p in model.parameters()]).clone()
@@ -83,7 +94,7 @@ def test_training_ends_early_where_all_holds_and_retention_stands_still() -> Non
     own = replace(GENTLE, bound=False, margin=0.0, still=0.0, steps=200, look_every=10, learning_rate=0.05)
     found = train(model, layers, updates, updates, material(), own)
     looks = [seen.divergence for seen in found.seen]
-    still = next(n for n in range(3, len(looks)) if found.seen[n].held == 5 and looks[n] > min(looks[n - 3 : n]))
+    still = next(n for n in range(4, len(looks)) if found.seen[n].held == 5 and looks[n] > min(looks[n - 3 : n]))
     assert found.seen[-1].step == math.ceil(found.seen[still].step / 0.6) < 200
     assert found.seen[-1].held == len(REQUESTS)
     assert all(seen.held < len(REQUESTS) or seen.step == 0 for seen in found.seen[:2])
