@@ -16,7 +16,7 @@ LOOKS_PER_EDIT = 32
 FEWEST_STEPS = 100
 BETA = 0.75
 """Weight of the divergence from the base on retention texts."""
-NEIGHBOR_BETA = 2.25
+NEIGHBOR_BETA = 3.0
 """Weight of the divergence about neighbors."""
 LOOKS_PER_TEXT = 3
 """How often each retention text is read: what is read more often is learnt by heart, and the rest forgotten."""

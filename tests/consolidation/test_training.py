@@ -143,7 +143,7 @@ def test_what_is_not_given_follows_from_the_adapter() -> None:
     own = ConsolidationSettings()
     many, few = own.adapted(updates, 200), own.adapted(updates, 10)
     assert (many.steps, many.texts) == (400, 1067) and (few.steps, few.texts) == (100, 267)
-    assert many.beta == few.beta == 0.75 and many.neighbor_beta == few.neighbor_beta == 2.25
+    assert many.beta == few.beta == 0.75 and many.neighbor_beta == few.neighbor_beta == 3.0
     squares = torch.cat([factor.flatten() for update in updates.values() for factor in (update.B, update.A)])
     rms = float(squares.square().mean().sqrt())
     assert many.learning_rate == few.learning_rate == pytest.approx(0.03 * rms, rel=1e-5)
