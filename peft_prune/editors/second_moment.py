@@ -102,8 +102,6 @@ class SecondMoments:
                 if base is not None and made_with is not None and not same_base(made_with, base):
                     raise AdapterError(f"statistics: {path} were taken with other base weights; collect them anew")
                 moments = {name: _checked(path, name, file) for name in file.keys()}
-                for moment in moments.values():
-                    rest(moment)  # they are mapped from the file, and read again one by one
         except (OSError, SafetensorError) as error:
             raise AdapterError(f"statistics: {path} cannot be read: {error}") from None
         if not moments:
@@ -175,6 +173,7 @@ def _checked(path: str | Path, name: str, file: Any) -> Tensor:
             raise AdapterError(f"statistics: {path}: {name} is not symmetric")
         if bool((rows.abs() > (1 + ROUNDING) * bound).any()):
             raise AdapterError(f"statistics: {path}: {name} is not positive semidefinite")
+    rest(moment)  # it is mapped from the file, and read again when it is solved with
     return moment
 
 

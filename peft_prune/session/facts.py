@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..editors import Editor, SecondMoments, get_editor
+from ..editors.pages import rest
 from ..errors import HistoryError
 from ..models.decoder import unwrapped
 from ..models.fingerprint import base_fingerprint
@@ -94,6 +95,7 @@ def moments_digest(moments: Mapping[str, Tensor]) -> dict[str, list[float]]:
         weights = torch.linspace(0, 1, len(moment), dtype=torch.float64, device=moment.device)
         diagonal = moment.diagonal().double()
         found[name] = [float(diagonal.sum()), float(diagonal @ weights), float(moment[0].double().sum())]
+        rest(moment)  # an element of each row brings in all pages of a mapped file
     return found
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from peft_prune.editors import Solving
+from peft_prune.editors import SecondMoments, Solving
 from peft_prune.editors.closed_form import KeySystem, least_squares_rows, moment_inverse, null_space_inverse
 from peft_prune.editors.pages import mapped, rest
+from peft_prune.session.facts import moments_digest
 from tests.editors.test_closed_form import WIDTH, random_keys, random_moment, relative_error
 from tests.session.scene import MODULE, REQUESTS, adapted, session
 
@@ -114,6 +115,31 @@ def test_what_is_mapped_gives_its_memory_back_and_keeps_its_values(tmp_path: Pat
     assert torch.equal(held.sum(), values)
     rest(plain)
     assert torch.equal(plain, others)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux alone tells what is resident")
+def test_moments_from_a_file_are_not_in_memory_for_having_been_looked_at(tmp_path: Path) -> None:
+    width, file = 1024, tmp_path / "moments.safetensors"
+    moment = torch.eye(width) + torch.ones(width, width)
+    SecondMoments({name: moment.clone() for name in "abc"}, 10).save(file)
+    moments = SecondMoments.load(file).moments
+    assert resident_of(file) < 0.1 * moment.nbytes
+    digest = moments_digest(moments)  # what a history is told from another by
+    assert resident_of(file) < 0.1 * moment.nbytes
+    assert digest["b"][0] == 2 * width and all(torch.equal(one, moment) for one in moments.values())
+    assert resident_of(file) >= 3 * moment.nbytes
+
+
+def resident_of(file: Path) -> int:
+    """Bytes of a mapped file that are in this process's memory."""
+    found, own = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *values = line.split()
+        if not name.endswith(":"):
+            own = bool(values) and values[-1] == str(file)
+        elif own and name == "Rss:":
+            found += 1024 * int(values[0])
+    return found
 
 
 def resident() -> int:
