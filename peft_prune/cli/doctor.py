@@ -99,8 +99,8 @@ def _layout(place: str, config: Any, editor: str, problems: list[str]) -> tuple[
             empty: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         parameters = sum(one.numel() for one in empty.parameters())
         own = get_editor(editor, model=empty)
-        names = mlp_output_modules(empty, own.layers(empty), experts=own.edits_experts)
-        refused = refused_layers(empty, experts=own.edits_experts)
+        names = mlp_output_modules(empty, own.layers(empty), experts=own.experts)
+        refused = refused_layers(empty, experts=own.experts)
     except PeftPruneError as error:
         problems.append(str(error))
         return {}, None, None

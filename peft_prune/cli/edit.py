@@ -189,6 +189,7 @@ def edit(
         base = load_model(model, dtype, placement)
         method = get_editor(editor, model=base, **settings)
         config.layers_to_transform = list(method.admitted(base))
+        config.experts = method.experts or config.experts  # type: ignore[assignment]
         if explain:
             explanation.explain(
                 *(method, base, config),

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..models.experts import SHARED
 from .base import Prepared, register_editor
 from .closed_form import KeySystem, least_squares_rows, null_space_of
 from .hyperparameters import SEARCH
@@ -64,7 +65,7 @@ class AlphaEdit(SpreadEditor):
     hyperparameters: AlphaEditHyperparameters
 
     @classmethod
-    def adapted(cls, model: Any) -> dict[str, Any]:
+    def adapted(cls, model: Any, experts: str = SHARED) -> dict[str, Any]:
         """`SEARCH`."""
         return dict(SEARCH)
 

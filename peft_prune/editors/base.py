@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import EditFailedError, InvalidRequestError, UnsupportedModelError
 from ..models.decoder import decoder_blocks
+from ..models.experts import SHARED
 from ..models.mlp import changed_modules, listed, mlp_output_modules, refused_layers
 from ..models.probe import require_text_decoder
 from ..requests import EditRequest
@@ -170,7 +171,8 @@ class Editor(ABC):
     searches_values: ClassVar[bool] = False
     """Whether it searches v* in passes over a part of the model."""
     edits_experts: ClassVar[bool] = False
-    """Whether it edits the routed experts of a mixture without a shared one."""
+    """Whether it edits the routed experts of a mixture; a field ``experts`` of its hyperparameters chooses them also
+    where there is a shared one."""
     needs_subject: ClassVar[bool] = True
     """Whether a request must name the subject that its prompt is about."""
     published_rules: ClassVar[Mapping[str, Any]] = {"second_try": False}
@@ -186,10 +188,10 @@ class Editor(ABC):
         self.hyperparameters = with_values(self.name, given, values)
 
     @classmethod
-    def automatic(cls, model: Any) -> dict[str, Any]:
+    def automatic(cls, model: Any, experts: str = SHARED) -> dict[str, Any]:
         """Hyperparameters for this model: what was published for it, else what `adapted` says."""
         found = preset(cls.name, model)
-        return cls.adapted(model) if found is None else dict(found.values)
+        return cls.adapted(model, experts) if found is None else dict(found.values)
 
     @classmethod
     def published(cls, model: Any) -> dict[str, Any]:
@@ -198,8 +200,13 @@ class Editor(ABC):
         return {**cls.published_rules, **({} if found is None else found.values)}
 
     @classmethod
-    def adapted(cls, model: Any) -> dict[str, Any]:
-        """Hyperparameters that differ from the defaults for a model that nothing was published for."""
+    def adapted(cls, model: Any, experts: str = SHARED) -> dict[str, Any]:
+        """Hyperparameters that differ from the defaults for a model that nothing was published for.
+
+        Args:
+            model: The model.
+            experts: Which ones are edited where it is a mixture, "shared" or "routed".
+        """
         return {}
 
     def layers(self, model: Any) -> tuple[int, ...]:
@@ -218,7 +225,7 @@ class Editor(ABC):
 
     def _outputs(self, model: Any, layers: Sequence[int] | None = None) -> dict[int, str]:
         try:
-            return mlp_output_modules(model, layers, experts=self.edits_experts)
+            return mlp_output_modules(model, layers, experts=self.experts)
         except UnsupportedModelError as error:
             able = ", ".join(sorted(name for name, one in EDITORS.items() if one.edits_experts))
             if self.edits_experts or "experts" not in str(error):
@@ -232,10 +239,11 @@ class Editor(ABC):
             UnsupportedModelError: The model or a layer cannot be edited; the message says why.
         """
         layers = self.layers(model)
-        require_text_decoder(model, layers)
+        experts = self.experts or SHARED
+        require_text_decoder(model, layers, experts)
         if self.searches_values:
-            require_partial_passes(model, layers[-1])
-        refused = refused_layers(model, experts=self.edits_experts) if self.hyperparameters.layers is None else {}
+            require_partial_passes(model, layers[-1], experts)
+        refused = refused_layers(model, experts=self.experts) if self.hyperparameters.layers is None else {}
         left_out = {
             layer: refused[layer] for layer in self.default_layers(len(decoder_blocks(model))) if layer in refused
         }
@@ -285,6 +293,11 @@ class Editor(ABC):
                 f"subject: {self.name} edits at a subject's last token, and {request.about} names none; name it, or "
                 f"use an editor that needs none ({able})"
             )
+
+    @property
+    def experts(self) -> str | None:
+        """Which experts of a mixture it edits, as in `mlp_output_modules`: "shared" or "routed"; None for no routed."""
+        return getattr(self.hyperparameters, "experts", SHARED) if self.edits_experts else None
 
     @property
     def needs_moments(self) -> bool:
@@ -339,7 +352,7 @@ def get_editor(name: str, *, model: Any = None, published: bool = False, **hyper
     if published:
         found = dict(editor.published_rules) if model is None else editor.published(model)
     else:
-        found = {} if model is None else editor.automatic(model)
+        found = {} if model is None else editor.automatic(model, hyperparameters.get("experts", SHARED))
     return editor(**{**found, **hyperparameters})
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..models.experts import SHARED
 from ..models.mlp import mlp_output_modules
 from .base import Prepared, register_editor
 from .closed_form import KeySystem, equality_rows, moment_inverse
@@ -63,7 +64,7 @@ class EMMET(SpreadEditor):
     hyperparameters: EMMETHyperparameters
 
     @classmethod
-    def adapted(cls, model: Any) -> dict[str, Any]:
+    def adapted(cls, model: Any, experts: str = SHARED) -> dict[str, Any]:
         """`ADAPTED`."""
         return dict(ADAPTED)
 
@@ -71,7 +72,7 @@ class EMMET(SpreadEditor):
     def published(cls, model: Any) -> dict[str, Any]:
         """As for every editor; one layer, as in the authors' files, for a model that none of them is of."""
         layer = (
-            cls().default_layers(len(mlp_output_modules(model, experts=True)))[-1]
+            cls().default_layers(len(mlp_output_modules(model, experts=SHARED)))[-1]
             if preset(cls.name, model) is None
             else None
         )

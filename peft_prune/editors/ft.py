@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import EditFailedError
 from ..models.decoder import hidden_size, unwrapped
+from ..models.experts import SHARED
 from ..models.mlp import features
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
@@ -96,7 +97,7 @@ class FineTuning(Editor):
     hyperparameters: FineTuningHyperparameters
 
     @classmethod
-    def adapted(cls, model: Any) -> dict[str, Any]:
+    def adapted(cls, model: Any, experts: str = SHARED) -> dict[str, Any]:
         """`SMALL` for a model narrower than `SMALL_WIDTH`, nothing for others."""
         return dict(SMALL) if hidden_size(model) < SMALL_WIDTH else {}
 

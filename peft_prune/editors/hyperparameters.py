@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..models.experts import CHOICES, SHARED
 from .anchoring import anchor_norm
 from .validation import (
     check_above_zero,
@@ -75,6 +76,8 @@ class ValueHyperparameters(EditorHyperparameters):
             arXiv 2602.02543); 0 for no anchor, 1000 there. They are searched for on the unedited model, once.
         anchor_limit: A v* that is longer than this multiple of that norm is not written; 2 is published for editors of
             several layers, 5 for ROME.
+        experts: What is edited in a mixture of experts: "shared", the expert that all tokens share, and the routed ones
+            where there is none; "routed", the routed ones also beside a shared one.
     """
 
     v_optimizer: str = "adam"
@@ -93,6 +96,7 @@ class ValueHyperparameters(EditorHyperparameters):
     max_tokens: int | None = None
     norm_anchor: int = 0
     anchor_limit: float = 2.0
+    experts: str = SHARED
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,6 +104,7 @@ class ValueHyperparameters(EditorHyperparameters):
         check_one_of(self, "stop", ("probability", "loss"))
         check_one_of(self, "v_optimizer", ("adam", "polyak"))
         check_one_of(self, "autocast", tuple(AUTOCAST))
+        check_one_of(self, "experts", CHOICES)
         check_share(self, "stop_probability")
         check_above_zero(self, "v_lr", "v_longest_step", "clamp_norm_factor", "stop_loss", "max_tokens", "anchor_limit")
         check_zero_or_above(self, "v_weight_decay", "kl_factor", "context_seed", "norm_anchor")
@@ -141,6 +146,7 @@ class ValueHyperparameters(EditorHyperparameters):
             max_tokens=self.max_tokens,
             anchor=anchor if self.norm_anchor else None,
             anchor_limit=self.anchor_limit,
+            experts=self.experts,
         )
 
     def anchored_on(self, model: Any, tokenizer: Any, layer: int, site: str) -> float | None:

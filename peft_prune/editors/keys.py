@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..models.decoder import decoder_blocks, unwrapped
-from ..models.experts import PLACE, is_experts, place_of, routed, weighted_keys
+from ..models.experts import PLACE, SHARED, is_experts, place_of, routed, weighted_keys
 from ..models.inference import by_rows, input_device, padded, undisturbed
 from ..models.mlp import mlp_output_module
 from ..requests import EditRequest
@@ -46,14 +46,16 @@ def compute_keys(
     contexts: Sequence[str],
     layer: int,
     weights: Sequence[float] | None = None,
+    experts: str = SHARED,
 ) -> list[Key]:
     """Keys of every request at the MLP output projection of ``layer`` (Meng et al. 2022, section 3.1, equation 3).
 
     Args:
         contexts: Prefixes of the prompt; the first is empty, the bare prompt.
         weights: Of the contexts in the average; all the same if not given.
+        experts: Which ones of a mixture, as in `mlp_output_modules`.
     """
-    climb = Climb(model, tokenizer, requests, contexts, layer, "mlp")
+    climb = Climb(model, tokenizer, requests, contexts, layer, "mlp", experts)
     grouped = climb.keys_by_context(layer)
     plain = [1 / len(contexts)] * len(contexts) if weights is None else list(weights)
     bare = [1.0] + [0.0] * (len(contexts) - 1)
@@ -78,6 +80,7 @@ class Climb:
         prefixes: Of the prompt; the first is empty, the bare prompt.
         last: The layer whose output is asked for.
         site: "mlp" for that output of the MLP, "block" for the block's.
+        experts: Which ones of a mixture, as in `mlp_output_modules`.
     """
 
     def __init__(
@@ -88,8 +91,9 @@ class Climb:
         prefixes: Sequence[str],
         last: int,
         site: str,
+        experts: str = SHARED,
     ) -> None:
-        self._model = model
+        self._model, self._experts = model, experts
         self.contexts = [request_contexts(tokenizer, request, prefixes) for request in requests]
         prompts = [prompt for contexts in self.contexts for prompt in subject_prompts(tokenizer, contexts)]
         # what stands behind the subject changes nothing before it
@@ -101,7 +105,7 @@ class Climb:
         self._bare = torch.zeros(len(prompts), dtype=torch.bool, device=self._ids.device)
         self._bare[[0, *accumulate(self._counts[:-1])]] = True
         self._blocks = [block for _, block in decoder_blocks(model)]
-        self._place = mlp_output_module(model, last)[1] if site == "mlp" else self._blocks[last]
+        self._place = mlp_output_module(model, last, experts)[1] if site == "mlp" else self._blocks[last]
         self.modules: tuple[str, ...] = ()
         """What the keys that were last asked for go into: one module, or experts side by side."""
         self._start = 0
@@ -127,7 +131,7 @@ class Climb:
             found["hidden"] = args[0] if args else kwargs["hidden_states"]
 
         with hooked(self._blocks[layer].register_forward_pre_hook(keep_input, with_kwargs=True)):
-            name, target = mlp_output_module(self._model, layer)
+            name, target = mlp_output_module(self._model, layer, self._experts)
             self.modules = (name,)
             captured = self._captured(target, torch.ones_like(self._positions, dtype=torch.bool), output=False)
         self._start, self._hidden = layer, found["hidden"]
@@ -216,9 +220,9 @@ def _adds_to_experts(updates: Mapping[int, LowRankUpdate]) -> Any:
     return hook
 
 
-def adds_to_residual(model: Any, layer: int) -> bool:
+def adds_to_residual(model: Any, layer: int, experts: str = SHARED) -> bool:
     """Whether what the MLP puts out reaches the block's output unchanged, and not through a norm of its own."""
-    block, mlp = decoder_blocks(model)[layer][1], mlp_output_module(model, layer)[1]
+    block, mlp = decoder_blocks(model)[layer][1], mlp_output_module(model, layer, experts)[1]
     ids = torch.ones(1, 2, dtype=torch.long, device=input_device(model))
     found: list[Tensor] = []
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from ..models.decoder import decoder_blocks, unwrapped
+from ..models.experts import SHARED
 from ..models.inference import by_rows
 from ..models.mlp import mlp_output_module
 from .blocks import Enough, hooked, replaced, states_of, until_enough
@@ -34,11 +35,12 @@ class LaterLayers:
         autocast: torch.dtype | None,
         *,
         takes_mlp: bool = False,
+        experts: str = SHARED,
     ) -> None:
         self._model = unwrapped(model)
         self.batch = batch
         self._site = site
-        self._target = mlp_output_module(model, layer)[1]
+        self._target = mlp_output_module(model, layer, experts)[1]
         blocks = [block for _, block in decoder_blocks(model)]
         self._earlier, self._edited = blocks[:layer], blocks[layer]
         self._last_mlp = _mlp_of(model, len(blocks) - 1) if layer < len(blocks) - 1 else None

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import UnsupportedModelError
 from ..models.decoder import hidden_size
+from ..models.experts import SHARED
 from ..requests import EditRequest
 from .base import register_editor
 from .ft import SMALL_WIDTH, Change, FineTuning, FineTuningHyperparameters
@@ -70,7 +71,7 @@ class LocFTBF(FineTuning):
     hyperparameters: LocFTBFHyperparameters
 
     @classmethod
-    def adapted(cls, model: Any) -> dict[str, Any]:
+    def adapted(cls, model: Any, experts: str = SHARED) -> dict[str, Any]:
         """`ADAPTED`, with ten times the rate for a model narrower than `SMALL_WIDTH`."""
         return {**ADAPTED, **({"lr": 5e-3} if hidden_size(model) < SMALL_WIDTH else {})}
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..models.experts import SHARED
 from ..models.mlp import key_width
 from .base import Prepared, register_editor
 from .closed_form import KeySystem, least_squares_rows, moment_inverse
@@ -67,9 +68,9 @@ class MEMIT(SpreadEditor):
     hyperparameters: MEMITHyperparameters
 
     @classmethod
-    def adapted(cls, model: Any) -> dict[str, Any]:
+    def adapted(cls, model: Any, experts: str = SHARED) -> dict[str, Any]:
         """`SEARCH`, and λ by `WEIGHT_PER_DIMENSION`."""
-        return {**SEARCH, "mom2_update_weight": WEIGHT_PER_DIMENSION * key_width(model)}
+        return {**SEARCH, "mom2_update_weight": WEIGHT_PER_DIMENSION * key_width(model, experts)}
 
     @property
     def keeps_history(self) -> bool:

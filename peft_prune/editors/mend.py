@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import UnsupportedModelError
 from ..models.decoder import hidden_size, unwrapped
+from ..models.experts import SHARED
 from ..models.fingerprint import base_fingerprint
 from ..models.mlp import features
 from ..moving import moving_bar
@@ -91,7 +92,7 @@ class MEND(Editor):
     hyperparameters: MENDHyperparameters
 
     @classmethod
-    def adapted(cls, model: Any) -> dict[str, Any]:
+    def adapted(cls, model: Any, experts: str = SHARED) -> dict[str, Any]:
         """`SMALL` for a model narrower than `SMALL_WIDTH`, nothing for others."""
         return dict(SMALL) if hidden_size(model) < SMALL_WIDTH else {}
 

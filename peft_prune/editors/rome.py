@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..models.experts import SHARED
 from ..requests import EditRequest
 from .base import Edit, Editor, Prepared, register_editor, require_finite_factors
 from .closed_form import Inverse, moment_inverse
@@ -77,7 +78,7 @@ class ROME(Editor):
     hyperparameters: ROMEHyperparameters
 
     @classmethod
-    def adapted(cls, model: Any) -> dict[str, Any]:
+    def adapted(cls, model: Any, experts: str = SHARED) -> dict[str, Any]:
         """`ADAPTED`."""
         return dict(ADAPTED)
 
@@ -97,7 +98,7 @@ class ROME(Editor):
         layers = self.admitted(model)
         if self.hyperparameters.mom2_adjustment:
             self._require_moment(statistics, self.modules(model))
-        anchor = self.hyperparameters.anchored_on(model, tokenizer, layers[0], _site(model, layers[0]))
+        anchor = self.hyperparameters.anchored_on(model, tokenizer, layers[0], self._site(model, layers[0]))
         return Prepared(layers, contexts, statistics, anchor=anchor)
 
     def compute(
@@ -115,10 +116,11 @@ class ROME(Editor):
         """
         self.require_prepared(model, prepared)
         layer = prepared.layers[0]
-        site = prepared.once(("site", layer), lambda: _site(model, layer))
+        site = prepared.once(("site", layer), lambda: self._site(model, layer))
         settings = self.hyperparameters.value_settings(site, prepared.anchor)
         values = optimize_values(model, tokenizer, requests, prepared.contexts, layer, settings)
-        keys = compute_keys(model, tokenizer, requests, prepared.contexts, layer)
+        experts = self.hyperparameters.experts
+        keys = compute_keys(model, tokenizer, requests, prepared.contexts, layer, experts=experts)
         columns, rows = [], []
         for request, key, value in zip(requests, keys, values, strict=True):
             direction = key.mean if self.hyperparameters.average_key else key.asked
@@ -138,6 +140,9 @@ class ROME(Editor):
             tuple(value.steps for value in values),
             owners=owners,
         )
+
+    def _site(self, model: Any, layer: int) -> str:
+        return "residual" if adds_to_residual(model, layer, self.hyperparameters.experts) else "mlp"
 
     def _require_moment(self, statistics: SecondMoments | None, names: Sequence[str]) -> None:
         """Raise ValueError where none is known of these modules: one, or experts of which some may be unknown."""
@@ -172,7 +177,3 @@ class ROME(Editor):
             ("inverse", name, shrinkage), lambda: moment_inverse(moment, 1.0, shrinkage, prepared.solving)
         )
         return found
-
-
-def _site(model: Any, layer: int) -> str:
-    return "residual" if adds_to_residual(model, layer) else "mlp"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import UnsupportedModelError
 from ..models.decoder import decoder_blocks, unwrapped
+from ..models.experts import SHARED
 from ..models.inference import by_rows, input_device, undisturbed
 from ..models.mlp import mlp_output_module
 from ..models.probe import is_precise, plain_ids
@@ -22,19 +23,24 @@ STARTS = (0.0, 0.25, 0.5)
 """Where in the vocabulary the tokens are taken that the passes are compared on, until they agree."""
 
 
-def require_partial_passes(model: Any, layer: int) -> None:
+def require_partial_passes(model: Any, layer: int, experts: str = SHARED) -> None:
     """Compare the pass over the layers from ``layer`` on with the whole model's, with a vector added there.
+
+    Args:
+        model: The model.
+        layer: Where the vector is added.
+        experts: Which ones of a mixture, as in `mlp_output_modules`.
 
     Raises:
         UnsupportedModelError: They differ, as where blocks hand on more than their states.
     """
     block_name, block = decoder_blocks(model)[layer]
     named = f"layer: {layer} ({block_name})"
-    for site, module in (("mlp", mlp_output_module(model, layer)[1]), ("block", block)):
+    for site, module in (("mlp", mlp_output_module(model, layer, experts)[1]), ("block", block)):
         try:
             with undisturbed(model):
                 # tokens whose states are huge drown in rounding; what agrees on others agrees
-                agree = any(_apart(model, _texts(model, share), layer, site, module) < 1 for share in STARTS)
+                agree = any(_apart(model, _texts(model, share), layer, site, module, experts) < 1 for share in STARTS)
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UnsupportedModelError(f"{named} cannot be run without the layers before it: {reason}") from error
@@ -49,7 +55,7 @@ def _texts(model: Any, share: float) -> list[list[int]]:
     return [plain_ids(model, count, share) for count in (4, 3)]
 
 
-def _apart(model: Any, texts: Sequence[Sequence[int]], layer: int, site: str, module: Any) -> float:
+def _apart(model: Any, texts: Sequence[Sequence[int]], layer: int, site: str, module: Any, experts: str) -> float:
     """Distance between the logits of both passes at the last two tokens, in units of what rounding may make of it.
 
     The vector is twice as long as the block's output: rounding is then small against what it changes.
@@ -60,11 +66,11 @@ def _apart(model: Any, texts: Sequence[Sequence[int]], layer: int, site: str, mo
     ]
     batch = Batch.build(rows, input_device(model))
     keep = torch.ones(len(rows), dtype=torch.bool, device=batch.ids.device)
-    with LaterLayers(model, batch, layer, "block", None) as later:
+    with LaterLayers(model, batch, layer, "block", None, experts=experts) as later:
         present = later.outputs.float()
     delta = torch.randn(present.shape, generator=torch.Generator().manual_seed(0)).to(present.device)
     delta *= 2 * present.norm(dim=1, keepdim=True) / delta.norm(dim=1, keepdim=True)
-    with LaterLayers(model, batch, layer, site, None) as later:
+    with LaterLayers(model, batch, layer, site, None, experts=experts) as later:
         part = later.logits(keep, batch, delta)
         share = 1e-3 if is_precise(unwrapped(model), later.outputs) else 0.25
     before, after = (

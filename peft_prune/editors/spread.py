@@ -67,9 +67,9 @@ class SpreadEditor(Editor):
         self._require_moments(model, statistics)
         lengths, seed = self.hyperparameters.context_lengths, self.hyperparameters.context_seed
         layers = self.admitted(model)
-        if not adds_to_residual(model, layers[-1]):
+        if not adds_to_residual(model, layers[-1], self.hyperparameters.experts):
             layers = layers[-1:]
-        anchor = self.hyperparameters.anchored_on(model, tokenizer, layers[-1], _site(model, layers[-1]))
+        anchor = self.hyperparameters.anchored_on(model, tokenizer, layers[-1], self._site(model, layers[-1]))
         return Prepared(layers, generate_contexts(model, tokenizer, lengths, seed=seed), statistics, anchor=anchor)
 
     def compute(
@@ -87,7 +87,7 @@ class SpreadEditor(Editor):
         """
         self.require_prepared(model, prepared)
         last, contexts = prepared.layers[-1], prepared.contexts
-        site = prepared.once(("site", last), lambda: _site(model, last))
+        site = prepared.once(("site", last), lambda: self._site(model, last))
         settings = self.hyperparameters.value_settings(site, prepared.anchor)
         values = optimize_values(model, tokenizer, requests, contexts, last, settings)
         wanted = torch.stack([value.output + value.delta for value in values])
@@ -95,7 +95,7 @@ class SpreadEditor(Editor):
         owners: dict[str, tuple[int, ...]] = {}
         keys: dict[str, Tensor] = {}
         owed = earlier.owed if isinstance(earlier, Earlier) else {}
-        climb = Climb(model, tokenizer, requests, contexts, last, site)
+        climb = Climb(model, tokenizer, requests, contexts, last, site, self.hyperparameters.experts)
         for place, layer in enumerate(prepared.layers):
             back = {name: owed[name].append(update) if name in owed else update for name, update in updates.items()}
             with added(model, back):
@@ -196,14 +196,13 @@ class SpreadEditor(Editor):
         except (ValueError, torch.linalg.LinAlgError) as error:
             raise EditFailedError(str(error)) from None
 
+    def _site(self, model: Any, layer: int) -> str:
+        return "block" if adds_to_residual(model, layer, self.hyperparameters.experts) else "mlp"
+
     def _context_weights(self) -> list[float]:
         """Every kind of context weighs the same in a key, the bare prompt being one kind, as published."""
         groups = [1, *(count for _, count in self.hyperparameters.context_lengths)]
         return [1 / len(groups) / count for count in groups for _ in range(count)]
-
-
-def _site(model: Any, layer: int) -> str:
-    return "block" if adds_to_residual(model, layer) else "mlp"
 
 
 def _place(prepared: Prepared, names: Iterable[str]) -> torch.device:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..models.experts import SHARED
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .base import Earlier, Edit, Editor, Prepared, register_editor, require_finite_factors
@@ -95,12 +96,12 @@ class UltraEdit(Editor):
     hyperparameters: UltraEditHyperparameters
 
     @classmethod
-    def automatic(cls, model: Any) -> dict[str, Any]:
+    def automatic(cls, model: Any, experts: str = SHARED) -> dict[str, Any]:
         """As for every editor, with rehearsals: the first edits of a session say nothing of what is normal."""
-        return {**super().automatic(model), "rehearsals": ADAPTED["rehearsals"]}
+        return {**super().automatic(model, experts), "rehearsals": ADAPTED["rehearsals"]}
 
     @classmethod
-    def adapted(cls, model: Any) -> dict[str, Any]:
+    def adapted(cls, model: Any, experts: str = SHARED) -> dict[str, Any]:
         """`ADAPTED`."""
         return dict(ADAPTED)
 

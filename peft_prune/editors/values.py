@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import EditFailedError
+from ..models.experts import SHARED
 from ..models.inference import input_device
 from ..models.sharing import shared
 from ..processes import process_count
@@ -53,6 +54,7 @@ class ValueSettings:
         anchor: Norm that v* is given at the end, as an output of the MLP; None for none. See `anchored`.
         anchor_limit: See there.
         measures: Take the MLP's output also where the vector is added to the block's.
+        experts: Which ones of a mixture, as in `mlp_output_modules`.
     """
 
     optimizer: str = "adam"
@@ -71,6 +73,7 @@ class ValueSettings:
     anchor: float | None = None
     anchor_limit: float = 2.0
     measures: bool = False
+    experts: str = SHARED
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ def optimize_values(
                         LaterLayers(
                             *(model, Batch.build(rows, input_device(model)), layer, settings.site, settings.autocast),
                             takes_mlp=settings.measures or settings.anchor is not None,
+                            experts=settings.experts,
                         )
                     )
                     for rows in grouped(request_rows(tokenizer, part, contexts))

@@ -156,6 +156,7 @@ class Experiment:
             restrain_on=unit.schedule.kind,  # type: ignore[arg-type]
             restrain_every=unit.schedule.edits or 1,
             layers_to_transform=list(self.editor.layers(self._model)),
+            experts=self.editor.experts or "shared",  # type: ignore[arg-type]
             task_type="CAUSAL_LM",
         )
         model = get_peft_model(self._model, config).eval()

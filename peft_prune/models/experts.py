@@ -14,6 +14,11 @@ from torch import Tensor, nn
 PLACE = "down"
 """Below the experts, where the down projection of each stands by its number."""
 
+SHARED, ROUTED = "shared", "routed"
+CHOICES = (SHARED, ROUTED)
+"""Which experts of a mixture are edited: the one that all tokens share, and routed ones where there is none; or routed
+ones everywhere."""
+
 _NAME = re.compile(rf"(?P<experts>.+)\.{PLACE}\.(?P<index>\d+)")
 _STATES = "has_gate has_bias has_post_expert_norm is_transposed"
 """What transformers' ``use_experts_implementation`` says of a class of experts."""

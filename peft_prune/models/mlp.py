@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import UnsupportedModelError
 from .decoder import decoder_blocks, hidden_size, unwrapped
-from .experts import expert_names, is_experts, why_not
+from .experts import ROUTED, SHARED, expert_names, is_experts, why_not
 
 _MIXES = re.compile(r"mask|past|cache|key_value|kv_|^state$")
 """What a forward pass is told that mixes positions, as attention and state spaces do, and an MLP is not."""
@@ -21,27 +21,35 @@ _ROUTING = re.compile(r"(?<!shared_)expert|router")
 """A part of a mixture that not every token goes through, or that chooses: no MLP that all tokens share."""
 
 
-def mlp_output_module(model: Any, layer: int) -> tuple[str, nn.Module]:
+def mlp_output_module(model: Any, layer: int, experts: str = SHARED) -> tuple[str, nn.Module]:
     """Name and module of one block's MLP output projection, or of its experts where these are fused.
+
+    Args:
+        model: The model.
+        layer: The block's index.
+        experts: Which ones of a mixture, as in `mlp_output_modules`.
 
     Raises:
         UnsupportedModelError: There is no such layer, or its block cannot be edited.
     """
-    name = mlp_output_modules(model, [layer], experts=True)[layer]
+    name = mlp_output_modules(model, [layer], experts=experts)[layer]
     return name, unwrapped(model).get_submodule(name)
 
 
-def mlp_output_modules(model: Any, layers: Iterable[int] | None = None, *, experts: bool = False) -> dict[int, str]:
+def mlp_output_modules(
+    model: Any, layers: Iterable[int] | None = None, *, experts: str | None = None
+) -> dict[int, str]:
     """Name of the MLP's output projection of each of these layers; of all that have one if none are given.
 
     It is the map back to the hidden size of what stands beside attention in a block and mixes no positions; of several,
-    the widest. In a mixture of experts it is that of the expert that all tokens share. Names are those of the base
-    model, also where a tuner has wrapped the projection.
+    the widest. In a mixture of experts it is that of the expert that all tokens share, unless routed ones are asked
+    for. Names are those of the base model, also where a tuner has wrapped the projection.
 
     Args:
         model: The model.
         layers: Their indices.
-        experts: Where there is no shared expert, take the module that holds the experts, fused.
+        experts: When the module that holds the routed experts, fused, is taken: "shared" where all tokens share none,
+            "routed" also beside a shared one, None never.
 
     Raises:
         UnsupportedModelError: A layer that is asked for does not exist or has none, or no layer has one.
@@ -63,9 +71,9 @@ def mlp_output_modules(model: Any, layers: Iterable[int] | None = None, *, exper
     return found
 
 
-def key_width(model: Any) -> int:
+def key_width(model: Any, experts: str = SHARED) -> int:
     """Width of a key: of what goes into the MLP output of the first layer that can be edited."""
-    name = next(iter(mlp_output_modules(model, experts=True).values()))
+    name = next(iter(mlp_output_modules(model, experts=experts).values()))
     module: Any = unwrapped(model).get_submodule(name)
     if is_experts(module):  # the key of a token holds those of all experts, side by side
         count, *sides = module.down_proj.shape
@@ -89,7 +97,7 @@ def changed_modules(model: Any, outputs: Iterable[str]) -> list[str]:
     return found
 
 
-def refused_layers(model: Any, *, experts: bool = False) -> dict[int, str]:
+def refused_layers(model: Any, *, experts: str | None = None) -> dict[int, str]:
     """The layers that cannot be edited, and why."""
     return _sorted_out(decoder_blocks(model), hidden_size(model), experts)[1]
 
@@ -121,7 +129,7 @@ class _Refused(Exception):
 
 
 def _sorted_out(
-    blocks: Sequence[tuple[str, nn.Module]], hidden: int, experts: bool
+    blocks: Sequence[tuple[str, nn.Module]], hidden: int, experts: str | None
 ) -> tuple[dict[int, str], dict[int, str]]:
     """Name of the output of each layer that has one, and the reasons of the others."""
     found, refused, holders = {}, {}, _holders(blocks)
@@ -138,7 +146,7 @@ def _mlp_output(
     layer: int,
     hidden: int,
     holders: Mapping[int, Sequence[int]],
-    experts: bool,
+    experts: str | None,
 ) -> str:
     block_name, block = blocks[layer]
     name = _within(block, hidden, experts)
@@ -158,7 +166,7 @@ def _holders(blocks: Sequence[tuple[str, nn.Module]]) -> dict[int, list[int]]:
     return found
 
 
-def _within(block: nn.Module, hidden: int, experts: bool) -> str:
+def _within(block: nn.Module, hidden: int, experts: str | None) -> str:
     """Name of the output within its block."""
     parts = _Parts(block)
     if parts.routes:
@@ -178,19 +186,23 @@ def _within(block: nn.Module, hidden: int, experts: bool) -> str:
     raise _Refused(f"no MLP that ends in a linear map to the hidden size{beside}")
 
 
-def _of_mixture(block: nn.Module, parts: _Parts, hidden: int, experts: bool) -> str:
+def _of_mixture(block: nn.Module, parts: _Parts, hidden: int, experts: str | None) -> str:
     """Name of the output of the expert that all tokens share, or of the experts where they are asked for."""
     shared = {name: shape for name, shape in parts.maps.items() if "." in name and not _ROUTING.search(name)}
     found = _way_back(shared, hidden)
-    if found is not None:
+    if found is not None and experts != ROUTED:
         return found
-    if not experts:
+    if experts is None:
         raise _Refused("a mixture of experts, which has no single MLP to edit")
     fused = [(name, module) for name, module in block.named_modules() if is_experts(module)]
     if len(fused) != 1:
+        none_shared, others = (
+            (" and no expert that all tokens share", "layers with an ordinary MLP")
+            if found is None
+            else ("", "the expert that all tokens share (experts='shared')")
+        )
         raise _Refused(
-            f"a mixture of experts with {len(fused) or 'no'} sets of fused experts and no expert that all tokens "
-            "share; layers with an ordinary MLP can be edited"
+            f"a mixture of experts with {len(fused) or 'no'} sets of fused experts{none_shared}; {others} can be edited"
         )
     ((name, module),) = fused
     reason = why_not(module)

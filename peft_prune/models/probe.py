@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from .decoder import decoder_blocks, hidden_size, unwrapped
+from .experts import SHARED
 from .inference import input_device, undisturbed
 from .mlp import features, mlp_output_modules
 from .quantization import form_of
@@ -20,15 +21,20 @@ from .quantization import form_of
 _TOKEN = re.compile(r"_(id|index)s?$")
 
 
-def require_text_decoder(model: Any, layers: Sequence[int]) -> None:
+def require_text_decoder(model: Any, layers: Sequence[int], experts: str = SHARED) -> None:
     """Look in one short pass whether these layers can be edited by what happens at their MLPs' outputs.
+
+    Args:
+        model: The model.
+        layers: Their indices.
+        experts: Which ones of a mixture are edited, as in `mlp_output_modules`.
 
     Raises:
         UnsupportedModelError: A layer has no MLP; the model gives no logits for text alone, or ones that depend on
             later tokens; or a layer takes no part in them, takes part several times, or hands on several streams.
     """
     blocks = decoder_blocks(model)
-    outputs = mlp_output_modules(model, layers, experts=True)
+    outputs = mlp_output_modules(model, layers, experts=experts)
     inner, hidden = unwrapped(model), hidden_size(model)
     named = type(inner).__name__
     head, embeddings = inner.get_output_embeddings(), inner.get_input_embeddings()

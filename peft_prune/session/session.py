@@ -134,7 +134,11 @@ class EditSession:
         warn_if_unaware()
         asking = Asking.of(tokenizer, ask, serve_dtype, {}, search_ask)
         editor = get_editor(editor, model=model) if isinstance(editor, str) else editor
-        config = PruneEditConfig(task_type="CAUSAL_LM", layers_to_transform=list(editor.layers(model)))
+        config = PruneEditConfig(
+            task_type="CAUSAL_LM",
+            layers_to_transform=list(editor.layers(model)),
+            experts=editor.experts or "shared",  # type: ignore[arg-type]
+        )
         found = _moments(statistics, model)
         model, adapter = adapted(model, config, editor)
         require_moments_for(callbacks, model, found)

@@ -17,6 +17,7 @@ from ..editors import Editor, Prepared, SecondMoments, Solving
 from ..errors import SessionStateError, UnsupportedModelError
 from ..models.answers import normalized
 from ..models.decoder import unwrapped
+from ..models.experts import place_of
 from ..models.inference import undisturbed
 from ..models.sharding import fully_sharded
 from ..models.sharing import require_readable
@@ -267,7 +268,8 @@ def adapted(model: Any, config: PruneEditConfig, editor: Editor) -> tuple[Any, s
         raise ValueError(f"model: its adapter {adapter!r} is of type {kind}, PRUNE_EDIT is accepted")
     missing = set(editor.modules(model)) - {name for name, _ in model.base_model.edited_layers()}
     if missing:
-        raise ValueError(f"model: its adapter does not adapt {sorted(missing)[0]}, which the editor changes")
+        experts = f"; PruneEditConfig(experts={editor.experts!r}) takes those in" if any(map(place_of, missing)) else ""
+        raise ValueError(f"model: its adapter does not adapt {sorted(missing)[0]}, which the editor changes{experts}")
     model.base_model.hold_factors_whole()
     return model, adapter
 

@@ -52,6 +52,7 @@ ACCEPTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "exclude_modules": _WORD_OR_WORDS,
     "layers_to_transform": (_maybe(_are_layers), "a layer's index, at least 0, or a list of such that is not empty"),
     "layers_pattern": _WORD_OR_WORDS,
+    "experts": (_is_word, "a string"),
     "restraint": (_is_word, "a string"),
     "alpha": (lambda value: _is_number(value) or value == math.inf, "a finite number above 1"),
     "restraint_pattern": (

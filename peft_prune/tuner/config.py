@@ -12,6 +12,7 @@ from peft.config import PeftConfig
 from peft.utils.peft_types import TaskType
 
 from ..errors import AdapterError
+from ..models.experts import CHOICES
 from ..models.naming import public_name
 from ..spectral import LogRestraint, Restraint, get_restraint, parse_restraint, restraint_names, restraint_text
 from .accepted import ACCEPTED, shown
@@ -77,6 +78,14 @@ class PruneEditConfig(PeftConfig):
         metadata={
             "help": "Name of the nn.ModuleList that holds the layers, such as 'h'. Needed only together with "
             "layers_to_transform and only where the model uses an uncommon name."
+        },
+    )
+    experts: Literal["shared", "routed"] = field(
+        default="shared",
+        metadata={
+            "help": "Which experts of a mixture are targets, where target_modules is not given: 'shared', the expert "
+            "that all tokens share, and the routed ones where there is none; 'routed', the routed ones also beside a "
+            "shared one. An editor has a setting of the same name."
         },
     )
     restraint: str = field(
@@ -401,6 +410,8 @@ class PruneEditConfig(PeftConfig):
             raise ValueError(f"bias: {shown(self.bias)} is not one of none, all, prune_edit_only")
 
     def _check_patterns(self) -> None:
+        if self.experts not in CHOICES:
+            raise ValueError(f"experts: {shown(self.experts)} is not one of {', '.join(CHOICES)}")
         for name in ("target_modules", "exclude_modules", "layers_pattern"):
             if isinstance(getattr(self, name), str):
                 require_bounded(name, getattr(self, name))

@@ -308,7 +308,7 @@ class PruneEditModel(BaseTuner):
         if peft_config.target_modules is None:
             layers = peft_config.layers_to_transform
             asked = [layers] if isinstance(layers, int) else layers
-            peft_config.target_modules = default_targets(model, asked)  # type: ignore[assignment]
+            peft_config.target_modules = default_targets(model, asked, peft_config.experts)  # type: ignore[assignment]
         _maybe_include_all_linear_layers(peft_config, model)
         open_experts(model, partial(is_target, peft_config))
         require_layers(peft_config, model)

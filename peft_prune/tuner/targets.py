@@ -13,23 +13,28 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from ..models.decoder import decoder_blocks
-from ..models.experts import is_experts
+from ..models.experts import SHARED, is_experts
 from ..models.mlp import changed_modules, listed, mlp_output_modules, refused_layers
 from .config import PruneEditConfig
 from .header import name_in_base
 
 
-def default_targets(model: nn.Module, layers: Sequence[int] | None) -> set[str]:
+def default_targets(model: nn.Module, layers: Sequence[int] | None, experts: str = SHARED) -> set[str]:
     """Names of the MLP output projections of these layers, of all that have one if not given.
 
     By their ending where that tells them apart, in full otherwise.
+
+    Args:
+        model: The base.
+        layers: Their indices.
+        experts: Which ones of a mixture, as in `mlp_output_modules`.
     """
     if layers is not None and not set(layers) <= set(range(len(decoder_blocks(model)))):
         layers = None  # which of them is not there is said where all targets are known
     try:
-        asked = set(changed_modules(model, mlp_output_modules(model, layers, experts=True).values()))
-        names = set(changed_modules(model, mlp_output_modules(model, experts=True).values()))
-        refused = {} if layers is not None else refused_layers(model, experts=True)
+        asked = set(changed_modules(model, mlp_output_modules(model, layers, experts=experts).values()))
+        names = set(changed_modules(model, mlp_output_modules(model, experts=experts).values()))
+        refused = {} if layers is not None else refused_layers(model, experts=experts)
     except UnsupportedModelError as error:
         raise ValueError(f"Please specify `target_modules` in the config: {error}") from None
     if refused:

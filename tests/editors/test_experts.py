@@ -17,13 +17,13 @@ from peft_prune.editors.tokens import tokenize_prompts
 from peft_prune.errors import EditFailedError
 from peft_prune.session.verification import verify
 from tests.editors.test_rome import EASY, TEXTS
-from tests.expert_models import EXPERTS, MIXTURES, calls, dense_key, experts_of, mixture
+from tests.expert_models import BESIDE_SHARED, EXPERTS, MIXTURES, calls, dense_key, experts_of, mixture
 from tests.talking import spaced_tokenizer
 
 PLACE = "model.layers.1.mlp.experts"
 REQUESTS = [EditRequest("note sea {}", subject, "ten") for subject in ("sane ant", "oats east", "tea")]
 MORE = [*REQUESTS, EditRequest("note sea {}", "nest tan", "tan"), EditRequest("note sea {}", "stone tan", "tan")]
-BARE = replace(EASY, context_lengths=(), average_key=False, mom2_shrinkage=1e-3)
+BARE = replace(EASY, context_lengths=(), average_key=False, mom2_shrinkage=1e-3, experts="routed")
 every_family = pytest.mark.parametrize("family", MIXTURES)
 
 
@@ -104,6 +104,7 @@ def test_memit_solves_for_the_experts_side_by_side(family: str) -> None:
     model, tokenizer = mixture(family), spaced_tokenizer()
     statistics = moments_of(family, model)
     values = {"layers": (1,), "context_lengths": (), "mom2_update_weight": 3.0, "mom2_shrinkage": 1e-3}
+    values["experts"] = "routed"
     editor = MEMIT(v_num_grad_steps=3, **values)
     edit = editor.compute(model, tokenizer, REQUESTS, editor.prepare(model, tokenizer, statistics))
     keys = [key_at(family, model, request) for request in REQUESTS]
@@ -163,7 +164,8 @@ def test_emmet_takes_the_values_exactly_and_alphaedit_stays_in_each_null_space()
 
 
 def session(model: Any, family: str, history=None, editor=None) -> EditSession:
-    adapted = get_peft_model(model, PruneEditConfig(layers_to_transform=[1], restraint="none")).eval()
+    config = PruneEditConfig(layers_to_transform=[1], experts="routed", restraint="none")
+    adapted = get_peft_model(model, config).eval()
     return EditSession(
         adapted,
         spaced_tokenizer(),
@@ -237,3 +239,66 @@ def test_an_editor_that_trains_weights_says_which_editors_edit_experts() -> None
     assert get_editor("rome", layers=(0,)).modules(mixture("mixtral")) == [
         f"model.layers.0.mlp.experts.down.{index}" for index in range(EXPERTS)
     ]
+
+
+SHARED = {
+    "deepseek_v3": "model.layers.1.mlp.shared_experts.down_proj",
+    "qwen2_moe": "model.layers.1.mlp.shared_expert.down_proj",
+}
+
+
+@pytest.mark.parametrize("family", BESIDE_SHARED)
+@pytest.mark.parametrize("choice", ["shared", "routed"])
+@pytest.mark.parametrize("method", ["rome", "memit"])
+def test_a_session_edits_the_shared_expert_or_the_routed_ones(tmp_path, family: str, choice: str, method: str) -> None:
+    """By the editor's setting alone, also where the session itself puts the adapter on."""
+    values = {"layers": (1,), "context_lengths": (), "mom2_shrinkage": 1e-3, "v_num_grad_steps": 25}
+    values |= {"mom2_update_weight": 0.1} if method == "memit" else {}
+    editor = get_editor(method, model=mixture(family), experts=choice, clamp_norm_factor=20.0, **values)
+    modules = editor.modules(mixture(family))
+    routed = [f"{PLACE}.down.{index}" for index in range(EXPERTS)]
+    assert modules == ([SHARED[family]] if choice == "shared" else routed)
+    base, tokenizer = mixture(family), spaced_tokenizer()
+    before, weights = said(base), {name: value.clone() for name, value in base.state_dict().items()}
+    statistics = collect_second_moments(base, tokenizer, TEXTS, modules, progress=False)
+    history, folder = tmp_path / "edits.db", tmp_path / "adapter"
+    with EditSession(base, tokenizer, editor, statistics=statistics, history=history, on_failure="keep") as run:
+        results = run.edit(REQUESTS)
+        assert sum(result.took for result in results) > 1
+        assert {name for name, layer in run.model.edited_layers() if layer.rank("default")} <= set(modules)
+        run.undo(results[-1].id)
+        run.save(folder)
+        edited = said(run.model)
+        assert not torch.allclose(edited, before, atol=1e-3)
+    loaded = PeftModel.from_pretrained(mixture(family), folder, strict_base=True).eval()
+    assert torch.allclose(said(loaded), edited, atol=1e-4)
+    merged = loaded.merge_and_unload()
+    assert torch.allclose(said(merged), edited, atol=1e-4)
+    changed = {name for name, value in weights.items() if not torch.equal(merged.state_dict()[name], value)}
+    assert changed == {f"{SHARED[family]}.weight" if choice == "shared" else f"{PLACE}.down_proj"}
+    with EditSession.resume(history, mixture(family), tokenizer, statistics=statistics) as run:
+        assert run.workspace.editor.experts == choice and torch.allclose(said(run.model), edited, atol=1e-4)
+        for result in results[:-1]:
+            run.undo(result.id)
+        assert torch.allclose(said(run.model), before, atol=1e-5)
+
+
+def test_what_a_memit_edit_weighs_follows_from_the_width_of_the_experts_it_edits() -> None:
+    model = mixture("qwen2_moe")
+    widths = {"shared": model.config.shared_expert_intermediate_size}
+    widths["routed"] = EXPERTS * model.config.moe_intermediate_size
+    for choice, width in widths.items():
+        found = get_editor("memit", model=model, experts=choice).hyperparameters
+        assert found.experts == choice and found.mom2_update_weight == 0.25 * width
+
+
+def test_an_adapter_of_the_shared_expert_and_an_editor_of_the_routed_ones_do_not_fit() -> None:
+    adapted = get_peft_model(mixture("deepseek_v3"), PruneEditConfig(layers_to_transform=[1])).eval()
+    with pytest.raises(ValueError, match=r"does not adapt .*experts\.down\.0.*PruneEditConfig\(experts='routed'\)"):
+        EditSession(
+            adapted, spaced_tokenizer(), ROME(BARE), statistics=moments_of("deepseek_v3", mixture("deepseek_v3"))
+        )
+    with pytest.raises(ValueError, match="experts: 'every' is not one of shared, routed"):
+        get_editor("memit", experts="every")
+    with pytest.raises(ValueError, match="experts: is no hyperparameter of ft"):
+        get_editor("ft", experts="routed")

@@ -18,7 +18,7 @@ from peft_prune.editors.blocks import hooked
 from peft_prune.editors.keys import added, compute_keys
 from peft_prune.editors.tokens import tokenize_prompts
 from peft_prune.models.decoder import decoder_blocks, decoder_of
-from peft_prune.models.experts import computes
+from peft_prune.models.experts import computes, is_experts
 from peft_prune.models.mlp import mlp_output_module, mlp_output_modules, refused_layers
 from tests.families import DEPTH, FAMILIES, UNBUILT, tiny_family
 from tests.talking import spaced_tokenizer
@@ -48,12 +48,31 @@ NOT_SEARCHED = {
 """Why no value can be searched in a model whose MLPs can be adapted."""
 
 ROUTED = (
-    "cohere2_moe flex_olmo gpt_oss granitemoe granitemoe_swa granitemoeshared inkling2_text inkling_text jamba "
-    "lfm2_moe mellum mimo_v2_flash minimax minimax_m2 mixtral olmoe phimoe qwen3_moe qwen3_vl_moe"
+    "cohere2_moe flex_olmo gpt_oss granitemoe granitemoe_swa granitemoeshared inkling2 inkling2_text inkling_mm_model "
+    "inkling_text jamba lfm2_moe mellum mimo_v2_flash minimax minimax_m2 mixtral olmoe phimoe qwen3_moe "
+    "qwen3_omni_moe_thinker qwen3_vl_moe zaya"
 ).split()
 """Mixtures in which some layer has no expert that all tokens share."""
 
-REFUSED_EXPERTS = {"inkling2_text": "gives other logits without the layers before it"}
+BESIDE_SHARED = (
+    "afmoe aria aria_text axk1 axk2 bailing_hybrid deepseek_ocr2 deepseek_v2 deepseek_v3 deepseek_v4 diffusion_gemma "
+    "dots1 dots3_note dots3_note_text ernie4_5_moe exaone_moe flint glm4_moe glm4_moe_lite glm4v_moe granitemoehybrid "
+    "hunyuan_v1_moe hy_v3 hy_v4 kimi_linear kolibri1 laguna minimax_m3_vl minimax_m3_vl_text mistral4 mistral_large4 "
+    "nemo_speechlm nemotron_h nemotron_h_omni qwen2_moe qwen3_5_moe qwen3_5_moe_text qwen3_next qwen4_exp "
+    "qwen4_exp_text solar_open unlimited_ocr"
+).split()
+"""Mixtures in which fused experts stand beside one that all tokens share."""
+
+NOT_FUSED = {"llama4": "no sets", "llama4_text": "no sets", "longcat_flash": "no sets", "ernie4_5_vl_moe": "2 sets"}
+"""Mixtures in which other experts stand there, and what is said where they are asked for."""
+
+REFUSED_EXPERTS = {
+    **dict.fromkeys(("inkling2", "inkling2_text", "zaya"), "gives other logits without the layers before it"),
+    "qwen3_omni_moe_thinker": "cannot be run on text alone",
+    "diffusion_gemma": "state through its output embeddings once",
+    "nemotron_h_omni": "embeddings of one vocabulary",
+    **dict.fromkeys(("deepseek_v4", "hy_v4", "qwen4_exp", "qwen4_exp_text"), "does not hand on one state"),
+}
 
 PLAIN = {"context_lengths": (), "v_num_grad_steps": 2, "mom2_adjustment": False, "average_key": False}
 
@@ -75,6 +94,9 @@ def reason_of(table: dict[str, str], name: str) -> str | None:
 @pytest.mark.parametrize("name", BUILT)
 def test_every_block_is_edited_in_its_mlp_or_refused_with_its_reason(name: str) -> None:
     bare = tiny_family(name, "meta")
+    routed = fused_layers(bare, "shared")
+    assert bool(routed) is (name in ROUTED)
+    assert bool(fused_layers(bare, "routed") - routed) is (name in BESIDE_SHARED)
     try:
         outputs, refused = mlp_output_modules(bare), refused_layers(bare)
     except UnsupportedModelError as error:
@@ -180,18 +202,21 @@ def require_exact_edit(model: PreTrainedModel, layer: int) -> None:
     assert torch.allclose(after - before, moved, rtol=1e-3, atol=1e-3 * float(moved.norm()))
 
 
-@pytest.mark.parametrize("name", ROUTED)
-def test_fused_experts_without_a_shared_one_are_edited_each_by_its_share(name: str) -> None:
-    bare = tiny_family(name, "meta")
-    layers = set(mlp_output_modules(bare, experts=True)) - set(dense_layers(bare))
+@pytest.mark.parametrize(
+    ("name", "choice"), [(name, "shared") for name in ROUTED] + [(name, "routed") for name in BESIDE_SHARED]
+)
+def test_fused_experts_are_edited_each_by_its_share(name: str, choice: str) -> None:
+    """Where no token shares one, and where one is shared and the routed ones are asked for."""
+    layers = fused_layers(tiny_family(name, "meta"), choice)
     if name in REFUSED_EXPERTS:
         with pytest.raises(UnsupportedModelError, match=REFUSED_EXPERTS[name]):
-            get_editor("rome", layers=(min(layers),)).admitted(tiny_family(name))
+            get_editor("rome", layers=(min(layers),), experts=choice).admitted(tiny_family(name))
         return
     model, layer = tiny_family(name), max(layers)
-    place, experts = mlp_output_module(model, layer)
+    place, experts = mlp_output_module(model, layer, choice)
     assert computes(experts)
-    editor, request = get_editor("rome", layers=(layer,), **PLAIN), EditRequest("note sea {}", "sane ant", "ten")
+    editor = get_editor("rome", layers=(layer,), experts=choice, **PLAIN)
+    request = EditRequest("note sea {}", "sane ant", "ten")
     assert editor.admitted(model) == (layer,)
     edit = editor.compute(model, spaced_tokenizer(), [request], editor.prepare(model, spaced_tokenizer()))
     (prompt,) = tokenize_prompts(spaced_tokenizer(), [request.prompt], request.subject)
@@ -203,7 +228,7 @@ def test_fused_experts_without_a_shared_one_are_edited_each_by_its_share(name: s
     for updates in ({}, edit.updates):
         with torch.no_grad(), added(model, updates), hooked(experts.register_forward_hook(note)):
             model(input_ids=torch.tensor([prompt.ids]), use_cache=False)
-    (key,) = compute_keys(model, spaced_tokenizer(), [request], ("",), layer)
+    (key,) = compute_keys(model, spaced_tokenizer(), [request], ("",), layer, experts=choice)
     parts = zip(key.modules, key.bare.chunk(len(key.modules)), strict=True)
     moved = sum(edit.updates[module].B @ (edit.updates[module].A @ part) for module, part in parts)
     assert set(edit.updates) == set(key.modules) and all(module.startswith(place + ".") for module in key.modules)
@@ -211,11 +236,21 @@ def test_fused_experts_without_a_shared_one_are_edited_each_by_its_share(name: s
     assert torch.allclose(outputs[1] - outputs[0], moved, rtol=1e-3, atol=1e-3 * float(moved.norm()))
 
 
-def dense_layers(bare: PreTrainedModel) -> dict[int, str]:
+@pytest.mark.parametrize("name", NOT_FUSED)
+def test_routed_experts_that_are_not_fused_are_refused_and_the_shared_one_is_named(name: str) -> None:
+    model = tiny_family(name)
+    layer = max(mlp_output_modules(model))
+    with pytest.raises(UnsupportedModelError, match=f"{NOT_FUSED[name]} of fused experts; .*experts='shared'"):
+        get_editor("rome", layers=(layer,), experts="routed").admitted(model)
+
+
+def fused_layers(bare: PreTrainedModel, choice: str) -> set[int]:
+    """The layers in which fused experts are edited."""
     try:
-        return mlp_output_modules(bare)
+        outputs = mlp_output_modules(bare, experts=choice)
     except UnsupportedModelError:
-        return {}
+        return set()
+    return {layer for layer, name in outputs.items() if is_experts(bare.get_submodule(name))}
 
 
 @pytest.mark.parametrize("name", ["gemma3", "llava", "internvl", "qwen2_5_vl", "qwen3_vl"])

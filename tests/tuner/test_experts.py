@@ -14,7 +14,7 @@ from peft_prune import PruneEditConfig, UnsupportedModelError
 from peft_prune.errors import AdapterError, MergeError
 from peft_prune.export import export_lora
 from peft_prune.models.fingerprint import base_fingerprint, same_base
-from tests.expert_models import EXPERTS, MIXTURES, calls, dense_output, down, experts_of, mixture
+from tests.expert_models import BESIDE_SHARED, EXPERTS, MIXTURES, calls, dense_output, down, experts_of, mixture
 from tests.tiny import agree, random_update
 from tests.tuner.test_edits import dense_log
 
@@ -24,7 +24,8 @@ every_family = pytest.mark.parametrize("family", MIXTURES)
 
 
 def attached(base, **config):
-    return get_peft_model(base, PruneEditConfig(layers_to_transform=[1], **{"restraint": "none", **config})).eval()
+    values = {"layers_to_transform": [1], "experts": "routed", "restraint": "none", **config}
+    return get_peft_model(base, PruneEditConfig(**values)).eval()
 
 
 def edits(model, experts=(0, 2), scale=0.3):
@@ -145,11 +146,17 @@ def test_an_update_that_a_merge_would_round_away_is_undone_in_every_expert() -> 
         assert torch.equal(experts_of(base, 1).down_proj, weight)
 
 
-def test_a_shared_expert_is_edited_in_the_place_of_the_others() -> None:
-    from tests.families import tiny_family
-
-    model = get_peft_model(tiny_family("deepseek_v3"), PruneEditConfig(layers_to_transform=[1]))
-    assert [name for name, _ in model.edited_layers()] == ["model.layers.1.mlp.shared_experts.down_proj"]
+@pytest.mark.parametrize("family", BESIDE_SHARED)
+def test_a_shared_expert_or_the_routed_ones_beside_it_are_taken_in_as_is_asked(family: str) -> None:
+    shared = {"deepseek_v3": "shared_experts", "qwen2_moe": "shared_expert"}[family]
+    model = get_peft_model(mixture(family), PruneEditConfig(layers_to_transform=[1]))
+    assert [name for name, _ in model.edited_layers()] == [f"model.layers.1.mlp.{shared}.down_proj"]
+    everywhere = get_peft_model(mixture(family), PruneEditConfig(experts="routed"))
+    dense = ["model.layers.0.mlp.down_proj"] if family == "deepseek_v3" else []
+    assert [name for name, _ in everywhere.edited_layers() if ".down." not in name] == dense
+    assert {f"{PLACE}.down.{index}" for index in range(EXPERTS)} <= dict(everywhere.edited_layers()).keys()
+    with pytest.raises(ValueError, match="experts: 'all' is not one of shared, routed"):
+        PruneEditConfig(experts="all")
 
 
 @pytest.mark.parametrize(
