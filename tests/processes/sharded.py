@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from peft_prune.models.fingerprint import base_fingerprint
 from peft_prune.models.mlp import mlp_output_module
 from peft_prune.models.sharding import whole
 from peft_prune.processes import process_rank
+from tests.consolidation.scene import GENTLE
 from tests.editors.test_rome import TEXTS
 from tests.processes.job import EVALUATED
 from tests.session.scene import REQUESTS
@@ -35,6 +36,8 @@ from tests.talking import spaced_tokenizer
 from tests.tiny import random_update, willing
 
 CONFIG: dict[str, Any] = {"layers_to_transform": [1], "restraint": "clip", "restrain_on": "merge"}
+
+SHORT = replace(GENTLE, texts=8, learning_rate=0.01, steps=30, look_every=10)
 
 
 def share_out(model: Any, how: str) -> None:
@@ -86,6 +89,8 @@ def work(folder: Path, how: str, kind: str) -> tuple[dict[str, Tensor], dict[str
             }
             found[f"{name} restrained"] = product(model, module)
             session.save(folder / name)
+            if name == "memit":
+                consolidated(session, module, found, figures)
         found[f"{name} logits"] = logits(model)
         figures[f"{name} evaluation"] = evaluate(model, tokenizer, EVALUATED, batch_size=2)
         found |= merged(model, module, name)
@@ -101,6 +106,20 @@ def work(folder: Path, how: str, kind: str) -> tuple[dict[str, Tensor], dict[str
     found["unloaded"] = logits(plain)
     found["unloaded weight"] = whole(plain.get_submodule(module).weight).clone()
     return found, figures
+
+
+def consolidated(session: EditSession, module: str, found: dict[str, Tensor], figures: dict[str, Any]) -> None:
+    """Consolidate against texts that the base writes, look at what it gives, and take it back.
+
+    What was saved before is what the rest is about.
+    """
+    result = session.consolidate(settings=SHORT)
+    figures["consolidation"] = [result.steps, *result.margins.values(), *result.margins_before.values()]
+    figures["consolidation"] += [result.divergence, result.divergence_before]
+    figures["consolidated states"] = [one.holds for one in session.verify().values()]
+    found["consolidated"] = product(session.model, module)
+    found["consolidated logits"] = logits(session.model)
+    session.restrain()  # F(raw) again
 
 
 def merged(model: Any, module: str, name: str) -> dict[str, Tensor]:

@@ -64,6 +64,16 @@ def test_restraint_and_condition_are_those_of_the_whole_weight(lives: Lives, edi
         assert found[f"{editor} condition"] == pytest.approx(facts[f"{editor} condition"], rel=1e-4)
 
 
+def test_a_consolidation_is_that_of_the_whole_model(lives: Lives) -> None:
+    _, _, tensors, figures, single, facts = lives
+    assert sum(facts["consolidated states"]) > sum(facts["memit states"]), "the restraint had taken edits away"
+    for own, found in zip(tensors, figures, strict=True):
+        assert furthest(own["consolidated"], single["consolidated"]) < 1e-4
+        assert furthest(own["consolidated logits"], single["consolidated logits"]) < 1e-4
+        assert found["consolidated states"] == facts["consolidated states"]
+        assert found["consolidation"] == pytest.approx(facts["consolidation"], rel=1e-3, abs=1e-4)
+
+
 @pytest.mark.parametrize("editor", ["rome", "memit"])
 def test_a_merge_is_that_of_the_whole_weight_and_is_taken_back(lives: Lives, editor: str) -> None:
     _, _, tensors, _, single, _ = lives
