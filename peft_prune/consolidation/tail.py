@@ -14,6 +14,7 @@ from ..models.decoder import decoder_blocks, unwrapped
 from ..models.inference import by_rows, input_device, padded
 from ..spectral import LowRankUpdate
 from ..tuner import PruneEditLayer
+from ..tuner.experts import PruneEditExpert
 from .passages import Passage
 
 FRONT_BYTES = 1 << 30
@@ -140,7 +141,10 @@ def acting(layers: Mapping[str, PruneEditLayer], factors: Factors | None) -> Ite
 
     def forward_of(layer: PruneEditLayer, update: LowRankUpdate | None) -> Callable[..., Tensor]:
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            result: Tensor = layer.base_layer(x, *args, **kwargs)
+            if isinstance(layer, PruneEditExpert):  # it gives what is added to its expert's output
+                result = x.new_zeros(len(x), layer.out_features)
+            else:
+                result = layer.base_layer(x, *args, **kwargs)
             if update is None:
                 return result
             change = (x.to(update.dtype) @ update.A.T) @ update.B.T
