@@ -16,7 +16,7 @@ def test_tokens_whose_states_drown_in_rounding_are_left_for_others(monkeypatch: 
     apart: list[float] = []
     seen: list[list[list[int]]] = []
 
-    def measured(model, texts, layer, site, module) -> float:
+    def measured(model, texts, layer, site, module, experts) -> float:
         seen.append([list(text) for text in texts])
         return apart.pop(0)
 
