@@ -21,6 +21,7 @@ from ..editors.target_likelihood import frozen
 from ..errors import EditFailedError
 from ..models.halves import Halves
 from ..models.inference import input_device
+from ..processes import same
 from ..spectral import LowRankUpdate
 from ..tuner import PruneEditLayer
 from .bound import Bounds, balanced
@@ -194,7 +195,8 @@ class _Training:
                 if number == end or number % own.look_every == 0:
                     bounds.settle(self.factors)
                     seen.append(self._look(number))
-                    if self._is_still(seen):
+                    # devices that differ may see the last bits otherwise, and all processes must end together
+                    if same("the end of training", lambda: self._is_still(seen)):
                         # the rate falls now: what it still gives at its height, it loses again
                         end = max(number, min(end, math.ceil(number / (1 - FALL))))
         return Trained({name: _detached(update) for name, update in self.factors.items()}, own, tuple(seen))

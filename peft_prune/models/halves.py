@@ -20,7 +20,8 @@ def computes_in_bfloat16(device: torch.device) -> bool:
     """Whether the device has units that multiply bfloat16 matrices."""
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    supports = getattr(torch.get_device_module(device), "is_bf16_supported", None)
+    return bool(supports is not None and supports(including_emulation=False))
 
 
 class Halves:
