@@ -46,10 +46,11 @@ def fronts() -> None:
         axes.set_title(title, fontsize=9, loc="left")
         axes.set_xlabel("model kept: mean of locality and recall")
         axes.grid(color="0.92", zorder=0)
+        axes.margins(x=0.3, y=0.1)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     panels[0][0].set_ylabel("edits kept: mean of efficacy and generalization")
-    panels[0][0].legend(frameon=False, fontsize=8, loc="lower left")
+    panels[0][0].legend(frameon=False, fontsize=8, loc="center left")
     figure.tight_layout()
     figure.savefig(HERE / "fronts.png")
 
