@@ -10,20 +10,21 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..builtin import ability_items, ability_names, edit_requests, held_out_texts, load_builtin_model, plain_texts
+from ..consolidation import ConsolidationSettings
 from ..editors import Editor, SecondMoments, collect_second_moments, get_editor
 from ..evaluation import EXTRACTORS, score_ability, without_subjects
 from ..requests import EditRequest
 from ..session import EditSession
 from ..tuner import PruneEditConfig
-from .demonstration import Course, CourseWatch, agreement, compared, continued, result, say_agreement, without
+from .demonstration import UNWATCHED, Course, agreement, compared, continued, edited, result, say_agreement
 from .plain import shows_progress
-from .progress import progress_bar
 from .story import Told, tell
 
 LAYER = 0
 """Edits of the built-in model hardly take in its later layers."""
 TEXTS = 3000
 ANSWER_TOKENS = 12
+CONSOLIDATION = ConsolidationSettings()
 CLOSING = (
     "So small a model wears out far sooner than a real one: its names are built from few syllables, so that an edit of "
     "one reaches others."
@@ -45,29 +46,26 @@ def run_builtin(folder: Path, edits: int, alpha: float, items: int, console: Con
     statistics = _statistics(base, tokenizer, editor, requests, console.quiet)
     model = get_peft_model(base, config)
 
-    def kept(edited: Any) -> float:
-        return _mean_ability(edited, tokenizer)
+    def kept() -> float:
+        return _mean_ability(model, tokenizer)
 
     def answers() -> list[str]:
         return continued(model, tokenizer, requests, ANSWER_TOKENS)
 
-    before, course = without(model, answers), Course()
-    with progress_bar(quiet=console.quiet) as progress:
-        progress("Editing", 0, len(requests))
-        course.measure(model, 0, kept)
-        watch = CourseWatch(course, len(requests), progress, kept)
-        with EditSession(model, tokenizer, editor, statistics=statistics, callbacks=[watch], monitor=False) as session:
-            outcomes = session.edit(requests)
-    edited: list[str] = []
+    course, quiet = Course(), console.quiet
     abilities = {name: ability_items(name, items, held_out=True, seed=1) for name in ability_names()}
     material = {"texts": held_out_texts(), "abilities": abilities}
-    columns = compared(model, tokenizer, requests, lambda: edited.extend(answers()), quiet=console.quiet, **material)
-    told = Told.all_of(outcomes, zip(before, edited, answers(), strict=True))
-    tell(console, told, columns, CLOSING)
+    with EditSession(model, tokenizer, editor, statistics=statistics, **UNWATCHED) as session:
+        outcomes = edited(session, requests, course, kept, quiet=quiet)
+        found = compared(session, requests, answers, CONSOLIDATION, quiet=quiet, **material)
+    if not found.left_out:
+        course.end(model, kept())
+    told = Told.all_of(outcomes, found.answers)
+    tell(console, told, found.columns, CLOSING, found.left_out)
     course.draw(console, folder / "course.png")
     differences = agreement(model, load_builtin_model()[0], tokenizer, requests, folder / "adapter")
     say_agreement(console, differences)
-    return result(told, outcomes, columns, course, differences)
+    return result(told, outcomes, found, course, differences)
 
 
 def _statistics(

@@ -1,4 +1,4 @@
-"""`peft-prune demo`: sixty edits into the built-in model, or thirty into a real one, without and with PRUNE."""
+"""`peft-prune demo`: sixty edits into the built-in model, or thirty into a real one: raw, restrained, consolidated."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def demo(
     items: Annotated[int, typer.Option(help="For the built-in model: items of each ability in the table.")] = 60,
     json_output: JsonOutput = False,
 ) -> None:
-    """Edit the built-in model or a real one, restrain the accumulated update, and compare."""
+    """Edit the built-in model or a real one, restrain the accumulated update, consolidate it, and compare."""
     from rich.console import Console
 
     from ..builtin import builtin_model_path

@@ -3,59 +3,69 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import MissingPackageError
-from ..evaluation import evaluate
+from ..consolidation import ConsolidationSettings
+from ..errors import EditFailedError, MissingPackageError, SessionStateError
+from ..evaluation import Evaluation
 from ..models.generation import greedy_answers
 from ..models.inference import undisturbed
 from ..monitoring import BatchReport, LayerCondition, SessionCallback, layer_conditions
 from ..reporting.plots import plot_course
 from ..requests import EditRequest
-from ..session import EditResult
+from ..session import EditResult, EditSession
+from .plain import shows_progress
 from .progress import progress_bar
-from .story import Column, Told, figures_of, three, what_happened
+from .story import BEFORE, CONSOLIDATED, EDITED, RESTRAINED, Column, Told, figures_of, three, what_happened
 
 Answers = TypeVar("Answers")
-RESTRAINED = "edited with PRUNE"
-"""What the column is called in which the restraint acts."""
+UNWATCHED: Mapping[str, Any] = {"monitor": False, "look_again": False}
+"""Options of a demonstration's session, which looks for itself."""
 
 
 @dataclass
 class Course:
-    """Figures after so many edits, without and with the restraint: condition number, and what is to be kept."""
+    """Figures after so many edits, without and with the restraint: condition number, and what is to be kept.
+
+    Those of the consolidated model are of all edits only.
+    """
 
     edits: list[int] = field(default_factory=list)
     condition: dict[str, list[float]] = field(default_factory=lambda: {"edited": [], "PRUNE": []})
     ability: dict[str, list[float]] = field(default_factory=lambda: {"edited": [], "PRUNE": []})
 
-    def measure(self, model: Any, edits: int, kept: Callable[[Any], float]) -> None:
+    def measure(self, model: Any, edits: int, kept: Callable[[], float]) -> None:
         """One point; the restraint is tried on the raw sum and taken back.
 
         Args:
             model: The edited model.
             edits: Number of edits in it.
-            kept: What is to be kept, as a share.
+            kept: What is to be kept of it, as a share.
         """
         self.edits.append(edits)
         raw = model.edit_state()
-        self._add("edited", model, kept(model))
+        self._add("edited", model, kept())
         if edits:
             model.restrain()
-        self._add("PRUNE", model, kept(model) if edits else self.ability["edited"][-1])
+        self._add("PRUNE", model, kept() if edits else self.ability["edited"][-1])
         model.restore_edit_state(raw)
 
+    def end(self, model: Any, kept: float) -> None:
+        """The last point, of the consolidated model."""
+        self._add(CONSOLIDATED, model, kept)
+
     def _add(self, name: str, model: Any, kept: float) -> None:
-        self.condition[name].append(max(c.condition_number for c in layer_conditions(model).values()))
-        self.ability[name].append(kept)
+        condition = max(c.condition_number for c in layer_conditions(model).values())
+        self.condition.setdefault(name, []).append(condition)
+        self.ability.setdefault(name, []).append(kept)
 
     def draw(self, console: Console, path: Path, **labels: str) -> None:
         """Draw it, or say why not."""
@@ -70,7 +80,7 @@ class CourseWatch(SessionCallback):
     """Moves the bar, and takes a point of the course every ten edits."""
 
     def __init__(
-        self, course: Course, total: int, progress: Callable[[str, int, int], None], kept: Callable[[Any], float]
+        self, course: Course, total: int, progress: Callable[[str, int, int], None], kept: Callable[[], float]
     ) -> None:
         self._course, self._total, self._progress, self._kept, self._done = course, total, progress, kept, 0
 
@@ -81,37 +91,94 @@ class CourseWatch(SessionCallback):
             self._course.measure(session.model, self._done, self._kept)
 
 
-def compared(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
+def edited(
+    session: EditSession,
     requests: Sequence[EditRequest],
-    between: Callable[[], None] = lambda: None,
+    course: Course,
+    kept: Callable[[], float],
+    *,
+    quiet: bool,
+    batch_size: int = 1,
+) -> list[EditResult]:
+    """Edit, with a bar, and take the course.
+
+    Args:
+        session: Of a fresh adapter.
+        requests: The edits.
+        course: It is filled.
+        kept: What is to be kept of the session's model, as it is, as a share.
+        quiet: Show no bar.
+        batch_size: Requests that are computed together.
+    """
+    with progress_bar(quiet=quiet) as progress:
+        progress("Editing", 0, len(requests))
+        course.measure(session.model, 0, kept)
+        session.callbacks.append(CourseWatch(course, len(requests), progress, kept))
+        return session.edit(requests, batch_size=batch_size)
+
+
+@dataclass
+class Compared(Generic[Answers]):
+    """What was measured and answered at each moment.
+
+    Args:
+        columns: Figures of the model and of its layers by moment.
+        answers: What was answered by moment.
+        steps: Of the consolidation; 0 where it was left out.
+        left_out: Why it was; empty where it was not.
+    """
+
+    columns: dict[str, Column] = field(default_factory=dict)
+    answers: dict[str, Answers] = field(default_factory=dict)
+    steps: int = 0
+    left_out: str = ""
+
+
+def compared(
+    session: EditSession,
+    requests: Sequence[EditRequest],
+    asked: Callable[[], Answers],
+    settings: ConsolidationSettings,
     *,
     quiet: bool,
     **material: Any,
-) -> dict[str, Column]:
-    """The table's columns: figures of the base, the edited and the restrained model, and their layers.
+) -> Compared[Answers]:
+    """The model before its edits, with them, restrained and consolidated, as which it is left.
+
+    A consolidation after which fewer edits would hold is left out, and the model is left restrained.
 
     Args:
-        model: The edited model; it is left restrained.
-        tokenizer: Its tokenizer.
+        session: Whose model is edited, and whose restraint is pending.
         requests: Its edits.
-        between: Called before the restraint acts.
+        asked: What the model, as it is, answers to them.
+        settings: How it is consolidated.
         quiet: Show no bar.
         material: What `evaluate` measures by.
     """
-    columns = {}
-    with progress_bar(quiet=quiet) as progress:
-        with warnings.catch_warnings():
+    model, found = session.model, Compared[Answers]()
+    evaluation = Evaluation(model, session.tokenizer, requests, **material)
+
+    def look(moment: str) -> dict[str, Any]:
+        with progress_bar(quiet=quiet) as progress, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="a restraint is pending")  # the next column has it applied
-            edited = evaluate(model, tokenizer, requests, progress=progress, **material)
-        columns["edited"] = edited["after"], _layers(model)
-        between()
-        model.restrain()
-        restrained = evaluate(model, tokenizer, requests, progress=progress, **material)
-        columns[RESTRAINED] = restrained["after"], _layers(model)
-    base = {name: _base_of(figures) for name, figures in columns["edited"][1].items()}
-    return {"before": (edited["before"], base), **columns}
+            figures = evaluation.now(progress=progress)
+        found.columns[moment] = figures["after"], _layers(model)
+        found.answers[moment] = asked()
+        return figures
+
+    found.answers[BEFORE] = without(model, asked)
+    figures = look(EDITED)
+    base = {name: _base_of(own) for name, own in found.columns[EDITED][1].items()}
+    found.columns = {BEFORE: (figures["before"], base), **found.columns}
+    session.restrain()
+    look(RESTRAINED)
+    try:
+        found.steps = session.consolidate(settings=settings, progress=shows_progress(quiet)).steps
+    except (EditFailedError, SessionStateError) as error:
+        found.left_out = str(error).removeprefix("consolidation: ")
+    else:
+        look(CONSOLIDATED)
+    return found
 
 
 def _layers(model: Any) -> dict[str, Any]:
@@ -167,21 +234,24 @@ def say_agreement(console: Console, found: dict[str, float]) -> None:
 def result(
     told: Sequence[Told],
     outcomes: Sequence[EditResult],
-    columns: dict[str, Column],
+    found: Compared[Any],
     course: Course,
     differences: dict[str, float],
 ) -> dict[str, Any]:
     """Everything that was measured, ready for JSON."""
+    held = {moment: sum(one.holds(moment) for one in told) for moment in found.columns}
     return {
         "requested": len(outcomes),
         "applied": sum(one.took for one in told),
-        "held": sum(one.holds for one in told),
-        "held_restrained": sum(one.holds_restrained for one in told),
+        "held": held[EDITED],
+        "held_restrained": held[RESTRAINED],
+        "held_consolidated": held.get(CONSOLIDATED),
+        "consolidation": {"steps": found.steps, "left_out": found.left_out or None},
         "failed": [{"index": o.id - 1, "reason": o.reason} for o in outcomes if not o.took],
         "shown": [one.request.text for one in three(told)],
-        "ask": next((one for one in told if one.holds_restrained), told[0]).request.text,
-        "story": what_happened(told, figures_of(columns)),
-        "columns": {name: {**figures, "layers": layers} for name, (figures, layers) in columns.items()},
+        "ask": next((one for one in told if one.states[-1]), told[0]).request.text,
+        "story": what_happened(told, figures_of(found.columns), found.left_out),
+        "columns": {name: {**figures, "layers": layers} for name, (figures, layers) in found.columns.items()},
         "course": asdict(course),
         "logit_difference": differences,
     }

@@ -1,4 +1,4 @@
-"""The demonstration on a real language model: famous facts changed by MEMIT, without and with PRUNE."""
+"""The demonstration on a real language model: famous facts changed by MEMIT, without and with PRUNE, consolidated."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
+from ..consolidation import ConsolidationSettings
 from ..editors import collect_second_moments, get_editor, own_texts
 from ..evaluation import Fact, load_texts, recall, without_subjects
 from ..evaluation.subjects import names_any
@@ -21,20 +22,9 @@ from ..real import load_real_model, real_model
 from ..requests import EditRequest, load_requests, read_records
 from ..session import EditSession
 from ..tuner import PruneEditConfig
-from .demonstration import (
-    RESTRAINED,
-    Course,
-    CourseWatch,
-    agreement,
-    compared,
-    continued,
-    result,
-    say_agreement,
-    without,
-)
+from .demonstration import UNWATCHED, Course, agreement, compared, continued, edited, result, say_agreement
 from .plain import plain, shows_progress
-from .progress import progress_bar
-from .story import Told, in_short, tell, three
+from .story import Told, heading, in_short, tell, three
 
 BATCH = 10
 """Requests that MEMIT computes together."""
@@ -43,6 +33,8 @@ OWN_TOKENS = 5_000
 ANSWER_TOKENS = 16
 COURSE_STEP = 2
 """Of the facts that are to stand, each second one is asked while editing, all of them in the end."""
+CONSOLIDATION = ConsolidationSettings(steps=60)
+"""Every fact is read 32 times, as by the rule, which takes no fewer than 100 steps."""
 KEPT = {"kept": "Facts that no edit is about", "measured": "share still answered"}
 
 
@@ -114,36 +106,32 @@ def run_real(folder: Path, given: Given, alpha: float, console: Console) -> dict
     options: dict[str, Any] = {"restraint": "log", "alpha": alpha, "restrain_on": "merge"}
     model = get_peft_model(base, PruneEditConfig(layers_to_transform=layers, task_type="CAUSAL_LM", **options)).eval()
 
-    def kept(edited: Any) -> float:
-        return recall(edited, tokenizer, given.others[::COURSE_STEP]).value or 0.0
+    def kept() -> float:
+        return recall(model, tokenizer, given.others[::COURSE_STEP]).value or 0.0
 
-    course = Course()
-    course.measure(model, 0, kept)
-    with progress_bar(quiet=console.quiet) as progress:
-        watch = CourseWatch(course, len(requests), progress, kept)
-        with EditSession(model, tokenizer, editor, statistics=statistics, callbacks=[watch], monitor=False) as session:
-            outcomes = session.edit(requests, batch_size=BATCH)
-    answers: dict[str, Asked] = {"before": without(model, lambda: _answers(model, tokenizer, given))}
-
-    def between() -> None:
-        answers["edited"] = _answers(model, tokenizer, given)
-
-    columns = compared(
-        model, tokenizer, requests, between, quiet=console.quiet, facts=given.others or None, texts=given.texts
-    )
-    answers[RESTRAINED] = _answers(model, tokenizer, given)
-    told = Told.all_of(outcomes, zip(*(said["plain"] for said in answers.values()), strict=True))
-    tell(console, told, columns, CLOSING)
-    in_chat = {name: _named(requests, found["chat"]) for name, found in answers.items()}
+    course, quiet = Course(), console.quiet
+    material = {"facts": given.others or None, "texts": given.texts}
+    # what is said in chat the consolidation sees to
+    with EditSession(model, tokenizer, editor, statistics=statistics, search_ask="plain", **UNWATCHED) as session:
+        outcomes = edited(session, requests, course, kept, quiet=quiet, batch_size=BATCH)
+        found = compared(
+            session, requests, lambda: _answers(model, tokenizer, given), CONSOLIDATION, quiet=quiet, **material
+        )
+    if not found.left_out:
+        course.end(model, kept())
+    answers = found.answers
+    told = Told.all_of(outcomes, {moment: said["plain"] for moment, said in answers.items()})
+    tell(console, told, found.columns, CLOSING, found.left_out)
+    in_chat = {moment: _named(requests, said["chat"]) for moment, said in answers.items()}
     if answers["before"]["chat"]:
         console.print(_chat_table(given, answers, [told.index(one) for one in three(told)]))
-        counts = ", ".join(f"{name} {count}" for name, count in in_chat.items())
+        counts = ", ".join(f"{heading(moment, len(requests))} {count}" for moment, count in in_chat.items())
         console.print(f"Of {len(requests)} questions in chat, answers that name the new target: {counts}", markup=False)
     course.draw(console, folder / "course.png", **KEPT)
     differences = agreement(model, load_real_model(given.model)[0], tokenizer, requests, folder / "adapter")
     say_agreement(console, differences)
-    found = {"model": given.model, **result(told, outcomes, columns, course, differences)}
-    return {**found, "answers": answers, "named_in_chat": in_chat}
+    made = result(told, outcomes, found, course, differences)
+    return {"model": given.model, **made, "answers": answers, "named_in_chat": in_chat}
 
 
 def _answers(model: Any, tokenizer: PreTrainedTokenizerBase, given: Given) -> Asked:
@@ -167,9 +155,9 @@ def _named(requests: Sequence[EditRequest], answers: Sequence[str]) -> int:
 
 def _chat_table(given: Given, answers: dict[str, Asked], places: Sequence[int]) -> Table:
     table = Table(title="Asked in chat", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
-    for heading in ("question", *answers):
-        table.add_column(heading, overflow="fold", ratio=1)
+    for name in ("question", *(heading(moment, len(given.requests)) for moment in answers)):
+        table.add_column(name, overflow="fold", ratio=1)
     for place in places:
-        said = [plain(in_short(found["chat"][place]) or "–") for found in answers.values()]
+        said = [plain(in_short(own["chat"][place]) or "–") for own in answers.values()]
         table.add_row(plain(given.questions[place]), *said, end_section=True)
     return table

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, product
 from typing import Any
 
 from rich import box
@@ -20,6 +21,10 @@ from ..requests import EditRequest
 from ..session import EditResult
 from .plain import plain
 
+BEFORE, EDITED, RESTRAINED, CONSOLIDATED = "before", "edited", "edited with PRUNE", "consolidated"
+"""The moments, in their order: the base, after all edits, with the restraint, trained together within it."""
+STAGES: Mapping[str, str] = {RESTRAINED: "The restraint", CONSOLIDATED: "Consolidation"}
+"""What acts between a moment and the one before."""
 SHOWN = 3
 LEAST = 0.005
 """What is said to be worse or better differs by half of a hundredth at least."""
@@ -35,8 +40,9 @@ OPENING = (
     "{} were changed one after another, each checked right after its edit. Then PRUNE's restraint shrank the sum of "
     "all edits where it had grown larger than the layer that was edited."
 )
+LAST = " Last, consolidation trained that sum on all edits together, without letting it grow again."
 BARGAIN = "How much to give for how much is --alpha: a larger one restrains more."
-_OF_EDITS = ("efficacy_greedy", "generalization_greedy", "portability_greedy")
+_OF_EDITS = ("generalization_greedy", "portability_greedy")
 _LEFT_OUT = ("efficacy", "generalization", "locality", "score", "fluency")
 
 Column = tuple[dict[str, Any], dict[str, Any]]
@@ -45,54 +51,57 @@ Column = tuple[dict[str, Any], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Told:
-    """One edit as the model answers it at the three moments.
+    """One edit as the model answers it at each moment.
 
     Args:
         request: The edit.
         took: Whether the model gave the new answer right after the edit.
-        answers: Free answers before any edit, after all of them, and after all of them with the restraint.
+        answers: Free answers by moment.
     """
 
     request: EditRequest
     took: bool
-    answers: tuple[str, str, str]
+    answers: Mapping[str, str]
 
     @classmethod
-    def all_of(cls, outcomes: Sequence[EditResult], answers: Iterable[tuple[str, str, str]]) -> list[Told]:
-        """All edits of a session with what was answered to them."""
-        pairs = zip(outcomes, answers, strict=True)
-        return [cls(one.request, one.took, said) for one, said in pairs if one.request is not None]
+    def all_of(cls, outcomes: Sequence[EditResult], answers: Mapping[str, Sequence[str]]) -> list[Told]:
+        """All edits of a session with what was answered to them at each moment."""
+        rows = zip(outcomes, *answers.values(), strict=True)
+        return [
+            cls(one.request, one.took, dict(zip(answers, said, strict=True)))
+            for one, *said in rows
+            if one.request is not None
+        ]
+
+    def holds(self, moment: str) -> bool:
+        """Whether the new answer is given at a moment."""
+        return answers_with(self.answers[moment], self.request.target_new)
 
     @property
-    def holds(self) -> bool:
-        """Whether the new answer is given after all edits."""
-        return answers_with(self.answers[1], self.request.target_new)
-
-    @property
-    def holds_restrained(self) -> bool:
-        """Whether it is given with the restraint as well."""
-        return answers_with(self.answers[2], self.request.target_new)
+    def states(self) -> tuple[bool, ...]:
+        """Whether it holds, at each moment after the edits."""
+        return tuple(self.holds(moment) for moment in self.answers if moment != BEFORE)
 
 
-def tell(console: Console, told: Sequence[Told], columns: Mapping[str, Column], closing: str) -> None:
+def tell(console: Console, told: Sequence[Told], columns: Mapping[str, Column], closing: str, missing: str) -> None:
     """Print the whole story.
 
     Args:
         console: Where.
         told: All edits.
-        columns: Figures of the model and of its layers before any edit, after all of them, and with the restraint.
+        columns: Figures of the model and of its layers by moment.
         closing: A last sentence.
+        missing: Why the model was not consolidated; empty where it was.
     """
     figures, n = figures_of(columns), len(told)
-    say_lines(console, OPENING.format(count(n, "fact")), "")
+    say_lines(console, OPENING.format(count(n, "fact")) + (LAST if CONSOLIDATED in columns else ""), "")
     console.print(sentences_table(three(told), n))
     console.print("What happened", style="bold", highlight=False)
-    for sentence in (*what_happened(told, figures), BARGAIN, closing):
+    for sentence in (*what_happened(told, figures, missing), BARGAIN, closing):
         say_lines(console, sentence, "* ")
     console.print()
-    headings = ("before", count(n, "edit"), "with PRUNE")
-    console.print(figures_table(figures, headings))
-    console.print(layers_table(columns, headings))
+    console.print(figures_table(figures, n))
+    console.print(layers_table(columns, n))
 
 
 def figures_of(columns: Mapping[str, Column]) -> dict[str, Any]:
@@ -100,16 +109,20 @@ def figures_of(columns: Mapping[str, Column]) -> dict[str, Any]:
     return {name: figures for name, (figures, _) in columns.items()}
 
 
+def heading(moment: str, edits: int) -> str:
+    """What a table's column of a moment is called."""
+    return {EDITED: count(edits, "edit"), RESTRAINED: "with PRUNE"}.get(moment, moment)
+
+
 def three(told: Sequence[Told]) -> list[Told]:
     """Three edits that show what can become of one: the first of each kind, then the first of the rest.
 
-    The kinds: it holds with and without the restraint; the restraint took it; it came back with the restraint; later
-    edits took it.
+    The kinds: at which moments it holds; those that hold at the earlier ones come first.
     """
     took = [one for one in told if one.took]
     found: list[Told] = []
-    for kind in ((True, True), (True, False), (False, True), (False, False)):
-        found += [one for one in took if (one.holds, one.holds_restrained) == kind][:1]
+    for kind in product((True, False), repeat=len(told[0].states)):
+        found += [one for one in took if one.states == kind][:1]
     for one in (*took, *told):
         if one not in found:
             found.append(one)
@@ -117,15 +130,16 @@ def three(told: Sequence[Told]) -> list[Told]:
 
 
 def sentences_table(shown: Sequence[Told], edits: int) -> Table:
-    """The sentences that were edited, and how the model ends them at the three moments."""
+    """The sentences that were edited, and how the model ends them at each moment."""
     title = f"{['', 'One', 'Two', 'Three'][len(shown)]} of the {edits} edited sentences, and how the model ends them"
     table = _table(title)
-    for heading in ("sentence and its new end", "before", f"after {edits} edits", "with the restraint"):
-        table.add_column(heading, overflow="fold", ratio=3 if heading.startswith("sentence") else 2)
+    table.add_column("sentence and its new end", overflow="fold", ratio=3)
+    for moment in shown[0].answers:
+        table.add_column(heading(moment, edits), overflow="fold", ratio=2)
     for one in shown:
         asked = f"{one.request.text} … → {one.request.target_new}"
-        said = [in_short(answer, one.request.target_new) or "–" for answer in one.answers]
-        states = ["", _state(one.holds), _state(one.holds_restrained)]
+        said = [in_short(answer, one.request.target_new) or "–" for answer in one.answers.values()]
+        states = ["", *map(_state, one.states)]
         cells = [f"{answer}\n{state}".strip() for answer, state in zip(said, states, strict=True)]
         table.add_row(*(plain_lines(cell) for cell in (asked, *cells)), end_section=True)
     return table
@@ -144,38 +158,28 @@ def plain_lines(text: str) -> Any:
     return Text("\n").join(plain(line) for line in text.split("\n"))
 
 
-def what_happened(told: Sequence[Told], columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def what_happened(told: Sequence[Told], columns: Mapping[str, Mapping[str, Any]], missing: str = "") -> list[str]:
     """What became of the edits and of the rest of the model, in sentences, with the figures of this run.
 
     Args:
         told: All edits.
-        columns: Figures before any edit, after all of them, and with the restraint.
+        columns: Figures by moment.
+        missing: Why the model was not consolidated; empty where it was.
     """
-    before, edited, restrained = (flat_figures(figures) for figures in columns.values())
-    figures = _Moments(before, edited, restrained)
-    said = [_of_edits(told), _of_wear(figures), _of_price(told, figures), _of_gain(figures)]
-    return [sentence for sentence in said if sentence]
+    flat = {moment: flat_figures(figures) for moment, figures in columns.items()}
+    said = [_of_edits(told), _of_wear(flat)]
+    said += [_of_stage(told, flat, *moments) for moments in pairwise(flat) if BEFORE not in moments]
+    return said + ([f"Consolidation was tried and left out: {missing}."] if missing else [])
 
 
-@dataclass(frozen=True)
-class _Moments:
-    """Flat figures at the three moments."""
-
-    before: Mapping[str, Any]
-    edited: Mapping[str, Any]
-    restrained: Mapping[str, Any]
-
-    def of(self, name: str) -> tuple[float, float, float] | None:
-        values = [figure_value(one.get(name)) for one in (self.before, self.edited, self.restrained)]
-        if any(value is None for value in values):
-            return None
-        first, second, third = (float(value) for value in values if value is not None)
-        return first, second, third
-
-    def of_the_rest(self) -> dict[str, tuple[float, float, float]]:
-        """What is to stay as it was."""
-        names = [name for name in self.edited if name not in (*_LEFT_OUT, *_OF_EDITS) and "_chat" not in name]
-        return {name: values for name in names if (values := self.of(name)) is not None}
+def _changed(flat: Mapping[str, Mapping[str, Any]], old: str, new: str) -> dict[str, tuple[float, float]]:
+    """What each figure was at one moment and is at another; of edits that hold, more is told elsewhere."""
+    found = {}
+    for name in flat[old]:
+        was, now = (figure_value(flat[moment].get(name)) for moment in (old, new))
+        if was is not None and now is not None and name not in (*_LEFT_OUT, "efficacy_greedy") and "_chat" not in name:
+            found[name] = float(was), float(now)
+    return found
 
 
 def better(name: str, value: float, other: float) -> bool:
@@ -188,7 +192,7 @@ def _of_edits(told: Sequence[Told]) -> str:
     n, took = len(told), [one for one in told if one.took]
     first = f"All {n} edits took" if len(took) == n else f"{len(took)} of {n} edits took"
     said = f"{first}: right after each edit, the model gave the new answer."
-    held, lost = sum(one.holds for one in told), [one for one in took if not one.holds]
+    held, lost = sum(one.holds(EDITED) for one in told), [one for one in took if not one.holds(EDITED)]
     if not lost:
         return f"{said} After all {n} edits, {'each of them' if held == n else 'each that took'} still holds."
     verb = "holds" if held == 1 else "hold"
@@ -202,44 +206,37 @@ def _of_edits(told: Sequence[Told]) -> str:
 
 def _is_of_another(one: Told, told: Sequence[Told]) -> bool:
     targets = {other.request.target_new for other in told} - {one.request.target_new}
-    return any(answers_with(one.answers[1], target) for target in targets)
+    return any(answers_with(one.answers[EDITED], target) for target in targets)
 
 
-def _of_wear(figures: _Moments) -> str:
-    worn = {name: (own[0], own[1]) for name, own in figures.of_the_rest().items() if better(name, own[0], own[1])}
+def _of_wear(flat: Mapping[str, Mapping[str, Any]]) -> str:
+    changed = _changed(flat, BEFORE, EDITED)
+    worn = {name: own for name, own in changed.items() if name not in _OF_EDITS and better(name, *own)}
     if not worn:
         return "To the rest of the model the edits did no harm that was measured here."
     return f"To the rest of the model the edits did harm: {_list(worn)}."
 
 
-def _of_price(told: Sequence[Told], figures: _Moments) -> str:
-    held, held_restrained = sum(one.holds for one in told), sum(one.holds_restrained for one in told)
-    gap = held - held_restrained
-    if gap > 0:
-        back = sum(one.holds_restrained and not one.holds for one in told)
-        net = f" ({gap + back} lost, {back} came back)" if back else ""
-        said = f"The restraint cost {count(gap, 'edit')}{net}: {held_restrained} hold, {fewer(-gap / len(told))}."
-    elif gap < 0:
-        said = f"The restraint cost no edit: {held_restrained} hold with it, {-gap} more than without."
+def _of_stage(told: Sequence[Told], flat: Mapping[str, Mapping[str, Any]], old: str, new: str) -> str:
+    """What acted between two moments, and what of the edits and of the rest is better or worse for it."""
+    lost = sum(one.holds(old) and not one.holds(new) for one in told)
+    back = sum(one.holds(new) and not one.holds(old) for one in told)
+    held, net = sum(one.holds(new) for one in told), f" ({lost} lost, {back} came back)" if lost and back else ""
+    if lost == back:
+        said = f"{STAGES[new]} cost no edit{net}: {held} hold with it as well."
     else:
-        said = f"The restraint cost no edit: {held_restrained} hold with it as well."
-    worse = {
-        name: own[1:]
-        for name in (*_OF_EDITS[1:], *figures.of_the_rest())
-        if (own := figures.of(name)) is not None and better(name, own[1], own[2])
-    }
-    return said + (f" Worse with it as well: {_list(worse)}." if worse else "")
-
-
-def _of_gain(figures: _Moments) -> str:
-    gained = {name: own[1:] for name, own in figures.of_the_rest().items() if better(name, own[2], own[1])}
-    if not gained:
-        return "For that the restraint gave nothing back that was measured here."
-    return f"For that the restraint gave back: {_list(gained)}."
+        what = f"brought back {count(back - lost, 'edit')}" if back > lost else f"cost {count(lost - back, 'edit')}"
+        said = f"{STAGES[new]} {what}{net}: {held} hold, {fewer((back - lost) / len(told))}."
+    changed = _changed(flat, old, new)
+    gained = {name: (was, now) for name, (was, now) in changed.items() if better(name, now, was)}
+    worse = {name: (was, now) for name, (was, now) in changed.items() if better(name, was, now)}
+    return f"{said} Better with it: {_list(gained)}. Worse with it: {_list(worse)}."
 
 
 def _list(pairs: Mapping[str, tuple[float, ...]]) -> str:
-    """Figures with what they were and what they are: "question answering from 57 to 78 of 100"."""
+    """Figures with what they were and what they are: "question answering from 57 to 78 of 100"; or that none is."""
+    if not pairs:
+        return "nothing that was measured here"
     said = []
     for name, (old, new) in sorted(pairs.items(), key=lambda one: -_size(*one)):
         values = f"{100 * old:.0f} to {100 * new:.0f} of 100" if kind_of(name).bounds else f"{old:.3g} to {new:.3g}"
@@ -257,19 +254,19 @@ def _size(name: str, values: tuple[float, ...]) -> float:
     return abs(new - old) / (1.0 if kind_of(name).bounds else abs(old) or 1.0)
 
 
-def figures_table(columns: Mapping[str, Mapping[str, Any]], headings: Sequence[str]) -> Table:
-    """The figures by free answers at the three moments, of 100, with n and 95 % intervals.
+def figures_table(columns: Mapping[str, Mapping[str, Any]], edits: int) -> Table:
+    """The figures by free answers at each moment, of 100, with n and 95 % intervals.
 
     Args:
         columns: Figures by moment.
-        headings: What the moments are called.
+        edits: How many there are.
     """
     rows = [flat_figures(figures) for figures in columns.values()]
     table = _table("Of 100, with 95 % intervals")
     table.add_column("figure", overflow="fold", ratio=1)
     table.add_column("n", justify="right")
-    for heading in headings:
-        table.add_column(heading, justify="right")
+    for moment in columns:
+        table.add_column(heading(moment, edits), justify="right")
     names = [name for name in (*NAMES, *rows[0]) if name in rows[0] and name not in _LEFT_OUT and "_chat" not in name]
     for name in dict.fromkeys(names):
         figures = [row.get(name) for row in rows]
@@ -296,16 +293,17 @@ def _table(title: str) -> Table:
     return Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", title_style="bold")
 
 
-def layers_table(columns: Mapping[str, Column], headings: Sequence[str]) -> Table:
-    """κ, norm and rank of each edited layer at the three moments."""
+def layers_table(columns: Mapping[str, Column], edits: int) -> Table:
+    """κ, norm and rank of each edited layer at each moment."""
     table = _table("Edited layers")
     table.add_column("layer", overflow="fold", ratio=1)
-    for heading in headings:
-        table.add_column(heading, justify="right")
+    for moment in columns:
+        table.add_column(heading(moment, edits), justify="right")
     for layer in next(iter(columns.values()))[1]:
         figures = [layers[layer] for _, layers in columns.values()]
         sizes = [one["delta_spectral_norm"] / one["sigma_max_base"] for one in figures]
-        table.add_row(f"{layer}: κ(W₀+ΔW)", *(f"{one['condition_number']:.1f}" for one in figures))
+        table.add_row(plain(layer))
+        table.add_row("  κ(W₀+ΔW)", *(f"{one['condition_number']:.1f}" for one in figures))
         table.add_row("  ‖ΔW‖₂ / σmax(W₀)", *(f"{size:.2f}" for size in sizes))
         table.add_row("  rank of ΔW", *(str(one["rank"]) for one in figures))
     return table

@@ -4,7 +4,7 @@ from .abilities import EXTRACTORS, STOPS, final_number, score_ability, whole_ans
 from .answers import exactly_matches, has_label, rouge_scores, squad_normalized
 from .editing import RequestAnswers, request_answers, request_outcomes, require_answerable, score_requests
 from .estimates import Mean, Proportion
-from .evaluate import evaluate
+from .evaluate import Evaluation, evaluate
 from .facts import Fact, exclude_subjects, load_facts, recall, recalled
 from .fluency import ngram_entropy, request_entropies
 from .harness import harness_figures, harness_model
@@ -26,6 +26,7 @@ __all__ = [
     "STOPS",
     "Ability",
     "AbilityItem",
+    "Evaluation",
     "Fact",
     "FigureKind",
     "ImmediateScores",

@@ -77,42 +77,79 @@ def evaluate(
         InvalidRequestError: A prompt, a target, a fact or an item cannot be used; the message names it.
         ValueError: The adapter is merged or disabled, so that the base or the edits could not be seen.
     """
-    requests = settled(requests, default_ask(tokenizer, ask))
-    if facts is not None:
-        facts = exclude_subjects(facts, requests)
-    measure = partial(
-        _measure,
+    measured = Evaluation(
         *(model, tokenizer, requests),
         facts=facts,
         texts=texts,
         abilities=abilities,
         fluency_tokens=fluency_tokens,
         batch_size=batch_size,
-        progress=progress,
+        ask=ask,
     )
-    answer = partial(request_answers, model, tokenizer, requests, batch_size=batch_size)
-    if isinstance(model, PeftModel):
-        require_visible_edits(model)
-        warn_of_pending_restraint(model)
-    with undisturbed(model):
-        with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
-            base_answers = answer(progress=_stage(progress, "before: answers"))
-            before = measure("before", base_answers, base_answers)
-        after = before
+    return measured.now(full=full, progress=progress)
+
+
+class Evaluation:
+    """`evaluate`, as often as the model's edits change; its base is measured once.
+
+    Args:
+        model: As for `evaluate`.
+        tokenizer: Its tokenizer.
+        requests: The edits to score.
+        ask: As for `evaluate`.
+        facts: As for `evaluate`.
+        material: What else `evaluate` measures by.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        requests: Sequence[EditRequest],
+        *,
+        ask: str | None = None,
+        facts: Sequence[Fact] | None = None,
+        **material: Any,
+    ) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self._requests = settled(requests, default_ask(tokenizer, ask))
+        self._material = {"facts": None if facts is None else exclude_subjects(facts, self._requests), **material}
+        self._base: _Measured | None = None
+
+    def now(self, *, full: bool = False, progress: StageProgress | None = None) -> dict[str, Any]:
+        """What `evaluate` returns, of the model as it is.
+
+        Args:
+            full: As for `evaluate`.
+            progress: As for `evaluate`.
+
+        Raises:
+            InvalidRequestError: A prompt, a target, a fact or an item cannot be used; the message names it.
+            ValueError: The adapter is merged or disabled, so that the base or the edits could not be seen.
+        """
+        model, given = self._model, (self._model, self._tokenizer, self._requests)
         if isinstance(model, PeftModel):
-            answers = answer(progress=_stage(progress, "after: answers"))
-            after = measure("after", answers, base_answers)
-    result = {"n_requests": len(requests), "before": before.figures(full), "after": after.figures(full)}
-    if full:
-        gaps = differences(after.outcomes, before.outcomes)
-        result["difference"] = {kind: gap.to_json() for kind, gap in gaps.items() if gap.n}
-    return result
+            require_visible_edits(model)
+            warn_of_pending_restraint(model)
+        with undisturbed(model):
+            if self._base is None:
+                with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
+                    self._base = _measure(*given, "before", **self._material, progress=progress)
+            after = before = self._base
+            if isinstance(model, PeftModel):
+                after = _measure(*given, "after", before.answers, **self._material, progress=progress)
+        result = {"n_requests": len(self._requests), "before": before.figures(full), "after": after.figures(full)}
+        if full:
+            gaps = differences(after.outcomes, before.outcomes)
+            result["difference"] = {kind: gap.to_json() for kind, gap in gaps.items() if gap.n}
+        return result
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """The outcomes of the edited facts, and everything else as figures."""
+    """What was answered, the outcomes of the edited facts, and everything else as figures."""
 
+    answers: RequestAnswers
     outcomes: Mapping[str, Sequence[tuple[float, ...]]]
     general: Mapping[str, Any]
 
@@ -134,21 +171,22 @@ def _measure(
     tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[EditRequest],
     moment: str,
-    answers: RequestAnswers,
-    base_answers: RequestAnswers,
+    base_answers: RequestAnswers | None = None,
     *,
-    facts: Sequence[Fact] | None,
-    texts: Sequence[str] | None,
-    abilities: Mapping[str, Sequence[Mapping[str, str]] | Ability] | None,
-    fluency_tokens: int,
-    batch_size: int,
-    progress: StageProgress | None,
+    facts: Sequence[Fact] | None = None,
+    texts: Sequence[str] | None = None,
+    abilities: Mapping[str, Sequence[Mapping[str, str]] | Ability] | None = None,
+    fluency_tokens: int = 0,
+    batch_size: int = 64,
+    progress: StageProgress | None = None,
 ) -> _Measured:
     def on(name: str) -> dict[str, Any]:
         return {"batch_size": batch_size, "progress": _stage(progress, f"{moment}: {name}")}
 
+    answers = request_answers(model, tokenizer, requests, **on("answers"))
+    seen: dict[str, Any] = {"answers": answers, "base_answers": base_answers or answers}
     outcomes: dict[str, Sequence[tuple[float, ...]]] = dict(
-        request_outcomes(model, tokenizer, requests, answers=answers, base_answers=base_answers, **on("probabilities"))
+        request_outcomes(model, tokenizer, requests, **seen, **on("probabilities"))
     )
     if fluency_tokens:
         entropies = request_entropies(model, tokenizer, requests, max_new_tokens=fluency_tokens, **on("fluency"))
@@ -160,7 +198,7 @@ def _measure(
         figures["abilities"] = {}
         for name, given in abilities.items():
             figures["abilities"] |= _ability(model, tokenizer, name, given, on(name))
-    return _Measured(outcomes, figures)
+    return _Measured(answers, outcomes, figures)
 
 
 def _ability(

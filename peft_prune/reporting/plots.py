@@ -30,7 +30,9 @@ _PICTURES = (
     b"GIF8",
 )
 """What the files of the formats that matplotlib writes begin with, as far as they can be told by it."""
-_COURSES = {"edited": "#c0392b", "PRUNE": "#1f6fb2"}
+_COURSES = {"edited": "#c0392b", "PRUNE": "#1f6fb2", "consolidated": "#27825a"}
+_ALONE = {"marker": "D", "markersize": 10, "markerfacecolor": "none", "markeredgewidth": 2, "linestyle": "none"}
+"""How a course of one point is drawn, so that it hides no other's."""
 
 
 def plot_trade_offs(found: TradeOffs, path: str | Path) -> None:
@@ -85,9 +87,11 @@ def plot_course(
 ) -> None:
     """Draw the condition number and the mean ability over the number of edits, with and without the restraint.
 
+    A course with fewer figures than ``edits`` is of the last of them.
+
     Args:
         edits: Numbers of edits.
-        condition: Condition numbers by course.
+        condition: Condition numbers by course: "edited", "PRUNE", and perhaps "consolidated".
         ability: Shares by course.
         path: Image file.
         kept: What the shares are of.
@@ -98,19 +102,20 @@ def plot_course(
     """
     figure = _figure((9, 3.8))
     left, right = figure.subplots(1, 2)
-    for name, colour in _COURSES.items():
+    for name, own in condition.items():
         label = "edited with PRUNE" if name == "PRUNE" else name
-        left.plot(edits, condition[name], "o-", color=colour, label=label)
-        right.plot(edits, ability[name], "o-", color=colour)
+        style: dict[str, Any] = {"color": _COURSES[name], "marker": "o"} | (_ALONE if len(own) == 1 else {})
+        left.plot(edits[-len(own) :], own, label=label, **style)
+        right.plot(edits[-len(own) :], ability[name], **style)
     left.set(title="Condition number, largest of the edited layers", xlabel="edits", ylabel="κ(W₀ + ΔW)")
-    left.set_ylim(0, 1.08 * max(max(condition[name]) for name in _COURSES))
+    left.set_ylim(0, 1.08 * max(map(max, condition.values())))
     right.set(title=kept, xlabel="edits", ylabel=measured, ylim=(-0.03, 1.03))
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         whole_ticks(axes.xaxis)
-        show_hidden(axes, axes.lines)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        show_hidden(axes, [line for line in axes.lines if len(line.get_xdata()) > 1])
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     _write(figure, path)
 
 

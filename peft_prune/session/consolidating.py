@@ -101,7 +101,7 @@ class Consolidating:
         requests = [record.request for record in records if record.request is not None]
         known, numbers = work.history.phrasings(), [record.id for record in records]
         phrasings = [known.get(number) for number in numbers]
-        with _bar(progress) as show:
+        with _bar(progress, settings.for_edits(len(records)).steps) as show:
             # several processes train alike, which the last bits of a sum may part: rank 0's factors are everybody's
             found = same(
                 "consolidation",
@@ -185,8 +185,8 @@ def settings_of(given: ConsolidationSettings | None, values: dict[str, Any]) -> 
 class _bar:
     """A bar over the steps with both losses."""
 
-    def __init__(self, shown: bool) -> None:
-        self._bar = moving_bar(desc="Consolidating", unit="step", disable=not shown)
+    def __init__(self, shown: bool, steps: int | None) -> None:
+        self._bar = moving_bar(total=steps, desc="Consolidating", unit=" steps", disable=not shown)
 
     def __enter__(self) -> Callable[[Step], None]:
         return self._show
@@ -195,9 +195,9 @@ class _bar:
         self._bar.close()
 
     def _show(self, step: Step) -> None:
-        self._bar.update()
         losses = {"edits": f"{step.edit_loss:.3f}", "retention": f"{step.divergence:.4f}"}
-        self._bar.set_postfix(losses | {"neighbors": f"{step.neighbors:.4f}"})
+        self._bar.set_postfix(losses | {"neighbors": f"{step.neighbors:.4f}"}, refresh=False)
+        self._bar.update()
 
 
 def _warn_of_unreached(records: Sequence[EditRecord], margins: Sequence[float]) -> None:

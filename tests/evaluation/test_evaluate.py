@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from peft_prune import PruneEditConfig
-from peft_prune.evaluation import Fact, evaluate, request_answers, score_requests, token_log_probabilities
+from peft_prune.evaluation import Evaluation, Fact, evaluate, request_answers, score_requests, token_log_probabilities
 from peft_prune.models.tokenization import continuation_ids
 from peft_prune.requests import Question
 from tests.talking import outspoken, sentences, spaced_tokenizer
@@ -128,6 +128,23 @@ def test_a_disabled_adapter_is_refused_because_it_hides_the_edits() -> None:
     model = with_adapter()
     with model.disable_adapter(), pytest.raises(ValueError, match="its adapter is disabled"):
         figures(model)
+
+
+def test_an_evaluation_follows_the_edits_and_measures_the_base_once() -> None:
+    model, seen = with_adapter(), []
+    given = {"facts": FACTS, "texts": TEXTS, "abilities": ITEMS}
+    evaluation = Evaluation(model, spaced_tokenizer(), make_requests(6), **given)
+    first = evaluation.now(progress=lambda name, *_: seen.append(name))
+    assert first == figures(model) and any(name.startswith("before") for name in seen)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.neg_()
+    seen.clear()
+    second = evaluation.now(full=True, progress=lambda name, *_: seen.append(name))
+    assert seen and all(name.startswith("after") for name in seen)
+    now = evaluate(model, spaced_tokenizer(), make_requests(6), **given, full=True)
+    assert second == now and second["after"]["perplexity"] != first["after"]["perplexity"]
 
 
 def test_progress_names_what_is_being_measured() -> None:

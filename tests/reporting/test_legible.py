@@ -129,6 +129,17 @@ def test_the_course_has_whole_edits_and_a_legend_beside_its_lines(monkeypatch, e
     assert below.get_linewidth() > above.get_linewidth() + 1
 
 
+def test_the_consolidated_model_is_a_ring_at_the_last_edit_that_hides_no_line(monkeypatch) -> None:
+    own = {"edited": [10.0, 20.0, 30.0], "PRUNE": [10.0, 15.0, 18.0], "consolidated": [18.0]}
+    figure = saved(monkeypatch, plots.plot_course, [0, 10, 20], own, {name: [1.0] * len(own[name]) for name in own})
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["edited", "edited with PRUNE", "consolidated"]
+    for axes in figure.axes:
+        *_, restrained, last = axes.lines
+        assert last.get_xdata().tolist() == [20] and last.get_markerfacecolor() == "none"
+        assert last.get_markersize() > restrained.get_markersize() + 2 and restrained.get_linewidth() < 2
+
+
 def test_the_front_is_named_without_overlap_and_beside_its_legend(monkeypatch) -> None:
     points = tuple(TradeOff({"m": name}, *place, 1.0, on_front=True) for name, place in CROWDED.items())
     figure = saved(monkeypatch, plots.plot_trade_offs, TradeOffs(points, points[0], points[4]))
