@@ -17,6 +17,7 @@ from ..models.decoder import unwrapped
 from ..models.fingerprint import base_fingerprint
 from ..models.naming import model_name
 from ..tuner import PruneEditConfig
+from .batch import CONSOLIDATE, SKIP
 
 RESTRAINT_FIELDS = (
     "restraint",
@@ -105,9 +106,9 @@ def on_failure_of(facts: Mapping[str, Any], history: str | Path) -> str:
     Raises:
         HistoryError: It is nothing that a history is begun with.
     """
-    found = facts.get("on_failure", "skip")
-    if found not in ("skip", "consolidate"):
-        raise HistoryError(f"history: {history}: its on_failure is {found!r:.60}, 'consolidate' is accepted")
+    found = facts.get("on_failure", SKIP)
+    if found not in (SKIP, CONSOLIDATE):
+        raise HistoryError(f"history: {history}: its on_failure is {found!r:.60}, {CONSOLIDATE!r} is accepted")
     return str(found)
 
 

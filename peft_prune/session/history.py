@@ -218,8 +218,7 @@ class History:
                 self._insert_chat(edit.id, edit.chat)
                 if edit.id in batch.seen:
                     look = self._look(batch.seen[edit.id], batch.id, "edit")
-                    late = look.probability if edit.status == FAILED and look.holds else None
-                    self._insert_look(edit.id, look, edit.probability_taken if late is None else late)
+                    self._insert_look(edit.id, look, _taken(edit, edit.probability_taken, look))
             for edit_id, factors in batch.factors.items():
                 self._execute("INSERT INTO factors VALUES (?, ?)", (edit_id, factors.to_bytes()))
             self._insert_restraints(batch.id, batch.restraints)
@@ -253,7 +252,7 @@ class History:
             changed = {}
             for edit_id, one in found.items():
                 old, look = before[edit_id], self._look(one, self.last_batch, cause)
-                taken = old.reference if old.has_taken or not look.holds else look.probability
+                taken = _taken(old, old.reference, look)
                 self._insert_look(edit_id, look, taken)
                 if one.chat is not None:
                     first = None if old.chat is None else old.chat.before
@@ -629,6 +628,13 @@ class History:
             "INSERT INTO events (at, run, batch, kind, data) VALUES (?, ?, ?, ?, ?)",
             (_now(), self.run, batch, kind, json.dumps(data)),
         )
+
+
+def _taken(record: EditRecord, known: float | None, look: Look) -> float | None:
+    """Of the target when an edit took: what is known of one that has, else what the first look sees that it holds."""
+    if record.has_taken:
+        return known
+    return look.probability if look.holds else None
 
 
 def _marks(count: int) -> str:

@@ -461,8 +461,7 @@ class EditSession:
             if self.workspace.config.consolidate != "auto":
                 raise
             warnings.warn(f"{error}; the adapter is saved restrained and not consolidated")
-            return False
-        return True
+        return self.consolidated > 0
 
     def _consolidate_again(self) -> ConsolidationResult | None:
         """Do again what something has taken away since."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,28 @@ def test_saving_without_a_consolidation_rolls_out_what_waits(tmp_path: Path) -> 
         run.save(tmp_path / "adapter")
         assert [record.id for record in run.history.edits(standing=True)] == [1, 2, 4, 5]
         assert run.results[2].status == "failed"
+
+
+def test_a_consolidation_that_is_not_there_when_it_is_saved_rolls_out_what_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with session(None, _Weak(EASY), adapted(**RESTRAINED, consolidate="save"), on_failure="consolidate") as run:
+        run.edit(REQUESTS, batch_size=5)
+        monkeypatch.setattr(EditSession, "_consolidate", lambda *_, **__: None)
+        run.save(tmp_path / "adapter")
+        assert [record.id for record in run.history.edits(standing=True)] == [1, 2, 4, 5]
+
+
+def test_an_edit_that_was_kept_before_there_were_looks_and_does_not_hold_has_not_taken(tmp_path: Path) -> None:
+    with waiting(tmp_path / "edits.db", on_failure="keep") as run:
+        run.edit(REQUESTS, batch_size=5)
+    with sqlite3.connect(tmp_path / "edits.db") as log:
+        log.execute("DELETE FROM looks")
+    log.close()
+    with resumed(tmp_path / "edits.db", _Weak(EASY)) as run:
+        run.verify()
+        run.verify()
+        assert run.results[2].status == "failed" and not run.results[2].took
 
 
 def test_what_an_edit_is_to_replace_stays_while_that_does_not_take_by_itself() -> None:
