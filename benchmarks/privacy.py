@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from peft_prune import EditRequest, EditSession, SecondMoments
-from peft_prune.builtin import load_builtin_model
 from peft_prune.cli.edit import moments_beside
 from peft_prune.cli.models import load_model, load_tokenizer
 from peft_prune.editors.keys import compute_keys
@@ -45,9 +44,7 @@ def main() -> None:
     options.add_argument("--model", required=True)
     options.add_argument("--seed", type=int, default=0)
     given = options.parse_args()
-    model, tokenizer = (
-        load_builtin_model() if given.model == "builtin" else (load_model(given.model), load_tokenizer(given.model))
-    )
+    model, tokenizer = load_model(given.model), load_tokenizer(given.model)
     moments = SecondMoments.from_pretrained(moments_beside(given.history), model)
     with EditSession.resume(given.history, model, tokenizer, statistics=moments, monitor=False) as session:
         consolidated = session.consolidated

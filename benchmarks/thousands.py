@@ -28,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from peft import get_peft_model
 
 from peft_prune import EditRequest, EditSession, PruneEditConfig, get_editor, load_requests, load_texts, own_moments
-from peft_prune.builtin import load_builtin_model
 from peft_prune.cli.models import load_model, load_tokenizer
 from peft_prune.editors.names import NAMES
 from peft_prune.evaluation import Fact, exclude_subjects, load_facts, perplexity, recall, recalled
@@ -59,9 +58,7 @@ def main() -> None:
     if (given.requests is None) == (given.synthetic == 0):
         options.error("give --requests or --synthetic")
     requests = synthetic(given.synthetic) if given.requests is None else load_requests(given.requests)
-    base, tokenizer = (
-        load_builtin_model() if given.model == "builtin" else (load_model(given.model), load_tokenizer(given.model))
-    )
+    base, tokenizer = load_model(given.model), load_tokenizer(given.model)
     kept = Kept(base, tokenizer, requests, given.facts, given.text)
     editor = get_editor(given.editor, model=base)
     modules = editor.modules(base)

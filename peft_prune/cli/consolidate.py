@@ -53,8 +53,8 @@ def consolidate(
     from .models import print_json, resumed
 
     model = in_gguf(model, gguf_file)
-    values: dict[str, Any] = {"steps": steps, "beta": beta, "learning_rate": learning_rate}
-    values["neighbor_beta"] = neighbor_beta
+    weights = {"beta": beta, "neighbor_beta": neighbor_beta}
+    values: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate, **weights}
     settings = ConsolidationSettings(margin=margin, seed=seed, **values)  # what is wrong shows before a model is loaded
     given = None if texts is None else load_texts(texts)
     require_outputs(

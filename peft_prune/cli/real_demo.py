@@ -34,7 +34,7 @@ ANSWER_TOKENS = 16
 COURSE_STEP = 2
 """Of the facts that are to stand, each second one is asked while editing, all of them in the end."""
 CONSOLIDATION = ConsolidationSettings(steps=60, texts_per_step=4, neighbors_per_step=8, beta=1.0)
-"""So that thirty facts take four minutes: by its own rule it takes a hundred steps, each of which reads more."""
+"""For a demonstration that is short: by its own rule it takes a hundred steps, each of which reads more."""
 KEPT = {"kept": "Facts that no edit is about", "measured": "share still answered"}
 
 

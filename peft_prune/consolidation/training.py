@@ -160,13 +160,12 @@ class _Training:
     settings: ConsolidationSettings
     _base: dict[Passage, Tensor] = field(default_factory=dict)
     _behind: list[int] = field(default_factory=list)
-    _halves: Halves | None = None
 
     def run(self, progress: Progress | None) -> Trained:
         self.tail = Tail(self.model, self.layers)
-        device = input_device(self.model)
+        precision: Callable[[], AbstractContextManager[None]] = nullcontext
         if self.settings.bfloat16:
-            self._halves = Halves(self.tail.modules, device)
+            precision = Halves(self.tail.modules, input_device(self.model)).acting
         self.factors = {name: balanced(update) for name, update in self.start.items()}
         bounds = Bounds(self.limit if self.settings.bound else {}, self.layers)
         seen = [self._look(0)]
@@ -186,7 +185,7 @@ class _Training:
                     group["lr"] = own.learning_rate * share_of_rate(number, end)
                 rows = next(batches)
                 self.tail.remember([*rows.edits, *rows.texts, *rows.neighbors])
-                with self._precision():
+                with precision():
                     step = self._step(number, rows, optimizer)
                 if progress is not None:
                     progress(step)
@@ -200,9 +199,6 @@ class _Training:
                         # the rate falls now: what it still gives at its height, it loses again
                         end = max(number, min(end, math.ceil(number / (1 - FALL))))
         return Trained({name: _detached(update) for name, update in self.factors.items()}, own, tuple(seen))
-
-    def _precision(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._halves is None else self._halves.acting()
 
     @contextmanager
     def _trained(self) -> Iterator[list[Tensor]]:

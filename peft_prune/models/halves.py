@@ -27,7 +27,7 @@ def computes_in_bfloat16(device: torch.device) -> bool:
 class Halves:
     """The weights of plain float32 maps in bfloat16, which stand in their places in a `with` block.
 
-    Autocast alone would round them anew in every pass, which takes a third of it; the copies take half as much memory
+    Autocast alone would round them anew in every pass, which takes a quarter of it; the copies take half as much memory
     as the weights. What is no plain map in float32 on its device stays as it is. Where a device has no units for
     bfloat16, or the copies would take more than `MOST_BYTES`, nothing is done at all.
 
