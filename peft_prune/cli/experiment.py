@@ -58,6 +58,9 @@ def experiment(
     items: Annotated[int, typer.Option("--ability-items", help="Items of each ability that are used.")] = 100,
     facts: Annotated[Optional[Path], typer.Option(help="Facts the base knows, for recall.")] = None,
     fact_items: Annotated[int, typer.Option(help="Facts that are used.")] = 500,
+    known: Annotated[
+        bool, typer.Option("--known", help="Ask the model all facts first, and use those that it knows.")
+    ] = False,
     text: Annotated[Optional[Path], typer.Option(help="Texts for perplexity.")] = None,
     fluency: Annotated[int, typer.Option(help="Tokens generated for n-gram entropy; 0 leaves it out.")] = 0,
     seeds: Annotated[int, typer.Option(help="How many orders of the edits.")] = 1,
@@ -91,7 +94,7 @@ def experiment(
 
     from ..builtin import held_out_texts
     from ..editors.asking import default_ask, settled
-    from ..evaluation import load_texts
+    from ..evaluation import known_facts, load_texts
     from ..experiment import Experiment, Material, Plan, Results, Schedule, Variant, require_comparable, require_table
     from .models import load_model, load_tokenizer, print_json, require_items
 
@@ -122,9 +125,9 @@ def experiment(
     given = _requests(requests, builtin, on_bad_record)
     records = given.requests
     plan.order(len(records), 0)  # too few requests show before anything is loaded
-    known = _facts(facts, builtin, records, fact_items)
+    probe = _facts(facts, builtin, records)
     texts = load_texts(text) if text is not None else held_out_texts() if builtin else []
-    material = Material(known, texts, _abilities(abilities, builtin, items), fluency)
+    measured = _abilities(abilities, builtin, items)
     tokenizer, base = load_tokenizer(model), load_model(model, dtype, placement)
     given = replace(given, requests=tuple(settled(given.requests, default_ask(tokenizer, ask))))
     method = plan.get_editor(base)
@@ -135,7 +138,13 @@ def experiment(
 
     records = fitting(requests, given, base, tokenizer, taken).requests
     plan.order(len(records), 0)
+    if known and probe:
+        asked = len(probe)
+        probe = known_facts(base, tokenizer, probe)
+        if not json_output:
+            close_with(f"The model knows {len(probe)} of {asked} facts")
     moments = _moments(plan, base, tokenizer, records, source, out, json_output)
+    material = Material(_spread(probe, fact_items), texts, measured, fluency)
     work = Experiment(plan, base, tokenizer, records, out, statistics=moments, material=material, ask=ask)
     for other in others:
         require_comparable(work.facts(), other.facts)
@@ -236,14 +245,14 @@ def _requests(source: str, builtin: bool, on_bad_record: str) -> LoadedRequests:
     return LoadedRequests(found, tuple(range(len(found))))
 
 
-def _facts(path: Path | None, builtin: bool, requests: Sequence[EditRequest], most: int) -> list[Fact]:
+def _facts(path: Path | None, builtin: bool, requests: Sequence[EditRequest]) -> list[Fact]:
     from ..builtin import known_facts
     from ..evaluation import Fact, exclude_subjects, load_facts
 
     if path is None and not builtin:
         return []
     facts = load_facts(path) if path else [Fact(one["prompt"], one["object"]) for one in known_facts()]
-    return _spread(exclude_subjects(facts, requests), most)
+    return exclude_subjects(facts, requests)
 
 
 def _spread(items: list[Any], most: int) -> list[Any]:

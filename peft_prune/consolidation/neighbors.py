@@ -7,15 +7,17 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..editors.asking import asks_in_chat, asks_plainly, chat_question
 from ..editors.kin import names_alike
-from ..editors.others import prompts_about_others
-from ..models.generation import greedy_ids
-from ..models.tokenization import prompt_ids
+from ..editors.others import requests_about_others
+from ..models.joining import asked
 from ..requests import EditRequest
-from .passages import Passage
+from .passages import Passage, answered
 
 ANSWER_TOKENS = 3
 """Of the base's answer, at whose tokens it is retained."""
+CHAT_ANSWER_TOKENS = 12
+"""The same in chat, where an answer often begins with the question's own words."""
 
 
 def neighbor_passages(
@@ -29,6 +31,9 @@ def neighbor_passages(
     progress: bool = False,
 ) -> list[Passage]:
     """The edits' prompts about others, with the beginning of the base's own answer to each.
+
+    What an edit is asked in chat, every second of the others is asked there as well; an edit that is asked in chat
+    alone is asked about all of them there.
 
     Of each edit these are about names like its subject, about well-known ones and about other edits' subjects, asked by
     its own prompt and, by turns, by the other ones that it is trained with.
@@ -46,10 +51,15 @@ def neighbor_passages(
         return []
     with model.disable_adapter():
         alike = names_alike(model, tokenizer, requests, seed, progress=progress)
-        asked = prompts_about_others(requests, each, seed, alike=alike, of_requests=True, phrasings=phrasings)
-        if not asked:
-            return []
-        prompts = prompt_ids(tokenizer, asked)
-        answers = greedy_ids(model, tokenizer, prompts, max_new_tokens=ANSWER_TOKENS)
-    rows = [(*prompt, *answer[: ANSWER_TOKENS - 1]) for prompt, answer in zip(prompts, answers, strict=True)]
-    return [Passage(row, tuple(range(len(prompt) - 1, len(row)))) for prompt, row in zip(prompts, rows, strict=True)]
+        others = requests_about_others(requests, each, seed, alike=alike, of_requests=True, phrasings=phrasings)
+        plain = [one.text for one in others if asks_plainly(one)]
+        spoken = [chat_question(tokenizer, one) for one in _in_chat(others)]
+        return [
+            *answered(model, tokenizer, plain, ANSWER_TOKENS),
+            *answered(model, tokenizer, [asked(one.text, one.separator) for one in spoken], CHAT_ANSWER_TOKENS),
+        ]
+
+
+def _in_chat(others: Sequence[EditRequest]) -> list[EditRequest]:
+    asked_so = [one for one in others if asks_in_chat(one)]
+    return [one for number, one in enumerate(asked_so) if number % 2 == 0 or not asks_plainly(one)]

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from ..editors.asking import asks_in_chat, asks_plainly, chat_answer, chat_question
 from ..editors.contexts import with_prefix
 from ..errors import InvalidRequestError
-from ..models.chat import SYSTEM, takes_system_prompt
-from ..models.tokenization import continuation_ids, text_ids
+from ..models.chat import SYSTEM, chat_prompt, takes_system_prompt
+from ..models.decoder import unwrapped
+from ..models.generation import greedy_ids
+from ..models.halves import Halves
+from ..models.inference import input_device, max_positions
+from ..models.joining import asked as separated
+from ..models.tokenization import continuation_ids, prompt_ids, text_ids
 from ..requests import EditRequest
 
 CONTEXT_WORDS = (2, 16)
 """Fewest and most words of a text that stand before a prompt."""
+CHAT_EVERY = 4
+"""One in so many retention texts is said in chat as well, where edits are asked there."""
+CHAT_TOKENS = 16
+"""Of the base's answer to it, at whose tokens it is retained."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,3 +155,33 @@ def text_passages(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], leng
             "model write it"
         )
     return found
+
+
+def chat_passages(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Passage]:
+    """The beginning of every `CHAT_EVERY`-th text as what a user says, with that of the model's own answer.
+
+    An edit that is asked in chat would else change how the model answers there, whatever it is asked.
+
+    Args:
+        model: As it is to stay.
+        tokenizer: Its tokenizer, with a chat template.
+        texts: Retention texts.
+    """
+    said = [" ".join(text.split()[: CONTEXT_WORDS[1]]) for text in texts[::CHAT_EVERY]]
+    prompts = [chat_prompt(tokenizer, one) for one in said if one]
+    return answered(model, tokenizer, [separated(one.before, one.separator) for one in prompts], CHAT_TOKENS)
+
+
+def answered(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], tokens: int) -> list[Passage]:
+    """Each prompt with so many tokens of the model's own answer behind it, read where these are predicted.
+
+    What does not fit the model is left out.
+    """
+    longest = max_positions(model) or math.inf
+    rows = [row for row in (prompt_ids(tokenizer, prompts) if prompts else []) if len(row) + tokens <= longest]
+    if not rows:
+        return []
+    with Halves([unwrapped(model)], input_device(model)).acting(backward=False):
+        answers = greedy_ids(model, tokenizer, rows, max_new_tokens=tokens)
+    whole = [(*prompt, *answer[: tokens - 1]) for prompt, answer in zip(rows, answers, strict=True)]
+    return [Passage(row, tuple(range(len(prompt) - 1, len(row)))) for prompt, row in zip(rows, whole, strict=True)]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..editors.asking import asks_in_chat
 from ..errors import EditFailedError
 from ..models.inference import undisturbed
 from ..requests import EditRequest
@@ -17,7 +18,7 @@ from ..spectral import LowRankUpdate
 from ..tuner import PruneEditLayer
 from .neighbors import neighbor_passages
 from .own_texts import own_texts
-from .passages import Passage, edit_passages, text_passages
+from .passages import Passage, chat_passages, edit_passages, text_passages
 from .phrasings import lent_phrasings, written_phrasings
 from .settings import ConsolidationSettings
 from .training import Material, Progress, Trained, train
@@ -94,6 +95,9 @@ def consolidate(
     settings = settings.for_edits(len(requests))
     chosen = _texts(model, tokenizer, texts, settings, shows_bars)
     pieces = text_passages(tokenizer, chosen, settings.text_length)
+    if any(map(asks_in_chat, requests)):
+        with model.disable_adapter():
+            pieces += chat_passages(model, tokenizer, chosen)
     every = max(PROBE_SHARE, len(pieces) // LARGEST_PROBE)
     probe = pieces[::every]
     kept = [piece for index, piece in enumerate(pieces) if index % every] or probe

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..editors.blocks import Enough, hooked, replaced, states_of, until_enough
 from ..models.decoder import decoder_blocks, unwrapped
-from ..models.inference import by_rows, input_device, padded
+from ..models.inference import by_length, by_rows, input_device, padded
 from ..spectral import LowRankUpdate
 from ..tuner import PruneEditLayer
 from ..tuner.experts import PruneEditExpert
@@ -19,6 +19,8 @@ from .passages import Passage
 
 FRONT_BYTES = 1 << 30
 """What is kept of the states in front of the first edited block; beyond, they are computed whenever they are needed."""
+SPARED = 0.2
+"""Share of a pass's tokens for whose sake it is done in two."""
 
 Factors = Mapping[str, LowRankUpdate]
 
@@ -51,30 +53,44 @@ class Tail:
 
     def logits(self, passages: Sequence[Passage], factors: Factors | None) -> Tensor:
         """(reads, vocabulary) float32, passage by passage; with ``factors`` None those of the base."""
-        row, column = _reads(passages)
 
-        def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (args[0][row, column][None], *args[1:])
+        def of(part: Sequence[Passage]) -> Tensor:
+            row, column = _reads(part)
 
-        self.remember(passages)  # before the head's places are those of these rows
-        with hooked(self._head.register_forward_pre_hook(gather)):
-            return self._run(passages, factors).logits[0].float()
+            def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+                return (args[0][row, column][None], *args[1:])
+
+            with hooked(self._head.register_forward_pre_hook(gather)):
+                return self._run(part, factors).logits[0].float()
+
+        return self._by_length(passages, of)
 
     @torch.no_grad()
     def states(self, passages: Sequence[Passage], factors: Factors | None) -> Tensor:
         """What goes into the output embeddings at those places, (reads, hidden)."""
-        row, column = _reads(passages)
-        found: list[Tensor] = []
 
-        def take(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            found.append(args[0][row, column])
-            raise Enough
+        def of(part: Sequence[Passage]) -> Tensor:
+            row, column = _reads(part)
+            found: list[Tensor] = []
 
-        self.remember(passages)
-        with hooked(self._head.register_forward_pre_hook(take)):
-            with until_enough(self._model):
-                self._run(passages, factors)
-        return found[0]
+            def take(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+                found.append(args[0][row, column])
+                raise Enough
+
+            with hooked(self._head.register_forward_pre_hook(take)), until_enough(self._model):
+                self._run(part, factors)
+            return found[0]
+
+        return self._by_length(passages, of)
+
+    def _by_length(self, passages: Sequence[Passage], of: Callable[[Sequence[Passage]], Tensor]) -> Tensor:
+        """What ``of`` gives for them, passage by passage, short and long ones apart where that saves padding."""
+        self.remember(passages)  # before the head's places are those of these rows
+        found: dict[int, Tensor] = {}
+        for group in _groups([len(passage.ids) for passage in passages]):
+            reads = of([passages[index] for index in group]).split([len(passages[index].read) for index in group])
+            found |= dict(zip(group, reads, strict=True))
+        return torch.cat([found[index] for index in range(len(passages))])
 
     @torch.no_grad()
     def logits_of(self, states: Tensor) -> Tensor:
@@ -114,14 +130,18 @@ class Tail:
         if self._kept > FRONT_BYTES:
             self._fronts = {own: self._fronts[own] for own in passages if own in self._fronts}
             self._kept = sum(states.nbytes for states in self._fronts.values())
-        ids, _ = padded([passage.ids for passage in missing], left=False, device=input_device(self._model))
+        for group in _groups([len(passage.ids) for passage in missing]):
+            self._remember([missing[index] for index in group])
+
+    def _remember(self, passages: Sequence[Passage]) -> None:
+        ids, _ = padded([passage.ids for passage in passages], left=False, device=input_device(self._model))
         found: dict[str, Tensor] = {}
 
         def note_form(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             self._hands_on_tuples = isinstance(output, tuple)
 
         def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found["hidden"] = by_rows(states_of(args[0] if args else kwargs["hidden_states"]), len(missing))
+            found["hidden"] = by_rows(states_of(args[0] if args else kwargs["hidden_states"]), len(passages))
             if self._first > 0:
                 raise Enough
 
@@ -130,7 +150,7 @@ class Tail:
             stack.enter_context(hooked(self._blocks[max(0, self._first - 1)].register_forward_hook(note_form)))
             with until_enough(self._model):
                 self._model(input_ids=ids, use_cache=False)
-        for passage, states in zip(missing, found["hidden"], strict=True):
+        for passage, states in zip(passages, found["hidden"], strict=True):
             self._fronts[passage] = states[: len(passage.ids)].clone()
             self._kept += self._fronts[passage].nbytes
 
@@ -161,6 +181,16 @@ def acting(layers: Mapping[str, PruneEditLayer], factors: Factors | None) -> Ite
 
 def _place_of(module: str, blocks: Sequence[str]) -> int:
     return next(index for index, block in enumerate(blocks) if module.startswith(f"{block}."))
+
+
+def _groups(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices by passes: two of them, cut where padding is least, where that spares `SPARED` of one's tokens."""
+    order, longest = by_length(lengths)[::-1], max(lengths)
+    costs = [count * lengths[order[count - 1]] + (len(order) - count) * longest for count in range(1, len(order) + 1)]
+    count = min(range(1, len(order) + 1), key=lambda one: costs[one - 1])
+    if costs[count - 1] > (1 - SPARED) * len(order) * longest:
+        return [list(range(len(lengths)))]
+    return [order[:count], order[count:]]
 
 
 def _reads(passages: Sequence[Passage]) -> tuple[Tensor, Tensor]:

@@ -62,6 +62,8 @@ class Material:
 class Step:
     """What progress shows: the number of the step, the edits' loss and the divergences from the base, nats a token.
 
+    About neighbors each prompt counts as much as another, however much of its answer is read.
+
     Args:
         number: Of the step.
         edit_loss: Mean negative log-likelihood of the edits' targets.
@@ -215,8 +217,8 @@ class _Training:
         # apart, since edits and pieces of text differ in length and padding costs as much as tokens
         edit_loss = _target_loss(self.tail.logits(rows.edits, self.factors), rows.edits)
         divergence, beside = (
-            self._divergence(self.tail.logits(own, self.factors), own) if own else torch.zeros(())
-            for own in (rows.texts, rows.neighbors)
+            self._divergence(self.tail.logits(own, self.factors), own, of_each=of_each) if own else torch.zeros(())
+            for own, of_each in ((rows.texts, False), (rows.neighbors, True))
         )
         own = self.settings
         loss = edit_loss + (own.beta or 0.0) * divergence + (own.neighbor_beta or 0.0) * beside
@@ -271,8 +273,8 @@ class _Training:
             tokens += count
         return Seen(step, tuple(margins), total / tokens)
 
-    def _divergence(self, logits: Tensor, texts: Sequence[Passage]) -> Tensor:
-        """KL(base ‖ edited), the mean over all places of these texts."""
+    def _divergence(self, logits: Tensor, texts: Sequence[Passage], *, of_each: bool = False) -> Tensor:
+        """KL(base ‖ edited), the mean over all places of these texts, or with ``of_each`` over each one's mean."""
         missing = [text for text in texts if text not in self._base]
         if missing:
             states = self.tail.states(missing, None)
@@ -280,7 +282,10 @@ class _Training:
             self._base |= dict(zip(missing, states.split(lengths), strict=True))
         base = torch.log_softmax(self.tail.logits_of(torch.cat([self._base[text] for text in texts])), dim=-1)
         own = torch.log_softmax(logits, dim=-1)
-        return (base.exp() * (base - own)).sum(-1).mean()
+        divergences = (base.exp() * (base - own)).sum(-1)
+        if of_each:
+            return torch.stack([part.mean() for part in divergences.split([len(text.read) for text in texts])]).mean()
+        return divergences.mean()
 
     def _is_still(self, seen: Sequence[Seen]) -> bool:
         """Whether every edit holds with its margin and the probe stands still."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import cycle
+from typing import Any
 
 from ..requests import EditRequest
 from .names import NAMES
@@ -13,7 +15,12 @@ TRIES = 20
 """How often another request is drawn for its subject, before a name is taken in its place."""
 
 
-def prompts_about_others(
+def prompts_about_others(requests: Sequence[EditRequest], each: int, seed: int = 0, **chosen: Any) -> list[str]:
+    """The prompts of `requests_about_others`, complete."""
+    return [one.text for one in requests_about_others(requests, each, seed, **chosen)]
+
+
+def requests_about_others(
     requests: Sequence[EditRequest],
     each: int,
     seed: int = 0,
@@ -22,8 +29,8 @@ def prompts_about_others(
     of_requests: bool = False,
     edited: Sequence[EditRequest] = (),
     phrasings: Sequence[Sequence[str]] = (),
-) -> list[str]:
-    """The prompt of each request about so many other subjects, without those that come twice.
+) -> list[EditRequest]:
+    """Each request as it would be asked about so many other subjects, without those that come twice.
 
     Args:
         requests: The edits; no subject of theirs is taken, but as ``of_requests`` says. Without a subject nothing is
@@ -40,20 +47,26 @@ def prompts_about_others(
     draw = random.Random(seed)
     subjects = {request.subject for request in (*requests, *edited)}
     names = [name for name in NAMES if name not in subjects]
-    asked: dict[str, None] = {}
+    asked: dict[str, EditRequest] = {}
     asking = [request for request in requests if request.subject is not None]
     near = dict(zip(requests, alike, strict=True)) if alike else {}
     worded = dict(zip(requests, phrasings, strict=True)) if phrasings else {}
     for request in asking:
         prompts = _in_turn(request.prompt, worded.get(request, ()))
-        for name in near.get(request, ())[:each]:
-            if name not in subjects:
-                asked[next(prompts).replace("{}", name)] = None
         others = _other_subjects(request, asking, draw)
+        chosen = [name for name in near.get(request, ())[:each] if name not in subjects]
         for number in range(each):
             subject = next(others) if of_requests and number % 2 else None
-            asked[next(prompts).replace("{}", subject or draw.choice(names))] = None
-    return list(asked)
+            chosen.append(subject or draw.choice(names))
+        for subject in chosen:
+            one = _about(request, next(prompts), subject)
+            asked.setdefault(one.text, one)
+    return list(asked.values())
+
+
+def _about(request: EditRequest, prompt: str, subject: str) -> EditRequest:
+    question = request.question if prompt == request.prompt else None
+    return replace(request, prompt=prompt, subject=subject, question=question)
 
 
 def different_prompts(requests: Sequence[EditRequest], most: int, seed: int = 0) -> list[EditRequest]:

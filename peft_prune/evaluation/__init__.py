@@ -5,7 +5,7 @@ from .answers import exactly_matches, has_label, rouge_scores, squad_normalized
 from .editing import RequestAnswers, request_answers, request_outcomes, require_answerable, score_requests
 from .estimates import Mean, Proportion
 from .evaluate import Evaluation, evaluate
-from .facts import Fact, exclude_subjects, load_facts, recall, recalled
+from .facts import Fact, exclude_subjects, known_facts, load_facts, recall, recalled
 from .fluency import ngram_entropy, request_entropies
 from .harness import harness_figures, harness_model
 from .intervals import bootstrap_interval, unvaried_interval, wilson_interval
@@ -48,6 +48,7 @@ __all__ = [
     "harness_model",
     "has_label",
     "kind_of",
+    "known_facts",
     "load_ability",
     "load_facts",
     "load_texts",

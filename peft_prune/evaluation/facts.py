@@ -93,6 +93,29 @@ def recalled(
     return [token == pair.target[0] for token, pair in zip(tokens, pairs, strict=True)]
 
 
+def known_facts(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    *,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> list[Fact]:
+    """The facts that the model knows, in their order: those whose recall can be lost.
+
+    A small model knows few of what is asked of large ones, and a share of all facts then says nothing of what edits
+    cost.
+
+    Raises:
+        InvalidRequestError: It knows none of them; else as `recalled`.
+    """
+    known = recalled(model, tokenizer, facts, batch_size=batch_size, progress=progress)
+    found = [fact for fact, is_known in zip(facts, known, strict=True) if is_known]
+    if not found:
+        raise InvalidRequestError(f"facts: the model knows none of these {len(facts)}; give facts that it knows")
+    return found
+
+
 def _fact(record: Any) -> Fact:
     if not isinstance(record, dict):
         raise InvalidRequestError(f"must be a JSON object, is {type(record).__name__}")

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
 
+from peft_prune import PruneEditConfig
 from peft_prune.consolidation.neighbors import neighbor_passages
-from peft_prune.consolidation.passages import Passage, edit_passages
+from peft_prune.consolidation.passages import CHAT_EVERY, CHAT_TOKENS, Passage, answered, chat_passages, edit_passages
 from peft_prune.consolidation.phrasings import ROWS, TRIED, lent_phrasings, prompt_in, written_phrasings
 from peft_prune.editors.asking import chat_question
 from peft_prune.editors.names import NAMES
@@ -18,7 +20,7 @@ from peft_prune.models.chat import SYSTEM, takes_system_prompt
 from peft_prune.requests import EditRequest
 from tests.consolidation.scene import TEXTS, adapted_layers
 from tests.session.scene import REQUESTS
-from tests.talking import spaced_tokenizer, speaking_tokenizer
+from tests.talking import spaced_tokenizer, speaking_model, speaking_tokenizer
 
 MESSI = EditRequest("{} is a citizen of", "Lionel Messi", "Peru")
 
@@ -148,6 +150,7 @@ def test_neighbors_are_the_edits_prompts_about_others_with_the_base_s_own_answer
         "peft_prune.consolidation.neighbors.names_alike",
         lambda model, tokenizer, requests, *_, **__: [("oats net", REQUESTS[0].subject) for _ in requests],
     )
+    monkeypatch.setattr("peft_prune.models.halves.computes_in_bfloat16", lambda device: False)
     requests = [replace(request, relation_id=str(number % 2)) for number, request in enumerate(REQUESTS)]
     found = neighbor_passages(model, tokenizer, requests, 4, seed=1)
     again = neighbor_passages(model, tokenizer, requests, 4, seed=1)
@@ -168,3 +171,42 @@ def test_neighbors_are_the_edits_prompts_about_others_with_the_base_s_own_answer
         with torch.no_grad(), model.disable_adapter():
             logits = model(input_ids=torch.tensor([passage.ids])).logits[0]
         assert logits[list(passage.read[:-1])].argmax(-1).tolist() == list(passage.ids[start:])
+
+
+def test_what_is_asked_in_chat_is_asked_there_about_others_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = get_peft_model(speaking_model(), PruneEditConfig(layers_to_transform=[1])).eval()
+    tokenizer = speaking_tokenizer()
+    monkeypatch.setattr("peft_prune.consolidation.neighbors.names_alike", lambda *_, **__: [() for _ in REQUESTS])
+    asked = {ask: [replace(request, ask=ask) for request in REQUESTS] for ask in ("plain", "chat", "both")}
+    texts = {
+        ask: [tokenizer.decode(one.ids[: one.read[0] + 1]) for one in neighbor_passages(model, tokenizer, requests, 4)]
+        for ask, requests in asked.items()
+    }
+    mark = chat_question(tokenizer, asked["chat"][0]).text.partition(" ")[0]
+    in_chat = {ask: [text for text in own if text.startswith(mark)] for ask, own in texts.items()}
+    assert not in_chat["plain"] and in_chat["chat"] == texts["chat"] and len(texts["chat"]) == len(texts["plain"])
+    assert [text for text in texts["both"] if text not in in_chat["both"]] == texts["plain"]
+    assert in_chat["both"] == texts["chat"][::2]
+
+
+def test_every_so_many_a_text_is_said_in_chat_and_answered_by_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = get_peft_model(speaking_model(), PruneEditConfig(layers_to_transform=[1])).eval()
+    tokenizer = speaking_tokenizer()
+    monkeypatch.setattr("peft_prune.models.halves.computes_in_bfloat16", lambda device: False)
+    texts = [*TEXTS, " "]
+    found = chat_passages(model, tokenizer, texts)
+    said = [replace(REQUESTS[0], question=text, prompt=text, subject=None) for text in TEXTS[::CHAT_EVERY]]
+    questions = [tokenizer.decode(passage.ids[: passage.read[0] + 1]) for passage in found]
+    assert questions == [chat_question(tokenizer, one).text for one in said]
+    for passage in found:
+        assert len(passage.read) <= CHAT_TOKENS and passage.read[-1] == len(passage.ids) - 1 and not passage.labels
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([passage.ids])).logits[0]
+        assert logits[list(passage.read[:-1])].argmax(-1).tolist() == list(passage.ids[passage.read[0] + 1 :])
+
+
+def test_what_does_not_fit_the_model_is_not_answered() -> None:
+    model = get_peft_model(speaking_model(), PruneEditConfig(layers_to_transform=[1])).eval()
+    tokenizer = speaking_tokenizer()
+    assert len(answered(model, tokenizer, ["sea", "sea " * 2000, "ten"], 3)) == 2
+    assert answered(model, tokenizer, ["sea " * 2000], 3) == answered(model, tokenizer, [], 3) == []

@@ -84,3 +84,21 @@ def test_gradients_are_those_of_the_whole_model_and_of_the_factors_alone() -> No
             values.append(float(whole(model, layers, changed, passage)[0].double().logsumexp(-1)))
         slope = (values[0] - values[1]) / (2 * step)
         assert slope == pytest.approx(float(leaves[name].B.grad[place]), rel=0.05, abs=2e-3)
+
+
+def test_short_and_long_rows_are_passed_apart_where_that_spares_padding() -> None:
+    model, layers, updates = adapted_layers()
+    tail, short, long = Tail(model, layers), asked((3, 4), (6,)), asked((3, 4, 5, 6, 7, 8, 9, 10), (6,))
+    rows = []
+    model.get_base_model().transformer.h[2].mlp.register_forward_hook(
+        lambda _, args, __: rows.append(args[0].shape[:2])
+    )
+    passages = [long, short, asked((5, 4), (6,)), asked((7, 4, 3), (6,)), asked((9, 2), (6,))]
+    with torch.no_grad():
+        wanted = torch.cat([whole(model, layers, updates, passage) for passage in passages])
+        rows.clear()
+        assert torch.allclose(tail.logits(passages, updates), wanted, atol=1e-4)
+        assert [tuple(shape) for shape in rows] == [(4, 3), (1, 8)]
+        rows.clear()
+        tail.logits([long, long], updates)
+        assert [tuple(shape) for shape in rows] == [(2, 8)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from peft_prune.errors import InvalidRequestError
-from peft_prune.evaluation import Fact, Proportion, exclude_subjects, load_facts, recall, without_subjects
+from peft_prune.evaluation import Fact, Proportion, exclude_subjects, known_facts, load_facts, recall, without_subjects
 from peft_prune.models.tokenization import continuation_ids, prompt_ids
 from peft_prune.requests import EditRequest
 from tests.talking import WORDS, dense_log_probabilities, sentences
@@ -32,6 +32,11 @@ def test_recall_counts_the_objects_first_token_as_the_dense_maximum(pair) -> Non
     assert 0 < sum(hits) < len(hits)
     for batch_size in (1, 7, 64):
         assert recall(model, tokenizer, facts, batch_size=batch_size) == Proportion.of(hits)
+        known = known_facts(model, tokenizer, facts, batch_size=batch_size)
+        assert known == [fact for fact, hit in zip(facts, hits, strict=True) if hit]
+    unknown = [fact for fact, hit in zip(facts, hits, strict=True) if not hit]
+    with pytest.raises(InvalidRequestError, match=f"facts: the model knows none of these {len(unknown)}"):
+        known_facts(model, tokenizer, unknown)
 
 
 def test_facts_and_texts_that_name_an_edited_subject_are_left_out() -> None:

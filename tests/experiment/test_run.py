@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -242,6 +243,28 @@ def test_the_command_edits_as_published_where_it_is_asked_to(tmp_path: Path, mon
     with pytest.raises(ZeroDivisionError):
         main(["experiment", *options, "--out", str(tmp_path / "out"), "--published"])
     assert seen[0].hyperparameters == get_editor("rome", published=True, layers=(0,)).hyperparameters
+
+
+def test_the_command_asks_for_facts_that_the_model_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Material] = []
+
+    def run(work: Experiment, **_: object) -> None:
+        seen.append(work._material)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Experiment, "run", run)
+    facts, edited = tmp_path / "facts.json", [EditRequest.from_record(record) for record in edit_requests(120)]
+    free = exclude_subjects([Fact(one["prompt"], one["object"]) for one in known_facts()], edited)[:6]
+    known = [{"prompt": fact.prompt, "object": fact.object} for fact in free]
+    facts.write_text(json.dumps([*({**fact, "object": "zebra"} for fact in known[:4]), *known]))
+    options = ["--model", "builtin", "--layers", "0", "--edits", "1", "--ability-items", "4", "--facts", str(facts)]
+    with pytest.raises(ZeroDivisionError):
+        main(["experiment", *options, "--out", str(tmp_path / "out"), "--known", "--fact-items", "5"])
+    (material,) = seen
+    assert len(material.facts) == 5 and set(material.facts) <= set(free)
+    assert re.search(r"The model knows [56] of 10 facts", capsys.readouterr().out)
 
 
 def test_a_folder_in_which_nothing_was_measured_is_named(tmp_path: Path, moments) -> None:
