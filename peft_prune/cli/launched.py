@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 
 from ..processes import alone, is_alone_with, launched, launched_rank, start_processes, stop_processes, together
 
-SHARED = ("edit", "resume", "evaluate")
+SHARED = ("edit", "resume", "consolidate", "evaluate")
 """Commands whose work processes share out; of every other one rank 0 alone does anything."""
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..models.decoder import unwrapped
 from ..models.generation import drawn_texts
 from ..models.joining import joined
+from ..models.sharing import shared
 from ..moving import moving_bar
 from ..requests import EditRequest
 
@@ -67,19 +70,34 @@ def written_phrasings(
         seed: Of the drawing.
         progress: Show a bar.
     """
+    parts = [requests[start : start + REQUESTS_AT_ONCE] for start in range(0, len(requests), REQUESTS_AT_ONCE)]
+    first = TRIED // REQUESTS_AT_ONCE
     found: list[tuple[str, ...]] = []
     with moving_bar(total=len(requests), desc="Other phrasings", unit=" edits", disable=not progress) as bar:
-        for start in range(0, len(requests), REQUESTS_AT_ONCE):
-            part = requests[start : start + REQUESTS_AT_ONCE]
-            rows = _lists(model, tokenizer, [request for request in part for _ in range(ROWS)], seed)
-            for index, request in enumerate(part):
-                lines = [line for row in rows[index * ROWS : (index + 1) * ROWS] for line in row.split("\n")]
-                prompts = Counter(prompt for line in lines if (prompt := prompt_in(line, request)) is not None)
-                found.append(tuple(prompt for prompt, _ in prompts.most_common()))
-            bar.update(len(part))
-            if len(found) >= TRIED and not any(found):
-                break
+
+        def rephrased(own: Sequence[Sequence[EditRequest]]) -> list[list[tuple[str, ...]]]:
+            prompts = []
+            for part in own:
+                prompts.append(_prompts_of(model, tokenizer, part, seed))
+                bar.update(len(part))
+            return prompts
+
+        for tried in (parts[:first], parts[first:]):
+            if not found or any(found):
+                found += chain(*shared(unwrapped(model), "other phrasings", tried, rephrased))
     return found + [()] * (len(requests) - len(found))
+
+
+def _prompts_of(
+    model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], seed: int
+) -> list[tuple[str, ...]]:
+    rows = _lists(model, tokenizer, [request for request in requests for _ in range(ROWS)], seed)
+    found = []
+    for index, request in enumerate(requests):
+        lines = [line for row in rows[index * ROWS : (index + 1) * ROWS] for line in row.split("\n")]
+        prompts = Counter(prompt for line in lines if (prompt := prompt_in(line, request)) is not None)
+        found.append(tuple(prompt for prompt, _ in prompts.most_common()))
+    return found
 
 
 def prompt_in(line: str, request: EditRequest) -> str | None:

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -19,9 +20,11 @@ from torch import Tensor
 
 from ..editors.target_likelihood import frozen
 from ..errors import EditFailedError
+from ..models.decoder import unwrapped
 from ..models.halves import Halves
 from ..models.inference import input_device
-from ..processes import same
+from ..models.sharing import shared, split_by
+from ..processes import own_share, process_count, same, summed
 from ..spectral import LowRankUpdate
 from ..tuner import PruneEditLayer
 from .bound import Bounds, balanced
@@ -186,7 +189,8 @@ class _Training:
                 for group in optimizer.param_groups:
                     group["lr"] = own.learning_rate * share_of_rate(number, end)
                 rows = next(batches)
-                self.tail.remember([*rows.edits, *rows.texts, *rows.neighbors])
+                mine = self._own(rows)
+                self.tail.remember([*mine.edits, *mine.texts, *mine.neighbors])
                 with precision():
                     step = self._step(number, rows, optimizer)
                 if progress is not None:
@@ -214,23 +218,49 @@ class _Training:
                 parameter.requires_grad_(False)
 
     def _step(self, number: int, rows: Rows, optimizer: torch.optim.Optimizer) -> Step:
+        """One step; where processes share its rows out, on the sum of what each of them has found."""
+        mine = self._own(rows)
         # apart, since edits and pieces of text differ in length and padding costs as much as tokens
-        edit_loss = _target_loss(self.tail.logits(rows.edits, self.factors), rows.edits)
-        divergence, beside = (
-            self._divergence(self.tail.logits(own, self.factors), own, of_each=of_each) if own else torch.zeros(())
-            for own, of_each in ((rows.texts, False), (rows.neighbors, True))
-        )
+        edit_loss = self._loss(_target_loss, mine.edits, len(mine.edits) / max(1, len(rows.edits)))
+        divergence = self._loss(self._divergence, mine.texts, _places(mine.texts) / max(1, _places(rows.texts)))
+        beside = self._loss(self._mean_divergence, mine.neighbors, len(mine.neighbors) / max(1, len(rows.neighbors)))
         own = self.settings
         loss = edit_loss + (own.beta or 0.0) * divergence + (own.neighbor_beta or 0.0) * beside
-        if not bool(torch.isfinite(loss)):
+        optimizer.zero_grad()
+        if loss.requires_grad:  # a process may have no row of it
+            loss.backward()
+        losses = torch.tensor([float(one.detach()) for one in (edit_loss, divergence, beside)], dtype=torch.float64)
+        if self._is_shared:
+            self._add_up(losses, optimizer)
+        if not bool(torch.isfinite(losses).all()):
             raise EditFailedError(
                 f"consolidation: the loss of step {number} is NaN or Inf, so nothing has changed; take a smaller "
                 "learning_rate"
             )
-        optimizer.zero_grad()
-        loss.backward()
         optimizer.step()
-        return Step(number, *(float(one.detach()) for one in (edit_loss, divergence, beside)))
+        return Step(number, *losses.tolist())
+
+    def _loss(self, of: Callable[[Tensor, Sequence[Passage]], Tensor], own: Sequence[Passage], share: float) -> Tensor:
+        """A mean over this process's rows, weighted so that the sum over all processes is that over all rows."""
+        return of(self.tail.logits(own, self.factors), own) * share if own else torch.zeros(())
+
+    def _own(self, rows: Rows) -> Rows:
+        if not self._is_shared:
+            return rows
+        return Rows(own_share(rows.edits), own_share(rows.texts), own_share(rows.neighbors))
+
+    def _add_up(self, losses: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = {f"gradient {index}": parameter.grad for index, parameter in enumerate(parameters)}
+        summed("a step of consolidation", {"losses": losses, **gradients}, 0)
+
+    @cached_property
+    def _is_shared(self) -> bool:
+        """Whether each of several processes has the whole model, so that they share out the rows of a step."""
+        return process_count() > 1 and split_by(self.model) is None
 
     def _batches(self) -> Iterator[Rows]:
         """What each step reads: all edits before any of them comes again, each in the next kind of way.
@@ -260,21 +290,40 @@ class _Training:
     @torch.no_grad()
     def _look(self, step: int) -> Seen:
         factors = {name: _detached(update) for name, update in self.factors.items()}
-        margins: list[float] = []
-        bare = [edit[0][0] for edit in self.material.edits]
-        for part in _parts(bare):
-            margins += _margins(self.tail.logits(part, factors), part)
+
+        def margins_of(passages: Sequence[Passage]) -> list[float]:
+            parts = [_margins(self.tail.logits(part, factors), part) for part in _parts(passages)]
+            return [margin for part in parts for margin in part]
+
+        def divergences_of(passages: Sequence[Passage]) -> list[float]:
+            found: list[float] = []
+            for part in _parts(passages):
+                values = self._divergences(self.tail.logits(part, factors), part)
+                found += [float(own.sum()) for own in values.split([len(passage.read) for passage in part])]
+            return found
+
+        margins = self._spread("margins", [edit[0][0] for edit in self.material.edits], margins_of)
         if step:
             self._behind = [index for index, margin in enumerate(margins) if margin < self.settings.margin]
-        total = tokens = 0.0
-        for part in _parts(self.material.probe):
-            count = sum(len(passage.read) for passage in part)
-            total += count * float(self._divergence(self.tail.logits(part, factors), part))
-            tokens += count
-        return Seen(step, tuple(margins), total / tokens)
+        divergences = self._spread("the probe", self.material.probe, divergences_of)
+        return Seen(step, tuple(margins), sum(divergences) / _places(self.material.probe))
 
-    def _divergence(self, logits: Tensor, texts: Sequence[Passage], *, of_each: bool = False) -> Tensor:
-        """KL(base ‖ edited), the mean over all places of these texts, or with ``of_each`` over each one's mean."""
+    def _spread(
+        self, what: str, passages: Sequence[Passage], work: Callable[[Sequence[Passage]], list[float]]
+    ) -> list[float]:
+        return shared(unwrapped(self.model), f"consolidation: {what}", passages, work)
+
+    def _mean_divergence(self, logits: Tensor, passages: Sequence[Passage]) -> Tensor:
+        """KL(base ‖ edited), the mean over these passages of the mean over each one's places."""
+        parts = self._divergences(logits, passages).split([len(passage.read) for passage in passages])
+        return torch.stack([part.mean() for part in parts]).mean()
+
+    def _divergence(self, logits: Tensor, texts: Sequence[Passage]) -> Tensor:
+        """KL(base ‖ edited), the mean over all places of these texts."""
+        return self._divergences(logits, texts).mean()
+
+    def _divergences(self, logits: Tensor, texts: Sequence[Passage]) -> Tensor:
+        """KL(base ‖ edited) at each place of these texts."""
         missing = [text for text in texts if text not in self._base]
         if missing:
             states = self.tail.states(missing, None)
@@ -282,10 +331,7 @@ class _Training:
             self._base |= dict(zip(missing, states.split(lengths), strict=True))
         base = torch.log_softmax(self.tail.logits_of(torch.cat([self._base[text] for text in texts])), dim=-1)
         own = torch.log_softmax(logits, dim=-1)
-        divergences = (base.exp() * (base - own)).sum(-1)
-        if of_each:
-            return torch.stack([part.mean() for part in divergences.split([len(text.read) for text in texts])]).mean()
-        return divergences.mean()
+        return (base.exp() * (base - own)).sum(-1)
 
     def _is_still(self, seen: Sequence[Seen]) -> bool:
         """Whether every edit holds with its margin and the probe stands still."""
@@ -316,6 +362,10 @@ def _margins(logits: Tensor, passages: Sequence[Passage]) -> list[float]:
     target = logits.gather(1, labels[:, None])[:, 0]
     others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
     return [float(part.min()) for part in (target - others).split([len(passage.labels) for passage in passages])]
+
+
+def _places(passages: Sequence[Passage]) -> int:
+    return sum(len(passage.read) for passage in passages)
 
 
 def _parts(passages: Sequence[Passage]) -> Iterator[Sequence[Passage]]:

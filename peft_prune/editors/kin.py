@@ -8,7 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..models.decoder import unwrapped
 from ..models.generation import drawn_texts
+from ..models.sharing import shared
 from ..moving import moving_bar
 from ..requests import EditRequest
 
@@ -46,16 +48,23 @@ def names_alike(
         progress: Show a bar.
     """
     asking = [index for index, request in enumerate(requests) if request.subject is not None]
+    parts = [asking[start : start + REQUESTS_AT_ONCE] for start in range(0, len(asking), REQUESTS_AT_ONCE)]
     found: list[tuple[str, ...]] = [() for _ in requests]
     with moving_bar(total=len(asking), desc="Names alike", unit=" edits", disable=not progress) as bar:
-        for start in range(0, len(asking), REQUESTS_AT_ONCE):
-            part = asking[start : start + REQUESTS_AT_ONCE]
-            subjects = [str(requests[index].subject).strip() for index in part]
-            asked = [_ASKED.format(subject) for subject in subjects]
-            lists = drawn_texts(model, tokenizer, asked, WRITTEN_TOKENS, seed)
-            for index, subject, text in zip(part, subjects, lists, strict=True):
-                found[index] = names_in(text, subject)
-            bar.update(len(part))
+
+        def named(own: Sequence[Sequence[int]]) -> list[list[tuple[str, ...]]]:
+            names = []
+            for part in own:
+                subjects = [str(requests[index].subject).strip() for index in part]
+                asked = [_ASKED.format(subject) for subject in subjects]
+                lists = drawn_texts(model, tokenizer, asked, WRITTEN_TOKENS, seed)
+                names.append([names_in(text, subject) for subject, text in zip(subjects, lists, strict=True)])
+                bar.update(len(part))
+            return names
+
+        for part, names in zip(parts, shared(unwrapped(model), "names alike", parts, named), strict=True):
+            for index, own in zip(part, names, strict=True):
+                found[index] = own
     return found
 
 

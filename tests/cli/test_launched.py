@@ -28,6 +28,12 @@ def test_two_processes_edit_and_one_of_them_writes_and_speaks(tmp_path: Path) ->
     with closing(sqlite3.connect(tmp_path / "edits.db")) as history:
         assert history.execute("SELECT count(*) FROM edits WHERE status = 'applied'").fetchone() == (2,)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".peft-prune-")]
+    given = ["--model", "builtin", "--texts", texts, "--out", tmp_path / "consolidated", "--steps", "2", "--json"]
+    done = launched(*COMMAND, "consolidate", options["history"], *given, "--learning-rate", "1e-5")
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout)
+    assert (told["edits"], told["steps"], told["held"]["after"]) == (2, 2, 2)
+    assert (tmp_path / "consolidated" / "adapter_model.safetensors").is_file()
 
 
 def test_what_is_wrong_is_said_once_and_nothing_is_written(tmp_path: Path) -> None:

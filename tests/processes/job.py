@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from peft_prune import EditRequest, EditSession, evaluate, get_editor
+from peft_prune.consolidation.tail import Tail
 from peft_prune.editors import collect_second_moments
 from peft_prune.editors.values import optimize_values
 from peft_prune.processes import process_rank
@@ -50,10 +51,18 @@ def work(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         update = dict(model.edited_layers())[MODULE].effective_update("default")
         tensors |= {"B": update.B.detach(), "A": update.A.detach()}
         figures = evaluate(model, tokenizer, EVALUATED, texts=TEXTS[:5], full=True, batch_size=2)
-        session.consolidate(TEXTS, steps=2, neighbors=0)
+        rows: list[int] = []
+        passed = Tail._run
+        Tail._run = lambda tail, passages, factors: rows.append(len(passages)) or passed(tail, passages, factors)  # type: ignore[method-assign]
+        session.consolidate(TEXTS, steps=4, neighbors=2, edits_per_step=3, bfloat16=False)
         trained = dict(model.edited_layers())[MODULE].effective_update("default")
         tensors |= {"consolidated": trained.B.detach() @ trained.A.detach()}
-    return tensors, {"tokens": moments.tokens, "states": [one.status for one in results], "evaluation": figures}
+    return tensors, {
+        "rows": sum(rows),
+        "tokens": moments.tokens,
+        "states": [one.status for one in results],
+        "evaluation": figures,
+    }
 
 
 def main() -> None:

@@ -82,7 +82,8 @@ def test_every_process_holds_the_adapter_that_one_process_makes(job: Job, single
 
 
 def test_every_process_holds_what_rank_0_has_consolidated(job: Job, single: Any) -> None:
-    _, tensors, _ = job
+    _, tensors, figures = job
+    assert all(0 < own["rows"] < 0.7 * single[1]["rows"] for own in figures)  # shared out
     assert tensors[0]["consolidated"].equal(tensors[1]["consolidated"])
     assert not tensors[0]["consolidated"].equal(tensors[0]["B"] @ tensors[0]["A"])
     assert furthest(tensors[0]["consolidated"], single[0]["consolidated"]) < 1e-3
