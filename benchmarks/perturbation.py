@@ -2,13 +2,12 @@
 
     python benchmarks/perturbation.py edits.db --model MODEL
 
-Of every edited layer, for the raw sum and for what acts, F(raw) or consolidated factors: the root mean square of ‖ΔW k‖ over the
-edits' own keys (bare prompts, one layer's edits in place before the next), and over ordinary inputs, which is
-√tr(ΔW C ΔWᵀ); their ratio; and √(n/d) of n edits and keys of width d. That is the least the ratio can be where n keys
-k with kᵀC⁻¹k = d, each as an ordinary one has it on average, are given values of one norm: of all ΔW with ΔW K = R the
-one with the smallest tr(ΔW C ΔWᵀ) has tr(R (KᵀC⁻¹K)⁻¹ Rᵀ), n‖r‖²/d where the keys are orthogonal in C⁻¹. Keys that are
-rarer than that can be served with less, keys that resemble each other need more. The second moments are those beside
-the history.
+Of every edited layer, for the raw sum and for what acts, F(raw) or consolidated factors: the root mean square of
+‖ΔW k‖ over the edits' own keys (bare prompts, all edits in place), and over ordinary inputs, which is
+√tr(ΔW C ΔWᵀ); their ratio; and √(n/d) of n edits and keys of width d. Of all ΔW with ΔW K = R the smallest
+tr(ΔW C ΔWᵀ) is tr(R (KᵀC⁻¹K)⁻¹ Rᵀ). For values of one norm, and n keys that are orthogonal in C⁻¹ and have kᵀC⁻¹k = d
+as an ordinary key has it on average, that is n‖r‖²/d. Rarer keys are served with less; keys that resemble each other
+with more where their values have nothing to do with each other. The second moments are those beside the history.
 """
 
 from __future__ import annotations

@@ -109,6 +109,8 @@ def experiment(
     require_items(items)
     require_items(fact_items, "fact_items")
     builtin = model == BUILTIN
+    if known and facts is None and not builtin:
+        raise ValueError("known: there are no facts to ask; give --facts")
     plan = Plan(
         model=str(model) if has_own_name(model) else Path(model).name,
         editor=editor,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +24,9 @@ from ..models.inference import input_device, max_positions
 from ..models.joining import asked as separated
 from ..models.tokenization import continuation_ids, prompt_ids, text_ids
 from ..requests import EditRequest
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 CONTEXT_WORDS = (2, 16)
 """Fewest and most words of a text that stand before a prompt."""
@@ -157,7 +162,9 @@ def text_passages(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], leng
     return found
 
 
-def chat_passages(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Passage]:
+def chat_passages(
+    model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], bfloat16: bool = True
+) -> list[Passage]:
     """The beginning of every `CHAT_EVERY`-th text as what a user says, with that of the model's own answer.
 
     An edit that is asked in chat would else change how the model answers there, whatever it is asked.
@@ -166,22 +173,42 @@ def chat_passages(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequenc
         model: As it is to stay.
         tokenizer: Its tokenizer, with a chat template.
         texts: Retention texts.
+        bfloat16: See `answered`.
     """
     said = [" ".join(text.split()[: CONTEXT_WORDS[1]]) for text in texts[::CHAT_EVERY]]
-    prompts = [chat_prompt(tokenizer, one) for one in said if one]
-    return answered(model, tokenizer, [separated(one.before, one.separator) for one in prompts], CHAT_TOKENS)
+    prompts = accepted(partial(chat_prompt, tokenizer), [one for one in said if one])
+    return answered(model, tokenizer, [separated(one.before, one.separator) for one in prompts], CHAT_TOKENS, bfloat16)
 
 
-def answered(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], tokens: int) -> list[Passage]:
+def accepted(ask: Callable[[T], R], given: Sequence[T]) -> list[R]:
+    """What a chat template makes of each; what it refuses, or does not write as it is, is left out."""
+    found = []
+    for one in given:
+        with suppress(InvalidRequestError):
+            found.append(ask(one))
+    return found
+
+
+def answered(
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], tokens: int, bfloat16: bool = True
+) -> list[Passage]:
     """Each prompt with so many tokens of the model's own answer behind it, read where these are predicted.
 
     What does not fit the model is left out.
+
+    Args:
+        model: As it is.
+        tokenizer: Its tokenizer.
+        prompts: Whole texts.
+        tokens: Of each answer.
+        bfloat16: Let it answer in bfloat16 where the device has units for it.
     """
     longest = max_positions(model) or math.inf
     rows = [row for row in (prompt_ids(tokenizer, prompts) if prompts else []) if len(row) + tokens <= longest]
     if not rows:
         return []
-    with Halves([unwrapped(model)], input_device(model)).acting(backward=False):
+    modules = [unwrapped(model)]
+    with Halves(modules, input_device(model)).acting(backward=False) if bfloat16 else nullcontext():
         answers = greedy_ids(model, tokenizer, rows, max_new_tokens=tokens)
     whole = [(*prompt, *answer[: tokens - 1]) for prompt, answer in zip(rows, answers, strict=True)]
     return [Passage(row, tuple(range(len(prompt) - 1, len(row)))) for prompt, row in zip(rows, whole, strict=True)]

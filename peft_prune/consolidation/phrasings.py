@@ -10,10 +10,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..characters import forbidden_character
 from ..models.decoder import unwrapped
 from ..models.generation import drawn_texts
 from ..models.joining import joined
-from ..models.sharing import shared
+from ..models.sharing import shared, sharers
 from ..moving import moving_bar
 from ..requests import EditRequest
 
@@ -79,7 +80,7 @@ def written_phrasings(
             prompts = []
             for part in own:
                 prompts.append(_prompts_of(model, tokenizer, part, seed))
-                bar.update(len(part))
+                bar.update(min(len(part) * sharers(unwrapped(model)), len(requests) - bar.n))
             return prompts
 
         for tried in (parts[:first], parts[first:]):
@@ -103,7 +104,13 @@ def _prompts_of(
 def prompt_in(line: str, request: EditRequest) -> str | None:
     """The prompt that a line of such a list holds, with ``{}`` in the subject's place; None where it holds none."""
     line = _NUMBER.sub("", line).strip().strip('"“”')
-    if request.subject is None or line.count(request.subject) != 1 or "{" in line or "}" in line:
+    if (
+        request.subject is None
+        or line.count(request.subject) != 1
+        or "{" in line
+        or "}" in line
+        or forbidden_character(line)
+    ):
         return None
     before, after = line.split(request.subject)
     place = after.find(request.target_new)

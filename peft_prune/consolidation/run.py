@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ..editors.asking import asks_in_chat
 from ..errors import EditFailedError
 from ..models.inference import undisturbed
+from ..processes import same
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from ..tuner import PruneEditLayer
@@ -97,7 +98,7 @@ def consolidate(
     pieces = text_passages(tokenizer, chosen, settings.text_length)
     if any(map(asks_in_chat, requests)):
         with model.disable_adapter():
-            pieces += chat_passages(model, tokenizer, chosen)
+            pieces += chat_passages(model, tokenizer, chosen, settings.bfloat16)
     every = max(PROBE_SHARE, len(pieces) // LARGEST_PROBE)
     probe = pieces[::every]
     kept = [piece for index, piece in enumerate(pieces) if index % every] or probe
@@ -105,7 +106,10 @@ def consolidate(
     prompts = _prompts(requests, written, settings)
     edits = edit_passages(tokenizer, requests, chosen, settings.contexts, settings.seed, prompts)
     neighbors = neighbor_passages(
-        *(model, tokenizer, requests, settings.neighbors, settings.seed), phrasings=prompts, progress=shows_bars
+        *(model, tokenizer, requests, settings.neighbors, settings.seed),
+        phrasings=prompts,
+        bfloat16=settings.bfloat16,
+        progress=shows_bars,
     )
     material = Material(edits, kept, probe, protected, neighbors)
     trained = train(model, layers, start, start, material, settings, progress)
@@ -168,7 +172,11 @@ def _texts(
     count = settings.texts or 1
     if texts is None:
         with undisturbed(model), model.disable_adapter():
-            return own_texts(model, tokenizer, count, settings.text_length, settings.seed, progress=shows_bars)
+            # another process's device may draw another token
+            return same(
+                "retention texts",
+                lambda: own_texts(model, tokenizer, count, settings.text_length, settings.seed, progress=shows_bars),
+            )
     given = list(texts)
     if len(given) <= count:
         return given

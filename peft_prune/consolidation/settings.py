@@ -45,8 +45,8 @@ class ConsolidationSettings:
             ends early.
         bound: Hold the singular values within those that the restraint left; off is for comparison.
         hold_every: Steps between two projections onto that bound.
-        bfloat16: Train in bfloat16 where the device has units for it; edits and the probe are looked at in the model's
-            own dtype all the same.
+        bfloat16: Train, and let the base answer, in bfloat16 where the device has units for it; edits and the probe are
+            looked at in the model's own dtype all the same.
         seed: Of texts, contexts and batches.
 
     Raises:

@@ -199,6 +199,7 @@ class _Training:
                     bounds.hold(self.factors)
                 if number == end or number % own.look_every == 0:
                     bounds.settle(self.factors)
+                    self._agree()
                     seen.append(self._look(number))
                     # devices that differ may see the last bits otherwise, and all processes must end together
                     if same("the end of training", lambda: self._is_still(seen)):
@@ -251,11 +252,25 @@ class _Training:
 
     def _add_up(self, losses: Tensor, optimizer: torch.optim.Optimizer) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        reached = torch.tensor([float(parameter.grad is not None) for parameter in parameters])
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = {f"gradient {index}": parameter.grad for index, parameter in enumerate(parameters)}
-        summed("a step of consolidation", {"losses": losses, **gradients}, 0)
+        summed("a step of consolidation", {"losses": losses, "reached": reached, **gradients}, 0)
+        for parameter, count in zip(parameters, reached.tolist(), strict=True):
+            if not count:  # Adam leaves alone what has no gradient, such as an expert that no row has reached
+                parameter.grad = None
+
+    def _agree(self) -> None:
+        """Take rank 0's factors: the last bits of a projection may part those of unlike devices."""
+        if not self._is_shared:
+            return
+        own = {name: (update.B.detach(), update.A.detach()) for name, update in self.factors.items()}
+        first = same("the factors of a consolidation", lambda: own)
+        for name, (B, A) in own.items():
+            B.copy_(first[name][0])
+            A.copy_(first[name][1])
 
     @cached_property
     def _is_shared(self) -> bool:

@@ -8,9 +8,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..characters import forbidden_character
 from ..models.decoder import unwrapped
 from ..models.generation import drawn_texts
-from ..models.sharing import shared
+from ..models.sharing import shared, sharers
 from ..moving import moving_bar
 from ..requests import EditRequest
 
@@ -59,7 +60,7 @@ def names_alike(
                 asked = [_ASKED.format(subject) for subject in subjects]
                 lists = drawn_texts(model, tokenizer, asked, WRITTEN_TOKENS, seed)
                 names.append([names_in(text, subject) for subject, text in zip(subjects, lists, strict=True)])
-                bar.update(len(part))
+                bar.update(min(len(part) * sharers(unwrapped(model)), len(asking) - bar.n))
             return names
 
         for part, names in zip(parts, shared(unwrapped(model), "names alike", parts, named), strict=True):
@@ -84,7 +85,8 @@ def names_in(text: str, subject: str) -> tuple[str, ...]:
         if numbered is None:
             break
         name = numbered[1].strip().rstrip(".")
-        if name and len(name.split()) <= MOST_WORDS and not _NO_NAME.search(name) and not _is_of(name, subject):
+        is_name = 0 < len(name.split()) <= MOST_WORDS and not _NO_NAME.search(name) and not forbidden_character(name)
+        if is_name and not _is_of(name, subject):
             found[name] = None
     return tuple(found)
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ..errors import UnsupportedModelError
-from ..processes import process_count, spread
+from ..processes import process_count, same, spread
 from .sharding import fully_sharded, is_sharded
 
 T = TypeVar("T")
@@ -18,7 +18,7 @@ _FSDP = "FullyShardedDataParallel"
 
 
 def shared(model: nn.Module, what: str, items: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]]) -> list[R]:
-    """`processes.spread`; where the processes hold parts of one model, all of them work on all items.
+    """`processes.spread`; where the processes hold parts of one model, all of them work on all items, for rank 0's.
 
     Args:
         model: What ``work`` runs.
@@ -26,9 +26,14 @@ def shared(model: nn.Module, what: str, items: Sequence[T], work: Callable[[Sequ
         items: The same in all processes.
         work: Gives one result for each item that it is given, of which there may be none.
     """
-    if process_count() == 1 or split_by(model) is not None:
-        return list(work(items))
+    if process_count() > 1 and split_by(model) is not None:
+        return same(what, lambda: list(work(items)))
     return spread(what, items, work)
+
+
+def sharers(model: nn.Module) -> int:
+    """Among how many processes `shared` divides the items."""
+    return 1 if process_count() == 1 or split_by(model) is not None else process_count()
 
 
 def split_by(model: nn.Module) -> str | None:

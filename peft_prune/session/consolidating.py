@@ -102,7 +102,7 @@ class Consolidating:
         known, numbers = work.history.phrasings(), [record.id for record in records]
         phrasings = [known.get(number) for number in numbers]
         with _bar(progress, settings.for_edits(len(records)).steps) as show:
-            # several processes train alike, which the last bits of a sum may part: rank 0's factors are everybody's
+            # the last bits of what processes compute may part: rank 0's factors are everybody's
             found = same(
                 "consolidation",
                 lambda: consolidate(

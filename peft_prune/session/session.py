@@ -431,6 +431,7 @@ class EditSession:
     def _consolidate(
         self, texts: Sequence[str] | None, settings: ConsolidationSettings, progress: bool = False
     ) -> ConsolidationResult:
+        require_same("texts or settings", (None if texts is None else list(texts), settings))
         with self.workspace.intact():
             result = self._consolidating.run(texts, settings, progress)
         self._look("consolidate")

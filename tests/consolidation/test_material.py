@@ -20,7 +20,7 @@ from peft_prune.models.chat import SYSTEM, takes_system_prompt
 from peft_prune.requests import EditRequest
 from tests.consolidation.scene import TEXTS, adapted_layers
 from tests.session.scene import REQUESTS
-from tests.talking import spaced_tokenizer, speaking_model, speaking_tokenizer
+from tests.talking import CHATML, spaced_tokenizer, speaking_model, speaking_tokenizer
 
 MESSI = EditRequest("{} is a citizen of", "Lionel Messi", "Peru")
 
@@ -176,25 +176,33 @@ def test_neighbors_are_the_edits_prompts_about_others_with_the_base_s_own_answer
 def test_what_is_asked_in_chat_is_asked_there_about_others_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     model = get_peft_model(speaking_model(), PruneEditConfig(layers_to_transform=[1])).eval()
     tokenizer = speaking_tokenizer()
-    monkeypatch.setattr("peft_prune.consolidation.neighbors.names_alike", lambda *_, **__: [() for _ in REQUESTS])
     asked = {ask: [replace(request, ask=ask) for request in REQUESTS] for ask in ("plain", "chat", "both")}
+    alike = [("oats net", "sea tea"), *([()] * (len(REQUESTS) - 1))]
+    monkeypatch.setattr("peft_prune.consolidation.neighbors.names_alike", lambda *_, **__: alike)
+    phrasings = [("note {} sea",), *([()] * (len(REQUESTS) - 1))]
     texts = {
-        ask: [tokenizer.decode(one.ids[: one.read[0] + 1]) for one in neighbor_passages(model, tokenizer, requests, 4)]
+        ask: [
+            tokenizer.decode(one.ids[: one.read[0] + 1])
+            for one in neighbor_passages(model, tokenizer, requests, 4, phrasings=phrasings)
+        ]
         for ask, requests in asked.items()
     }
     mark = chat_question(tokenizer, asked["chat"][0]).text.partition(" ")[0]
     in_chat = {ask: [text for text in own if text.startswith(mark)] for ask, own in texts.items()}
     assert not in_chat["plain"] and in_chat["chat"] == texts["chat"] and len(texts["chat"]) == len(texts["plain"])
     assert [text for text in texts["both"] if text not in in_chat["both"]] == texts["plain"]
-    assert in_chat["both"] == texts["chat"][::2]
+    assert in_chat["both"] == [text for number, text in enumerate(texts["chat"]) if number % 4 < 2]
+    first = [text for text in in_chat["both"] if any(name in text for name in ("oats net", "sea tea"))]
+    assert any("note " in text.partition(mark)[2] for text in first)  # in other words as well
 
 
 def test_every_so_many_a_text_is_said_in_chat_and_answered_by_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model = get_peft_model(speaking_model(), PruneEditConfig(layers_to_transform=[1])).eval()
     tokenizer = speaking_tokenizer()
     monkeypatch.setattr("peft_prune.models.halves.computes_in_bfloat16", lambda device: False)
-    texts = [*TEXTS, " "]
+    texts = [*TEXTS, *["sea"] * (-len(TEXTS) % CHAT_EVERY), " "]
     found = chat_passages(model, tokenizer, texts)
+    assert texts.index(" ") % CHAT_EVERY == 0  # and left out
     said = [replace(REQUESTS[0], question=text, prompt=text, subject=None) for text in TEXTS[::CHAT_EVERY]]
     questions = [tokenizer.decode(passage.ids[: passage.read[0] + 1]) for passage in found]
     assert questions == [chat_question(tokenizer, one).text for one in said]
@@ -210,3 +218,11 @@ def test_what_does_not_fit_the_model_is_not_answered() -> None:
     tokenizer = speaking_tokenizer()
     assert len(answered(model, tokenizer, ["sea", "sea " * 2000, "ten"], 3)) == 2
     assert answered(model, tokenizer, ["sea " * 2000], 3) == answered(model, tokenizer, [], 3) == []
+
+
+def test_what_the_template_refuses_is_left_out() -> None:
+    model = get_peft_model(speaking_model(), PruneEditConfig(layers_to_transform=[1])).eval()
+    tokenizer = speaking_tokenizer(
+        "{% if 'ten' in messages[0].content %}{{ raise_exception('no') }}{% endif %}" + CHATML
+    )
+    assert len(chat_passages(model, tokenizer, ["ten", *["sea"] * 7])) == 1

@@ -390,6 +390,10 @@ def test_a_figure_that_one_seed_lacks_is_still_drawn_and_counted(finished: Exper
         (("--table", "xls"), "table: 'xls' is not one of parquet, csv"),
         (("--set", "stop=never"), "stop: 'never' is not one of probability, loss"),
         (("--fact-items", "0"), "fact_items: 0 must be at least 1"),
+        (
+            ("--model", "elsewhere", "--requests", "none.json", "--known"),
+            "known: there are no facts to ask; give --facts",
+        ),
         (("--ability-items", "-1"), "ability_items: -1 must be at least 1"),
     ],
 )

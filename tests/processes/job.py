@@ -54,7 +54,10 @@ def work(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         rows: list[int] = []
         passed = Tail._run
         Tail._run = lambda tail, passages, factors: rows.append(len(passages)) or passed(tail, passages, factors)  # type: ignore[method-assign]
-        session.consolidate(TEXTS, steps=4, neighbors=2, edits_per_step=3, bfloat16=False)
+        try:
+            session.consolidate(TEXTS, steps=4, neighbors=2, edits_per_step=3, bfloat16=False)
+        finally:
+            Tail._run = passed  # type: ignore[method-assign]
         trained = dict(model.edited_layers())[MODULE].effective_update("default")
         tensors |= {"consolidated": trained.B.detach() @ trained.A.detach()}
     return tensors, {
