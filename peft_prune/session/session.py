@@ -435,7 +435,11 @@ class EditSession:
         with self.workspace.intact():
             result = self._consolidating.run(texts, settings, progress)
         self._look("consolidate")
-        return self._give_up("did not take, nor when all were trained together") or result
+        shown, self.shows_bars = self.shows_bars, self.shows_bars or progress
+        try:
+            return self._give_up("did not take, nor when all were trained together") or result
+        finally:
+            self.shows_bars = shown
 
     def _give_up(self, reason: str) -> ConsolidationResult | None:
         """Roll out what waits for a consolidation; that of the others where there was one."""

@@ -15,6 +15,7 @@ from peft_prune.editors.rome import ROME
 from peft_prune.errors import HistoryError
 from peft_prune.reporting.log import EditLog
 from peft_prune.session import EditSession, History
+from peft_prune.session.consolidating import Consolidating
 from peft_prune.spectral import LowRankUpdate
 from tests.consolidation.scene import GENTLE, RESTRAINED, TEXTS, effective
 from tests.editors.test_rome import EASY
@@ -81,6 +82,20 @@ def test_what_a_consolidation_does_not_reach_is_rolled_out_as_if_it_had_never_be
         assert run.history.edit(3).undone_reason == "did not take, nor when all were trained together"
         one, other = effective(run), effective(plain)
         assert bool((one.B @ one.A - other.B @ other.A).abs().max() < 1e-5)
+
+
+def test_the_second_training_shows_how_far_it_is_as_the_first_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, run_of = [], Consolidating.run
+
+    def run(self: Consolidating, texts: Any, settings: Any, progress: bool) -> Any:
+        shown.append(progress)
+        return run_of(self, texts, settings, progress)
+
+    monkeypatch.setattr(Consolidating, "run", run)
+    with waiting() as session_, pytest.warns(UserWarning, match="not reached under the bound"):
+        session_.edit(REQUESTS, batch_size=5)
+        session_.consolidate(TEXTS, dataclasses.replace(GENTLE, steps=1, learning_rate=1e-5), progress=True)
+        assert shown == [True, True] and not session_.shows_bars
 
 
 def test_saving_without_a_consolidation_rolls_out_what_waits(tmp_path: Path) -> None:
