@@ -29,6 +29,7 @@ def neighbor_passages(
     seed: int = 0,
     *,
     phrasings: Sequence[Sequence[str]] = (),
+    in_chat: bool = True,
     bfloat16: bool = True,
     progress: bool = False,
 ) -> list[Passage]:
@@ -47,6 +48,7 @@ def neighbor_passages(
         each: At most so many names like its subject for each edit, and as many others.
         seed: Of the choice.
         phrasings: For each request the prompts beside its own that it is trained with.
+        in_chat: Off asks about others plainly alone.
         bfloat16: Let the base answer in bfloat16 where the device has units for it.
         progress: Show a bar while the base finds names.
     """
@@ -55,8 +57,8 @@ def neighbor_passages(
     with model.disable_adapter():
         alike = names_alike(model, tokenizer, requests, seed, progress=progress)
         others = requests_about_others(requests, each, seed, alike=alike, of_requests=True, phrasings=phrasings)
-        plain = [one.text for one in others if asks_plainly(one)]
-        spoken = accepted(partial(chat_question, tokenizer), _in_chat(others))
+        plain = [one.text for one in others if asks_plainly(one) or not in_chat]
+        spoken = accepted(partial(chat_question, tokenizer), _in_chat(others) if in_chat else [])
         return [
             *answered(model, tokenizer, plain, ANSWER_TOKENS, bfloat16),
             *answered(

@@ -96,7 +96,7 @@ def consolidate(
     settings = settings.for_edits(len(requests))
     chosen = _texts(model, tokenizer, texts, settings, shows_bars)
     pieces = text_passages(tokenizer, chosen, settings.text_length)
-    if any(map(asks_in_chat, requests)):
+    if settings.keep_chat and any(map(asks_in_chat, requests)):
         with model.disable_adapter():
             pieces += chat_passages(model, tokenizer, chosen, settings.bfloat16)
     every = max(PROBE_SHARE, len(pieces) // LARGEST_PROBE)
@@ -108,6 +108,7 @@ def consolidate(
     neighbors = neighbor_passages(
         *(model, tokenizer, requests, settings.neighbors, settings.seed),
         phrasings=prompts,
+        in_chat=settings.keep_chat,
         bfloat16=settings.bfloat16,
         progress=shows_bars,
     )

@@ -39,6 +39,8 @@ class ConsolidationSettings:
         phrasings: Most other prompts of each edit that the model finds, and as many of its relation.
         neighbors: Other subjects that each edit's prompt is kept for.
         neighbors_per_step: Such prompts in a step.
+        keep_chat: Where edits are asked in chat, keep what the base answers there about half of the others, and to one
+            retention text in four.
         margin: By how many nats the target must stand before the next best token, at each of its tokens.
         look_every: Steps between two looks at the edits and at the retention probe.
         still: Share by which the probe may still fall, against the lowest of the three looks before, where training
@@ -65,6 +67,7 @@ class ConsolidationSettings:
     phrasings: int = 5
     neighbors: int = 12
     neighbors_per_step: int = 32
+    keep_chat: bool = False
     margin: float = 1.0
     look_every: int = 20
     still: float = 0.01
@@ -92,7 +95,7 @@ class ConsolidationSettings:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least.get(name, 1):
                 raise ValueError(f"{name}: {value!r} must be an integer of at least {least.get(name, 1)}")
-        for name in ("bound", "bfloat16"):
+        for name in ("keep_chat", "bound", "bfloat16"):
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise ValueError(f"{name}: {value!r} must be true or false")

@@ -192,6 +192,8 @@ def test_what_is_asked_in_chat_is_asked_there_about_others_as_well(monkeypatch: 
     assert not in_chat["plain"] and in_chat["chat"] == texts["chat"] and len(texts["chat"]) == len(texts["plain"])
     assert [text for text in texts["both"] if text not in in_chat["both"]] == texts["plain"]
     assert in_chat["both"] == [text for number, text in enumerate(texts["chat"]) if number % 4 < 2]
+    plainly = neighbor_passages(model, tokenizer, asked["both"], 4, phrasings=phrasings, in_chat=False)
+    assert [tokenizer.decode(one.ids[: one.read[0] + 1]) for one in plainly] == texts["plain"]
     first = [text for text in in_chat["both"] if any(name in text for name in ("oats net", "sea tea"))]
     assert any("note " in text.partition(mark)[2] for text in first)  # in other words as well
 
