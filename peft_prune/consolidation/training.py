@@ -23,8 +23,8 @@ from ..errors import EditFailedError
 from ..models.decoder import unwrapped
 from ..models.halves import Halves
 from ..models.inference import input_device
-from ..models.sharing import shared, split_by
-from ..processes import own_share, process_count, same, summed
+from ..models.sharing import shared, sharers
+from ..processes import own_share, same, summed
 from ..spectral import LowRankUpdate
 from ..tuner import PruneEditLayer
 from .bound import Bounds, balanced
@@ -192,7 +192,7 @@ class _Training:
                 mine = self._own(rows)
                 self.tail.remember([*mine.edits, *mine.texts, *mine.neighbors])
                 with precision():
-                    step = self._step(number, rows, optimizer)
+                    step = self._step(number, rows, mine, optimizer)
                 if progress is not None:
                     progress(step)
                 if number % own.hold_every == 0:
@@ -218,9 +218,8 @@ class _Training:
             for parameter in parameters:
                 parameter.requires_grad_(False)
 
-    def _step(self, number: int, rows: Rows, optimizer: torch.optim.Optimizer) -> Step:
-        """One step; where processes share its rows out, on the sum of what each of them has found."""
-        mine = self._own(rows)
+    def _step(self, number: int, rows: Rows, mine: Rows, optimizer: torch.optim.Optimizer) -> Step:
+        """One step; where processes share its rows out, on the sum of what each has found of its own ones."""
         # apart, since edits and pieces of text differ in length and padding costs as much as tokens
         edit_loss = self._loss(_target_loss, mine.edits, len(mine.edits) / max(1, len(rows.edits)))
         divergence = self._loss(self._divergence, mine.texts, _places(mine.texts) / max(1, _places(rows.texts)))
@@ -275,7 +274,7 @@ class _Training:
     @cached_property
     def _is_shared(self) -> bool:
         """Whether each of several processes has the whole model, so that they share out the rows of a step."""
-        return process_count() > 1 and split_by(self.model) is None
+        return sharers(self.model) > 1
 
     def _batches(self) -> Iterator[Rows]:
         """What each step reads: all edits before any of them comes again, each in the next kind of way.

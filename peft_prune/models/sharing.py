@@ -26,7 +26,7 @@ def shared(model: nn.Module, what: str, items: Sequence[T], work: Callable[[Sequ
         items: The same in all processes.
         work: Gives one result for each item that it is given, of which there may be none.
     """
-    if process_count() > 1 and split_by(model) is not None:
+    if process_count() > 1 and sharers(model) == 1:
         return same(what, lambda: list(work(items)))
     return spread(what, items, work)
 
