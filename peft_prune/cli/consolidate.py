@@ -39,6 +39,16 @@ def consolidate(
     margin: Annotated[
         float, typer.Option(help="By how many nats each target shall stand before the next best token.")
     ] = 1.0,
+    keep_chat: Annotated[
+        bool, typer.Option(help="Keep what the base answers in chat about others as well, at some cost to the edits.")
+    ] = False,
+    window: Annotated[
+        Optional[int],
+        typer.Option(
+            help="Go on from an earlier consolidation, reading the edits made since and so many of those before; all "
+            "edits are read, anew, if not given."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of texts, contexts and batches.")] = 0,
     dtype: Dtype = "float32",
     gguf_file: GgufFile = None,
@@ -54,7 +64,8 @@ def consolidate(
 
     model = in_gguf(model, gguf_file)
     weights = {"beta": beta, "neighbor_beta": neighbor_beta}
-    values: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate, **weights}
+    values: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate, "window": window, **weights}
+    values["keep_chat"] = keep_chat
     settings = ConsolidationSettings(margin=margin, seed=seed, **values)  # what is wrong shows before a model is loaded
     given = None if texts is None else load_texts(texts)
     require_outputs(
@@ -85,6 +96,8 @@ def _told(found: ConsolidationResult) -> dict[str, Any]:
         "learning_rate": found.settings.learning_rate,
         "beta": found.settings.beta,
         "neighbor_beta": found.settings.neighbor_beta,
+        "keep_chat": found.settings.keep_chat,
+        "window": found.settings.window,
         "seed": found.settings.seed,
         "seconds": found.seconds,
     }

@@ -104,6 +104,13 @@ def edit(
         ),
     ] = "auto",
     consolidate_every: Annotated[int, typer.Option(help="Edits between two, with --consolidate every.")] = 100,
+    consolidate_window: Annotated[
+        Optional[int],
+        typer.Option(
+            help="With --consolidate every: of the edits before, how many are read again beside the new ones, so that "
+            "thousands cost no more an edit than hundreds; all if not given."
+        ),
+    ] = None,
     protect: Annotated[
         Optional[Path], typer.Option(help="Facts that must not be lost: objects with prompt and object.")
     ] = None,
@@ -173,6 +180,7 @@ def edit(
         max_rank=max_rank,
         consolidate=consolidate,  # type: ignore[arg-type]
         consolidate_every=consolidate_every,
+        consolidate_window=consolidate_window,
         task_type="CAUSAL_LM",
         base_model_name_or_path=model,
     )
@@ -206,7 +214,8 @@ def edit(
         options: dict[str, Any] = {"statistics": statistics, "history": history, "ask": ask, "serve_dtype": served}
         options |= {"solving": solving, "author": author}
         if config.consolidates(len(records)):
-            options["on_failure"] = "consolidate"
+            # what a window does not reach would have everything consolidated anew once it is rolled out
+            options["on_failure"] = "consolidate" if consolidate_window is None else "skip"
             options["search_ask"] = "plain" if asked == "both" else None
         options |= {} if protect is None else {"protect": protect, "on_protected": on_protected}
         options["monitor"] = history is not None or watch.watches_layers

@@ -69,6 +69,7 @@ def consolidate(
     progress: Progress | None = None,
     phrasings: Sequence[Sequence[str] | None] | None = None,
     shows_bars: bool = False,
+    start: Mapping[str, LowRankUpdate] | None = None,
 ) -> Consolidated:
     """Train the effective factors of ``model``'s adapter for all ``requests``; the adapter itself is not changed.
 
@@ -83,6 +84,7 @@ def consolidate(
         phrasings: For each request the prompts that the model has found for it before; None where it is still to be
             asked.
         shows_bars: While texts and phrasings are written.
+        start: Factors that training begins with, by module; F(raw) if not given, which is the bound in any case.
 
     Raises:
         InvalidRequestError: No retention text has two tokens.
@@ -92,7 +94,8 @@ def consolidate(
     layers: dict[str, PruneEditLayer] = {
         name: layer for name, layer in model.base_model.edited_layers(adapter) if layer.rank(adapter) > 0
     }
-    start = {name: layer.effective_update(adapter).to(torch.float32) for name, layer in layers.items()}
+    limit = {name: layer.effective_update(adapter).to(torch.float32) for name, layer in layers.items()}
+    start = limit if start is None else {name: start[name].to(torch.float32) for name in layers}
     settings = settings.for_edits(len(requests))
     chosen = _texts(model, tokenizer, texts, settings, shows_bars)
     pieces = text_passages(tokenizer, chosen, settings.text_length)
@@ -113,7 +116,7 @@ def consolidate(
         progress=shows_bars,
     )
     material = Material(edits, kept, probe, protected, neighbors)
-    trained = train(model, layers, start, start, material, settings, progress)
+    trained = train(model, layers, start, limit, material, settings, progress)
     require_no_loss(trained)
     return Consolidated(trained, tuple(chosen), tuple(written))
 

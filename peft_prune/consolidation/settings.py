@@ -49,6 +49,9 @@ class ConsolidationSettings:
         hold_every: Steps between two projections onto that bound.
         bfloat16: Train, and let the base answer, in bfloat16 where the device has units for it; edits and the probe are
             looked at in the model's own dtype all the same.
+        window: Of the edits that were consolidated before, how many are read again beside those made since, so that the
+            cost does not grow with the history: training goes on from the present factors, within the bound of F(raw).
+            None reads all edits and begins anew with F(raw), as the first consolidation does in any case.
         seed: Of texts, contexts and batches.
 
     Raises:
@@ -74,6 +77,7 @@ class ConsolidationSettings:
     bound: bool = True
     hold_every: int = 5
     bfloat16: bool = True
+    window: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -85,13 +89,13 @@ class ConsolidationSettings:
             value = getattr(self, name)
             if not (_is_number(value) and math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}: {value!r} must be a finite number of at least 0")
-        least = {"text_length": 2, "contexts": 0, "phrasings": 0, "neighbors": 0, "seed": 0}
+        least = {"text_length": 2, "contexts": 0, "phrasings": 0, "neighbors": 0, "window": 0, "seed": 0}
         for name in (
             *("steps", "edits_per_step", "texts_per_step", "text_length", "texts", "contexts"),
-            *("phrasings", "neighbors", "neighbors_per_step", "look_every", "hold_every", "seed"),
+            *("phrasings", "neighbors", "neighbors_per_step", "look_every", "hold_every", "window", "seed"),
         ):
             value = getattr(self, name)
-            if value is None and name in ("steps", "texts"):
+            if value is None and name in ("steps", "texts", "window"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least.get(name, 1):
                 raise ValueError(f"{name}: {value!r} must be an integer of at least {least.get(name, 1)}")

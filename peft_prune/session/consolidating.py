@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from ..consolidation import ConsolidationSettings, Step, consolidate
 from ..errors import SessionStateError
 from ..moving import moving_bar
 from ..processes import same
+from ..spectral import LowRankUpdate
 from .consolidations import ConsolidationRecord
 from .records import EditRecord
 from .replay import set_consolidated
@@ -27,13 +29,13 @@ class ConsolidationResult:
     """What a consolidation did.
 
     Args:
-        edits: Numbers of the edits it was for.
+        edits: Numbers of the edits that were read: all that stand, but where the settings' ``window`` takes some.
         steps: Steps done.
         margins: By how many nats each edit's target stands before the next best token, by number of the edit; below 0
             the bound did not let it be reached.
-        margins_before: The same of F(raw).
+        margins_before: The same of what training began with, F(raw) or the factors that stood.
         divergence: KL(base ‖ edited) on the retention probe, nats a token.
-        divergence_before: The same of F(raw).
+        divergence_before: The same of what training began with.
         settings: With what was filled in.
         seconds: What it took.
     """
@@ -97,7 +99,10 @@ class Consolidating:
         records = [record for record in work.history.edits(standing=True) if record.request is not None]
         if not records:
             raise SessionStateError("history: it holds no request that stands, so there is nothing to consolidate")
-        restrained = self._restrained()
+        read = self._window(records, settings)
+        begins_with = None if read is None else self._present()
+        restrained, standing = self._restrained(), {one.id: one.strength for one in records}
+        records = records if read is None else read
         requests = [record.request for record in records if record.request is not None]
         known, numbers = work.history.phrasings(), [record.id for record in records]
         phrasings = [known.get(number) for number in numbers]
@@ -109,17 +114,18 @@ class Consolidating:
                     *(work.model, work.tokenizer, requests, settings, texts, work.protected_passages(), show),
                     phrasings=phrasings,
                     shows_bars=progress,
+                    start=begins_with,
                 ),
             )
         set_consolidated(work.model, found.factors)
         first, last = found.trained.seen[0], found.trained.seen[-1]
         record = ConsolidationRecord(
-            *(work.history.last_batch, work.history.last_restraint, {one.id: one.strength for one in records}),
+            *(work.history.last_batch, work.history.last_restraint, standing),
             *(settings, found.texts, found.factors),
             dict(zip(numbers, found.phrasings, strict=True)) if settings.phrasings else {},
         )
-        told: dict[str, Any] = {"edits": len(records), "steps": last.step, "held": [first.held, last.held]}
-        told |= {"divergence": [first.divergence, last.divergence]}
+        told: dict[str, Any] = {"edits": len(standing), "read": len(records), "steps": last.step}
+        told |= {"held": [first.held, last.held], "divergence": [first.divergence, last.divergence]}
         work.history.record_consolidation(record, restrained, told)
         work.note_pending()
         ids = [record.id for record in records]
@@ -161,6 +167,23 @@ class Consolidating:
         kept = self._work.history.consolidation()
         records = self._work.history.edits(standing=True)
         return len(records) if kept is None else sum(record.batch > kept.batch for record in records)
+
+    def _window(self, records: Sequence[EditRecord], settings: ConsolidationSettings) -> list[EditRecord] | None:
+        """The edits since the last consolidation and so many of those before; None where all are read."""
+        kept = self._work.history.consolidation()
+        if settings.window is None or kept is None or not self._is_held:
+            return None
+        # what has not taken yet is read again, whenever it was made
+        new = {record.id for record in records if record.batch > kept.batch or not record.has_taken}
+        before = [record.id for record in records if record.id not in new]
+        draw = random.Random(f"{settings.seed} {self._work.history.last_batch}")
+        chosen = new.union(draw.sample(before, min(settings.window, len(before))))
+        return [record for record in records if record.id in chosen]
+
+    def _present(self) -> dict[str, LowRankUpdate]:
+        """The effective factors, by module: what was trained, with what has been added beside it."""
+        adapter = self._work.adapter
+        return {name: layer.effective_update(adapter) for name, layer in self._work.model.edited_layers()}
 
     def _restrained(self) -> dict[str, str]:
         """Begin with F(raw): what is pending is restrained, and what was trained before gives way.

@@ -435,6 +435,8 @@ class EditSession:
         with self.workspace.intact():
             result = self._consolidating.run(texts, settings, progress)
         self._look("consolidate")
+        if settings.window is not None:  # what has not taken is read again the next time, and rolled out before saving
+            return result
         shown, self.shows_bars = self.shows_bars, self.shows_bars or progress
         try:
             return self._give_up("did not take, nor when all were trained together") or result
@@ -489,8 +491,9 @@ class EditSession:
 
     @property
     def _kept_settings(self) -> ConsolidationSettings:
-        kept = self.history.consolidation()
-        return ConsolidationSettings() if kept is None else kept.settings
+        kept, window = self.history.consolidation(), self.workspace.config.consolidate_window
+        settings = ConsolidationSettings() if kept is None else kept.settings
+        return settings if window is None else dataclasses.replace(settings, window=window)
 
     @property
     def _kept_texts(self) -> Sequence[str] | None:
@@ -536,8 +539,9 @@ class EditSession:
         with together("saving"):
             require_outputs(folders={"path": Path(path)}, inputs=inputs, overwrite=overwrite)
         consolidated = self._open and self._consolidating.is_due_before_saving and self._consolidate_to_save()
-        if self._open and not consolidated:
-            self._give_up("did not take, and there was no consolidation before saving")
+        if self._open:
+            what = "nor when trained with others" if consolidated else "and there was no consolidation before saving"
+            self._give_up(f"did not take, {what}")
         if not consolidated and self.model.restraint_is_pending():
             self._restrain_pending()
         if self._open:

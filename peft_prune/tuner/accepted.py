@@ -67,6 +67,7 @@ ACCEPTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_rank": (_maybe(_is_number), "an integer of at least 1"),
     "consolidate": (_is_word, "a string"),
     "consolidate_every": (_is_number, "an integer of at least 1"),
+    "consolidate_window": (_maybe(_is_number), "an integer of at least 0"),
     "consolidated": (_is_number, "an integer of at least 0"),
     "init_weights": (_is_flag, "true or false"),
     "bias": (_is_word, "one of none, all, prune_edit_only"),

@@ -176,6 +176,14 @@ class PruneEditConfig(PeftConfig):
         default=100,
         metadata={"help": "Number of edits between two consolidations, for consolidate='every'."},
     )
+    consolidate_window: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "For consolidate='every': how many of the edits that were consolidated before are read again "
+            "beside those made since, so that each consolidation takes as long as the one before. All are read, "
+            "beginning anew with F of the raw factors, if not given."
+        },
+    )
     init_weights: bool = field(
         default=True,
         metadata={"help": "With r > 0: start as the identity (True) or with small random factors, for tests (False)."},
@@ -371,6 +379,12 @@ class PruneEditConfig(PeftConfig):
                 f"consolidate: {self.consolidate!r} starts from F of the raw factors, which under restrain_on="
                 f"{self.restrain_on!r} is not what acts; 'demand' is accepted with it"
             )
+        if self.consolidate_window is not None and (self.consolidate != "every" or self.restrain_on != "merge"):
+            raise ValueError(
+                "consolidate_window: acts with consolidate='every' and restrain_on='merge' alone, since another "
+                "restraint in between has all consolidated anew; they are "
+                f"{self.consolidate!r} and {self.restrain_on!r}"
+            )
         if not (math.isfinite(self.alpha) and self.alpha > 1):
             raise ValueError(f"alpha: {self.alpha!r} must be a finite number above 1")
         for pattern, text in (self.restraint_pattern or {}).items():
@@ -397,7 +411,7 @@ class PruneEditConfig(PeftConfig):
     def _check_ranks(self) -> None:
         for name, smallest, optional in (
             ("r", 0, False), ("restrain_every", 1, False), ("max_rank", 1, True), ("edits", 0, False),
-            ("consolidate_every", 1, False), ("consolidated", 0, False)
+            ("consolidate_every", 1, False), ("consolidate_window", 0, True), ("consolidated", 0, False)
         ):  # fmt: skip
             value = getattr(self, name)
             if value is None and optional:

@@ -27,8 +27,14 @@ def test_a_history_is_consolidated_and_its_adapter_written(capsys, folder: Path,
     assert told["held"]["after"] >= told["held"]["before"]
     assert json.loads((tmp_path / "whole" / "adapter_config.json").read_text())["consolidated"] == 4
     assert History.read(log).consolidation() is not None
+    window = ["consolidate", log, "--model", folder / "model", "--out", tmp_path / "window", *options]
+    code, output, errors = run(capsys, *window, "--window", 1, "--keep-chat", "--json")
+    assert code == 0, errors
+    assert (told := json.loads(output))["edits"] == 1 and told["window"] == 1 and told["keep_chat"] is True
+    assert json.loads((tmp_path / "window" / "adapter_config.json").read_text())["consolidated"] == 4
     for wrong, message in (
         (["--steps", 0], "steps: 0 must be an integer of at least 1"),
+        (["--window", -1], "window: -1 must be an integer of at least 0"),
         (["--texts", tmp_path / "none.json"], "none.json"),
         (["--out", tmp_path / "whole"], "whole exists"),
     ):
@@ -43,6 +49,14 @@ def test_options_of_edit_are_checked_before_a_model_is_loaded(capsys, tmp_path: 
     assert code == 2 and "consolidate: 'often' is not one of demand, auto, save, every" in errors
     code, _, errors = run(capsys, *given, "--consolidate-every", 0)
     assert code == 2 and "consolidate_every: 0 must be an integer of at least 1" in errors
+    every = ("--consolidate", "every", "--consolidate-window")
+    for wrong, message in (
+        ((*every, -1, "--restrain-on", "merge"), "consolidate_window: -1 must be an integer of at least 0"),
+        ((*every, 5), "consolidate_window: acts with consolidate='every' and restrain_on='merge' alone"),
+        (("--consolidate-window", 5, "--restrain-on", "merge"), "they are 'auto' and 'merge'"),
+    ):
+        code, _, errors = run(capsys, *given, *wrong)
+        assert code == 2 and message in errors and errors.count("\n") == 1
 
 
 def test_an_interrupted_consolidation_can_be_left_out(

@@ -11,6 +11,7 @@ import torch
 from peft import get_peft_model
 
 from peft_prune import PruneEditConfig
+from peft_prune.consolidation import ConsolidationSettings, Material, run
 from peft_prune.consolidation.neighbors import neighbor_passages
 from peft_prune.consolidation.passages import CHAT_EVERY, CHAT_TOKENS, Passage, answered, chat_passages, edit_passages
 from peft_prune.consolidation.phrasings import ROWS, TRIED, lent_phrasings, prompt_in, written_phrasings
@@ -213,6 +214,31 @@ def test_every_so_many_a_text_is_said_in_chat_and_answered_by_the_model(monkeypa
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([passage.ids])).logits[0]
         assert logits[list(passage.read[:-1])].argmax(-1).tolist() == list(passage.ids[passage.read[0] + 1 :])
+
+
+@pytest.mark.parametrize("keep_chat", [False, True])
+def test_what_is_said_in_chat_is_kept_where_that_is_asked_for(keep_chat: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Enough(Exception):
+        pass
+
+    def given(*of: Any) -> None:
+        read.append(of[4])
+        raise Enough
+
+    read: list[Material] = []
+    monkeypatch.setattr(run, "train", given)
+    model = get_peft_model(speaking_model(), PruneEditConfig(layers_to_transform=[1])).eval()
+    tokenizer = speaking_tokenizer()
+    requests = [replace(request, ask="both") for request in REQUESTS]
+    settings = ConsolidationSettings(steps=1, texts=6, phrasings=0, bfloat16=False, keep_chat=keep_chat)
+    with pytest.raises(Enough):
+        run.consolidate(model, tokenizer, requests, settings, TEXTS)
+    mark = chat_question(tokenizer, replace(requests[0], question="{} sea")).text.partition("sane")[0]
+    (material,) = read
+    for own in ([*material.texts, *material.probe], material.neighbors):
+        said = [tokenizer.decode(passage.ids) for passage in own]
+        assert any(text.startswith(mark) for text in said) == keep_chat
+        assert not all(text.startswith(mark) for text in said)
 
 
 def test_what_does_not_fit_the_model_is_not_answered() -> None:

@@ -14,6 +14,7 @@ from peft import PeftModel
 from peft_prune import (
     AdapterError,
     EditFailedError,
+    EditSession,
     History,
     HistoryError,
     InvalidRequestError,
@@ -21,6 +22,7 @@ from peft_prune import (
     SessionStateError,
     adapter_of,
 )
+from peft_prune.consolidation import run
 from peft_prune.consolidation.training import _Training
 from peft_prune.reporting.log import EditLog
 from peft_prune.session.consolidating import Consolidating
@@ -31,6 +33,12 @@ from tests.tiny import willing
 
 SHORT = replace(GENTLE, steps=10, look_every=5)
 """For what does not depend on how far training comes."""
+
+
+def restrained(session: EditSession) -> LowRankUpdate:
+    """F(raw) of what stands; the session stays as it is."""
+    layer = layer_of(session)
+    return layer._restrained("default", layer.raw_update("default"), None)[0]
 
 
 def same(one: LowRankUpdate, other: LowRankUpdate) -> bool:
@@ -138,6 +146,40 @@ def test_the_schedule_consolidates(tmp_path: Path, schedule: dict[str, Any], mon
         assert layer_of(own).consolidated_edits("default") == 5
         events = [event["data"]["edits"] for event in own.history.events() if event["kind"] == "consolidate"]
         assert events == ([5] if schedule["consolidate"] == "save" else [3, 5])
+
+
+@pytest.mark.filterwarnings("ignore:consolidation. not reached")
+@pytest.mark.parametrize(("window", "read"), [(0, [3, 2]), (1, [3, 3]), (9, [3, 5]), (None, [3, 5])])
+def test_a_window_goes_on_from_what_was_trained_and_reads_new_edits_and_some_before(
+    tmp_path: Path, window: int | None, read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peft_prune.session.session.ConsolidationSettings", lambda: replace(SHORT, texts=6))
+    begun = []
+    train = run.train
+    monkeypatch.setattr(run, "train", lambda *given: begun.append(given[2][MODULE]) or train(*given))
+    schedule: dict[str, Any] = {"consolidate": "every", "consolidate_every": 3, "consolidate_window": window}
+    schedule["restrain_on"] = "merge"
+    with fresh(tmp_path / "edits.db", **schedule) as own:
+        own.edit(REQUESTS[:3])
+        trained = effective(own)
+        own.edit(REQUESTS[3:])
+        beside = effective(own)
+        own.save(tmp_path / "adapter")
+        told = [event["data"] for event in own.history.events() if event["kind"] == "consolidate"]
+        assert [one["read"] for one in told] == read and [one["edits"] for one in told] == [3, 5]
+        assert layer_of(own).consolidated_edits("default") == 5
+        assert torch.equal(beside.B[:, : trained.rank], trained.B)
+        assert same(begun[1], beside) == (window is not None)
+        norms = [torch.linalg.matrix_norm(u.B.double() @ u.A.double(), 2) for u in (effective(own), restrained(own))]
+        assert norms[0] <= norms[1]
+        after = effective(own)
+    said = [change.what for change in EditLog.of(History.read(tmp_path / "edits.db")).changes]
+    assert f"{read[1]} of them were read, of which " in "; ".join(said) or read[1] == 5
+    with resumed(tmp_path / "edits.db") as again:
+        assert same(effective(again), after)
+        again.undo(5)  # what remains is consolidated anew, all of it
+        assert [e["data"]["read"] for e in again.history.events() if e["kind"] == "consolidate"] == [*read, 4]
+        assert same(begun[-1], restrained(again))
 
 
 @pytest.mark.filterwarnings("ignore:consolidation. not reached")
