@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from .options import Ask, Dtype, GgufFile, JsonOutput
+from .options import AbilityAsk, Ask, Dtype, GgufFile, JsonOutput
 from .placement import Placement, placed
 from .places import in_gguf
 from .plain import close_with, plain
@@ -39,6 +39,7 @@ def evaluate(
         typer.Option(help="Files of general abilities, one or several. See the docs for the forms."),
     ] = None,
     items: Annotated[int, typer.Option("--ability-items", help="Items of each ability that are used.")] = 100,
+    ability_ask: AbilityAsk = "plain",
     fluency: Annotated[int, typer.Option(help="Tokens generated for n-gram entropy; 0 leaves it out.")] = 0,
     full: Annotated[
         bool, typer.Option(help="Add the harmonic score, and the differences with their intervals.")
@@ -59,6 +60,7 @@ def evaluate(
     from ..editors.asking import default_ask, settled
     from ..evaluation import comparison_table, load_facts, load_texts, require_answerable
     from ..evaluation import evaluate as evaluate_model
+    from ..evaluation.tasks import require_asked
     from ..monitoring import layer_conditions
     from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json, tuner_of
 
@@ -68,8 +70,9 @@ def evaluate(
     given = requested(requests, limit, on_bad_record)
     known = None if facts is None else load_facts(facts)
     texts = None if text is None else load_texts(text)
-    tasks = load_abilities(abilities or (), items)
+    tasks = load_abilities(abilities or (), items, ability_ask)
     tokenizer = load_tokenizer(model)
+    require_asked(tokenizer, tasks.values())
     edited = load_adapter(load_model(model, dtype, placement), adapter, strict_base=strict_base)
     given = replace(given, requests=tuple(settled(given.requests, default_ask(tokenizer, ask))))
     given = fitting(requests, given, edited, tokenizer, require_answerable)

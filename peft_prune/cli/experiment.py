@@ -15,7 +15,7 @@ from ..outputs import require_apart, require_outputs
 from ..requests import EditRequest, LoadedRequests
 from .edit import hyperparameters
 from .moments import MomentsSource, Stats, StatsText, StatsTokens
-from .options import Ask, EditorName, GgufFile, JsonOutput, Settings
+from .options import AbilityAsk, Ask, EditorName, GgufFile, JsonOutput, Settings
 from .placement import Placement, placed
 from .places import BUILTIN, has_own_name, in_gguf
 from .plain import close_with, plain, say, shows_progress
@@ -56,6 +56,7 @@ def experiment(
         typer.Option(help="Files of general abilities, one or several. See the docs for the forms."),
     ] = None,
     items: Annotated[int, typer.Option("--ability-items", help="Items of each ability that are used.")] = 100,
+    ability_ask: AbilityAsk = "plain",
     facts: Annotated[Optional[Path], typer.Option(help="Facts the base knows, for recall.")] = None,
     fact_items: Annotated[int, typer.Option(help="Facts that are used.")] = 500,
     known: Annotated[
@@ -95,6 +96,7 @@ def experiment(
     from ..builtin import held_out_texts
     from ..editors.asking import default_ask, settled
     from ..evaluation import known_facts, load_texts
+    from ..evaluation.tasks import require_asked
     from ..experiment import Experiment, Material, Plan, Results, Schedule, Variant, require_comparable, require_table
     from .models import load_model, load_tokenizer, print_json, require_items
 
@@ -129,8 +131,10 @@ def experiment(
     plan.order(len(records), 0)  # too few requests show before anything is loaded
     probe = _facts(facts, builtin, records)
     texts = load_texts(text) if text is not None else held_out_texts() if builtin else []
-    measured = _abilities(abilities, builtin, items)
-    tokenizer, base = load_tokenizer(model), load_model(model, dtype, placement)
+    measured = _abilities(abilities, builtin, items, ability_ask)
+    tokenizer = load_tokenizer(model)
+    require_asked(tokenizer, measured.values())
+    base = load_model(model, dtype, placement)
     given = replace(given, requests=tuple(settled(given.requests, default_ask(tokenizer, ask))))
     method = plan.get_editor(base)
 
@@ -277,12 +281,12 @@ def _builtin_abilities(count: int) -> dict[str, Ability]:
     return found
 
 
-def _abilities(paths: Sequence[Path] | None, builtin: bool, most: int) -> dict[str, Ability]:
+def _abilities(paths: Sequence[Path] | None, builtin: bool, most: int, ask: str) -> dict[str, Ability]:
     from .models import load_abilities
 
     if paths is None:
         return _builtin_abilities(most) if builtin else {}
-    return load_abilities(paths, most)
+    return load_abilities(paths, most, ask)
 
 
 def _moments(

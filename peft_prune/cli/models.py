@@ -18,10 +18,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from ..audit import Checkpoint
 from ..errors import AdapterError, CheckpointError, UnsupportedModelError
 from ..evaluation import Ability, load_ability
+from ..evaluation.tasks import ABILITY_ASKS
 from ..hub import adapter_folder
 from ..models.gguf import load_gguf_model, load_gguf_tokenizer
 from ..models.gradients import ensure_gradients
 from ..models.serving import SERVE_DTYPES
+from ..requests.asking import PLAIN
 from ..session import EditSession
 from ..tuner import PruneEditModel
 from ..tuner.beneath import other_adapters
@@ -220,16 +222,18 @@ def open_checkpoint(given: str) -> Checkpoint:
     return Checkpoint.open(fetched, given)
 
 
-def load_abilities(paths: Sequence[Path], items: int) -> dict[str, Ability]:
+def load_abilities(paths: Sequence[Path], items: int, ask: str = PLAIN) -> dict[str, Ability]:
     """General abilities by name, at most so many items of each; two files of one kind are told apart by file name.
 
     Raises:
-        ValueError: ``items`` is below 1.
+        ValueError: ``items`` is below 1, or ``ask`` is neither "plain" nor "chat".
     """
     require_items(items)
+    if ask not in ABILITY_ASKS:
+        raise ValueError(f"ability_ask: {ask!r} is not one of {', '.join(ABILITY_ASKS)}")
     found: dict[str, Ability] = {}
     for path in paths:
-        ability = load_ability(path, limit=items)
+        ability = load_ability(path, limit=items, ask=ask)
         name, place = ability.name if ability.name not in found else path.stem, 1
         while name in found:
             place += 1

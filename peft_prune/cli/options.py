@@ -35,6 +35,13 @@ Ask = Annotated[
         "both; both if not given and the model has a template."
     ),
 ]
+AbilityAsk = Annotated[
+    str,
+    typer.Option(
+        help="How items of abilities are asked: plain, or chat, through the model's chat template; a model that is "
+        "tuned for chat may give no answer plainly."
+    ),
+]
 ServeDtype = Annotated[
     str,
     typer.Option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,20 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InvalidRequestError
+from ..models.chat import chat_prompt, require_chat_template
 from ..models.generation import greedy_answers
 from ..models.inference import Progress, max_positions
 from ..models.joining import joined
 from ..models.tokenization import continuation_ids, prompt_ids
 from ..requests import read_records, read_text
+from ..requests.asking import CHAT, PLAIN
 from .abilities import final_number, whole_answer
 from .answers import ROUGE, exactly_matches, has_label, rouge_scores
 from .bootstrap import SHARE
 from .estimates import Mean, Proportion
+
+ABILITY_ASKS = (PLAIN, CHAT)
+"""How the items of an ability can be asked."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class Ability:
         stop: Text that ends the generated answer.
         max_new_tokens: Most tokens generated for an item; by default as many as the longest right answer has, and 8
             more.
+        ask: "plain", or "chat" for items that are asked through the model's chat template, by which a model that is
+            tuned for it answers tasks that it cannot go on with plainly.
     """
 
     name: str
@@ -56,15 +63,18 @@ class Ability:
     metrics: tuple[str, ...]
     stop: str | None = "\n"
     max_new_tokens: int | None = None
+    ask: str = PLAIN
 
     def __post_init__(self) -> None:
+        if self.ask not in ABILITY_ASKS:
+            raise ValueError(f"ask: {self.ask!r} is not one of {', '.join(ABILITY_ASKS)}")
         if self.metrics != ROUGE and (len(self.metrics) != 1 or self.metrics[0] not in SCORERS):
             raise ValueError(f"metrics: {self.metrics} is not one of {', '.join(SCORERS)}, or {ROUGE}")
         if not self.items:
             raise ValueError(f"items: the ability {self.name!r} has none")
 
 
-def load_ability(path: str | Path, *, limit: int | None = None, shots: int = 0) -> Ability:
+def load_ability(path: str | Path, *, limit: int | None = None, shots: int = 0, ask: str = PLAIN) -> Ability:
     """Read an ability from a file; its fields, not its name, tell which one.
 
     * ``question``, ``answer`` with a number behind ``####``: reasoning as in GSM8K (Cobbe et al. 2021), solve rate;
@@ -79,11 +89,12 @@ def load_ability(path: str | Path, *, limit: int | None = None, shots: int = 0) 
         path: A JSON list, JSONL or TSV file.
         limit: Use this many items, taken evenly over the file.
         shots: Put so many solved items before each prompt; they are the file's last ones and are not asked themselves.
+        ask: "plain", or "chat" for the model's chat template.
 
     Raises:
         InvalidRequestError: The file is missing, unreadable or empty, or a record is malformed (which, and which
             field).
-        ValueError: ``limit`` is below 1, or ``shots`` leaves no item.
+        ValueError: ``limit`` is below 1, ``shots`` leaves no item, or ``ask`` is neither of the two.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit: {limit} must be at least 1")
@@ -102,7 +113,7 @@ def load_ability(path: str | Path, *, limit: int | None = None, shots: int = 0) 
         asked = [asked[index * len(asked) // limit] for index in range(limit)]
     opening = "".join(f"{joined(one.prompt, one.answers[0])}\n\n" for one in solved)
     asked = [replace(item, prompt=opening + item.prompt) for item in asked]
-    return Ability(form.name, tuple(asked), form.metrics, form.stop, form.max_new_tokens)
+    return Ability(form.name, tuple(asked), form.metrics, form.stop, form.max_new_tokens, ask)
 
 
 def ability_outcomes(
@@ -119,9 +130,10 @@ def ability_outcomes(
     which ones depends on the tokenizer and the positions alone, so a base and its edited model are asked the same.
 
     Raises:
-        InvalidRequestError: No item fits the model.
+        InvalidRequestError: No item fits the model, or its chat template fails on one.
+        UnsupportedModelError: Items are to be asked in chat, and the tokenizer has no chat template.
     """
-    items, limits = _fitting(model, tokenizer, ability)
+    items, limits = _fitting(model, tokenizer, _asked(tokenizer, ability))
     answers = greedy_answers(
         model,
         tokenizer,
@@ -175,6 +187,22 @@ SCORERS: Mapping[str, Callable[[str, Sequence[str]], bool]] = {
     "match": _matches,
 }
 """Whether a generated text counts, by the metric's name."""
+
+
+def require_asked(tokenizer: PreTrainedTokenizerBase, abilities: Iterable[Ability]) -> None:
+    """Raise UnsupportedModelError where one is asked in chat and the tokenizer has no template that renders it."""
+    if any(ability.ask == CHAT for ability in abilities):
+        require_chat_template(tokenizer)
+
+
+def _asked(tokenizer: PreTrainedTokenizerBase, ability: Ability) -> Ability:
+    """The ability with its prompts as they are put to the model."""
+    if ability.ask == PLAIN:
+        return ability
+    require_asked(tokenizer, [ability])
+    return replace(
+        ability, items=tuple(replace(item, prompt=chat_prompt(tokenizer, item.prompt).before) for item in ability.items)
+    )
 
 
 def _fitting(

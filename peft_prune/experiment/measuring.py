@@ -25,6 +25,7 @@ from ..evaluation import (
 )
 from ..monitoring import Monitor
 from ..requests import EditRequest
+from ..requests.asking import PLAIN
 from .store import Outcomes
 
 
@@ -54,6 +55,9 @@ class Material:
     def digest(self) -> str:
         """Of everything that is asked, by which other material is noticed."""
         abilities = {name: asdict(ability) for name, ability in self.abilities.items()}
+        for one in abilities.values():
+            if one["ask"] == PLAIN:  # as in the digests from before there was a choice
+                del one["ask"]
         return digest([[asdict(fact) for fact in self.facts], list(self.texts), abilities])
 
 

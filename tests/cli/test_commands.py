@@ -319,6 +319,11 @@ def test_evaluate_adds_abilities_fluency_and_differences_where_they_are_asked_fo
     assert gap["low"] <= gap["value"] <= gap["high"]
     code, output, _ = run(capsys, *arguments, "--full")
     assert code == 0 and "After minus before" in output and "other" in output
+    for command in (arguments, ("experiment", *arguments[1:3], "--abilities", folder / "tasks.json", "--edits", 1)):
+        rest = () if command is arguments else ("--requests", folder / "requests.json", "--out", folder / "results")
+        for word, message in (("both", "ability_ask: 'both' is not one of plain, chat"), ("chat", "no chat template")):
+            code, _, errors = run(capsys, *command, *rest, "--ability-ask", word)
+            assert code == 2 and message in errors and errors.count("\n") == 1
 
 
 def test_abilities_of_one_form_keep_names_of_their_own(tmp_path: Path) -> None:

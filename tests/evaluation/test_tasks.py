@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from peft_prune.errors import InvalidRequestError
+from peft_prune.errors import InvalidRequestError, UnsupportedModelError
 from peft_prune.evaluation import (
     Ability,
     AbilityItem,
@@ -22,8 +22,9 @@ from peft_prune.evaluation import (
     measure_ability,
     rouge_scores,
 )
+from peft_prune.models.chat import chat_prompt
 from peft_prune.models.tokenization import prompt_ids
-from tests.talking import dense_greedy, outspoken, sentences, spaced_tokenizer
+from tests.talking import dense_greedy, outspoken, sentences, spaced_tokenizer, speaking_model, speaking_tokenizer
 from tests.tiny import tiny_gpt2
 
 GSM8K = {"question": "2 + 3?\nThink.", "answer": "2 + 3 = <<2+3=5>>5\n#### 5"}
@@ -146,6 +147,26 @@ def test_an_item_that_does_not_fit_the_positions_is_left_out_and_counted() -> No
         assert len(ability_outcomes(model, tokenizer, ability)["match"]) == 1
     with pytest.raises(InvalidRequestError, match="other: none of 1 items fits"):
         ability_outcomes(model, tokenizer, replace(ability, items=(long,)))
+
+
+def test_items_can_be_asked_through_the_chat_template() -> None:
+    model, tokenizer = speaking_model(), speaking_tokenizer()
+    items = [AbilityItem(text, ("ten",)) for text in ("east sea", "note tone")]
+    said = [
+        tokenizer.decode(
+            dense_greedy(model, prompt_ids(tokenizer, [chat_prompt(tokenizer, item.prompt).before])[0], 6),
+            skip_special_tokens=True,
+        )
+        for item in items
+    ]
+    right = tuple(replace(item, answers=(text,)) for item, text in zip(items, said, strict=True))
+    ability = Ability("other", right, ("match",), None, 6, "chat")
+    assert ability_outcomes(model, tokenizer, ability) == {"match": [1.0, 1.0]}
+    assert ability_outcomes(model, tokenizer, replace(ability, ask="plain")) == {"match": [0.0, 0.0]}
+    with pytest.raises(UnsupportedModelError, match="ask: the model's tokenizer has no chat template"):
+        ability_outcomes(model, speaking_tokenizer(None), ability)
+    with pytest.raises(ValueError, match="ask: 'both' is not one of plain, chat"):
+        replace(ability, ask="both")
 
 
 def test_what_is_no_ability_is_named() -> None:

@@ -20,7 +20,7 @@ from peft_prune.builtin import edit_requests, known_facts, load_builtin_model, p
 from peft_prune.cli import main
 from peft_prune.editors import collect_second_moments, get_editor
 from peft_prune.errors import MissingPackageError
-from peft_prune.evaluation import Fact, evaluate, exclude_subjects
+from peft_prune.evaluation import Ability, AbilityItem, Fact, evaluate, exclude_subjects
 from peft_prune.experiment import (
     Experiment,
     Material,
@@ -34,6 +34,7 @@ from peft_prune.experiment import (
     summarize,
     write_table,
 )
+from peft_prune.experiment.measuring import digest
 from peft_prune.experiment.store import Store
 from peft_prune.session import EditSession
 
@@ -424,3 +425,11 @@ def test_a_csv_table_needs_no_pandas_and_parquet_says_what_it_needs(
     assert (tmp_path / "table.csv").read_text().count("\n") == len(records) + 1
     with pytest.raises(MissingPackageError, match="pandas and pyarrow are not installed"):
         write_table(records, tmp_path / "table.parquet")
+
+
+def test_abilities_asked_in_chat_are_other_material_and_plain_ones_that_of_before() -> None:
+    plain = Ability("other", (AbilityItem("east", ("ten",)),), ("match",))
+    of = {ask: Material(abilities={"other": replace(plain, ask=ask)}).digest() for ask in ("plain", "chat")}
+    item = {"prompt": "east", "answers": ("ten",)}
+    before = {"name": "other", "items": (item,), "metrics": ("match",), "stop": "\n", "max_new_tokens": None}
+    assert of["plain"] == digest([[], [], {"other": before}]) != of["chat"]
