@@ -6,9 +6,10 @@
 Prints one row of a Markdown table at each mark: greedy efficacy of the first and of the last edits that were made by
 then (`WINDOW` of each) with the restraint, recall of facts that the base knows, perplexity over the base's, processor
 seconds for each edit since the mark before, and the size of the history. With ``--consolidate`` a last row has all
-edits trained together, those included that did not take before. With ``--keep`` an edit that does not take stays in the
-factors, as it does in the published loops. Synthetic requests are questions about made-up names, without a subject,
-answered by a well-known one.
+edits trained together, those included that did not take before; with ``--windows N`` the last N edits are trained after
+each N, together with N of those before, and every row is of what stands then. With ``--keep`` an edit that does not
+take stays in the factors, as it does in the published loops. Synthetic requests are questions about made-up names,
+without a subject, answered by a well-known one.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def main() -> None:
     options.add_argument("--facts", type=Path)
     options.add_argument("--text", type=Path)
     options.add_argument("--consolidate", action="store_true")
+    options.add_argument("--windows", type=int, help="edits between two consolidations of so many edits and as many")
     options.add_argument("--keep", action="store_true")
     options.add_argument("--history", type=Path)
     given = options.parse_args()
@@ -63,9 +65,12 @@ def main() -> None:
     editor = get_editor(given.editor, model=base)
     modules = editor.modules(base)
     moments = own_moments(base, tokenizer, modules, requests=requests) if editor.needs_moments else None
-    config = PruneEditConfig(
-        restraint=given.restraint, restrain_every=given.every, layers_to_transform=list(editor.admitted(base))
-    )
+    schedule: dict[str, Any] = {"restrain_every": given.every}
+    if given.windows:
+        schedule = {"restrain_on": "merge", "consolidate": "every"}
+        schedule |= {"consolidate_every": given.windows, "consolidate_window": given.windows}
+    layers = list(editor.admitted(base))
+    config = PruneEditConfig(restraint=given.restraint, layers_to_transform=layers, **schedule)
     model = get_peft_model(base, config).eval()
     with tempfile.TemporaryDirectory() as folder:
         history = given.history or Path(folder, "edits.db")
@@ -81,7 +86,8 @@ def main() -> None:
                 session.edit(requests[start:mark], batch_size=given.batch)
                 seconds = (time.process_time() - begun) / (mark - start)
                 raw = model.edit_state()
-                model.restrain()
+                if not session.consolidated:
+                    model.restrain()
                 print(kept.row(session, requests[:mark], f"{mark:,}", seconds, history), flush=True)
                 model.restore_edit_state(raw)
             if given.consolidate:

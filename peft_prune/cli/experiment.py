@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from ..folders import whole_file
+from ..moving import moving_bar
 from ..outputs import require_apart, require_outputs
 from ..requests import EditRequest, LoadedRequests
 from .edit import hyperparameters
@@ -146,7 +147,8 @@ def experiment(
     plan.order(len(records), 0)
     if known and probe:
         asked = len(probe)
-        probe = known_facts(base, tokenizer, probe)
+        with moving_bar(total=asked, desc="Facts", unit=" facts", disable=json_output, leave=False) as bar:
+            probe = known_facts(base, tokenizer, probe, progress=lambda done, _: bar.update(done - bar.n))
         if not json_output:
             close_with(f"The model knows {len(probe)} of {asked} facts")
     moments = _moments(plan, base, tokenizer, records, source, out, json_output)

@@ -6,18 +6,12 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import cycle
-from typing import Any
 
 from ..requests import EditRequest
 from .names import NAMES
 
 TRIES = 20
 """How often another request is drawn for its subject, before a name is taken in its place."""
-
-
-def prompts_about_others(requests: Sequence[EditRequest], each: int, seed: int = 0, **chosen: Any) -> list[str]:
-    """The prompts of `requests_about_others`, complete."""
-    return [one.text for one in requests_about_others(requests, each, seed, **chosen)]
 
 
 def requests_about_others(

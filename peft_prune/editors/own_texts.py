@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import cycle
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..moving import moving_bar
 from ..processes import same
 from ..requests import EditRequest
 from .kin import names_alike
-from .others import different_prompts, prompts_about_others
+from .others import different_prompts, requests_about_others
 from .second_moment import SecondMoments, collect_second_moments
 
 OWN_TOKENS = 20_000
@@ -38,6 +39,9 @@ OTHERS = 8
 
 OTHERS_SHARE = 1 / 3
 """Weight of the requests' prompts about others against the own texts, however few they are."""
+
+SUBJECTS_SHARE = 0.3
+"""Weight of the keys at the last tokens of those others, where an edit of such a prompt would be heard first."""
 
 MOST_PROMPTS = 250
 """Different prompts of the requests that are read about others."""
@@ -153,7 +157,9 @@ def with_others(
 
     What a model writes by itself hardly holds the prompts that edits are asked by, and an edit is then free to answer
     them for every subject; these make them part of what must stay. Each prompt is read about at most `OTHERS` names
-    like its subject that the model writes, and about `OTHERS` well-known ones.
+    like its subject that the model writes, and about `OTHERS` well-known ones. What an edit changes in the answer about
+    another subject it does nearly all at that subject's last token, since it is written there for its own; so the keys
+    at these tokens have a weight of their own, `SUBJECTS_SHARE`.
 
     Args:
         own: Over own texts.
@@ -167,8 +173,15 @@ def with_others(
     if not asked:
         return own
     alike = same("names", lambda: names_alike(model, tokenizer, asked, progress=progress))
-    texts = prompts_about_others(asked, OTHERS, alike=alike, edited=requests)
-    return own.mixed(collect_second_moments(model, tokenizer, texts, modules, progress=progress), OTHERS_SHARE)
+    others = requests_about_others(asked, OTHERS, alike=alike, edited=requests)
+    texts = [one.text for one in others]
+    found = own.mixed(collect_second_moments(model, tokenizer, texts, modules, progress=progress), OTHERS_SHARE)
+    # what stands behind a subject changes nothing before it
+    subjects = list(dict.fromkeys(f"{one.prompt.partition('{}')[0]}{one.subject}" for one in others))
+    at_subjects = collect_second_moments(model, tokenizer, subjects, modules, last=True, progress=progress)
+    mixed = found.mixed(at_subjects, SUBJECTS_SHARE)
+    # an expert that none of these few tokens is routed to keeps what it had
+    return replace(mixed, moments={**found.moments, **mixed.moments})
 
 
 def _openings(tokenizer: PreTrainedTokenizerBase, most: int) -> Iterator[tuple[int, ...]]:

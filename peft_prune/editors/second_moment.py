@@ -186,6 +186,7 @@ def collect_second_moments(
     batch_size: int = 32,
     max_length: int | None = None,
     max_tokens: int = MAX_TOKENS,
+    last: bool = False,
     progress: bool = True,
 ) -> SecondMoments:
     """Second moments of the inputs of ``modules`` over ``texts``, in one pass for all of them.
@@ -203,6 +204,7 @@ def collect_second_moments(
         batch_size: Texts in a batch.
         max_length: Tokens read of each text; 512, or fewer where the model allows fewer.
         max_tokens: Most tokens that are run together, padding included; a longer text runs alone.
+        last: Take the moment over the last token of each text alone.
         progress: Show a bar.
 
     Raises:
@@ -222,10 +224,11 @@ def collect_second_moments(
         for batch in _batches(share, batch_size):
             rows = [ids[:limit] for ids in prompt_ids(tokenizer, batch)]
             for ids, mask in _within(rows, max_tokens, input_device(model)):
-                _add_batch(inner, ids, mask, modules, sums)
-                tokens += int(mask.sum())
+                counted = _last(mask) if last else mask
+                _add_batch(inner, ids, mask, counted, modules, sums)
+                tokens += int(counted.sum())
             bar.update(len(batch) * share.parts)
-    require_same("texts or modules", (share.digest, list(modules), limit))
+    require_same("texts or modules", (share.digest, list(modules), limit, last))
     if share.parts > 1:
         sums = {name: sums[name] if name in sums else _nothing(inner, name) for name in modules}
         tokens = summed("second moments", sums, tokens)
@@ -349,9 +352,17 @@ def _nothing(inner: Any, name: str) -> Tensor:
     return torch.zeros(shape[0], shape[0])
 
 
-def _add_batch(inner: Any, ids: Tensor, mask: Tensor, modules: Sequence[str], sums: dict[str, Tensor]) -> None:
+def _last(mask: Tensor) -> Tensor:
+    """The last token of each row that is padded on the right."""
+    places = torch.arange(mask.shape[1], device=mask.device)
+    return places == mask.sum(1, keepdim=True) - 1
+
+
+def _add_batch(
+    inner: Any, ids: Tensor, mask: Tensor, counted: Tensor, modules: Sequence[str], sums: dict[str, Tensor]
+) -> None:
     def add(name: str, states: Tensor) -> None:
-        keys = states[mask.bool().to(states.device)].float()
+        keys = states[counted.bool().to(states.device)].float()
         if place_of(name) is not None:
             keys = keys[keys.any(dim=1)]  # the tokens that are routed there
         if name not in sums:

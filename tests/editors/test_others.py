@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from peft_prune.builtin import load_builtin_model
 from peft_prune.editors import SecondMoments, collect_second_moments, own_moments
 from peft_prune.editors.names import NAMES
-from peft_prune.editors.others import different_prompts, prompts_about_others
+from peft_prune.editors.others import different_prompts, requests_about_others
 from peft_prune.errors import AdapterError
 from peft_prune.models.mlp import mlp_output_modules
 from peft_prune.requests import EditRequest
@@ -26,6 +27,10 @@ REQUESTS = [
 @pytest.fixture(scope="module")
 def builtin():
     return load_builtin_model()
+
+
+def prompts_about_others(*given: Any, **chosen: Any) -> list[str]:
+    return [one.text for one in requests_about_others(*given, **chosen)]
 
 
 def test_no_subject_of_an_edit_is_asked_about() -> None:
@@ -68,6 +73,24 @@ def test_every_second_subject_is_asked_about_in_other_words() -> None:
     assert sum(text.endswith(" is known for the") or text.startswith("what ") for text in own) == 3
 
 
+def test_a_moment_over_last_tokens_is_that_of_their_keys(builtin) -> None:
+    model, tokenizer = builtin
+    name = mlp_output_modules(model, [1])[1]
+    texts = ["the harbour of Oslo", "Peru", "a long walk along the sea"]
+    found = collect_second_moments(model, tokenizer, texts, [name], last=True, batch_size=2, progress=False)
+    keys = []
+    with torch.no_grad():
+        for text in texts:
+            states: list[torch.Tensor] = []
+            handle = model.get_submodule(name).register_forward_pre_hook(lambda _, args, to=states: to.append(args[0]))
+            model(input_ids=torch.tensor([tokenizer(text).input_ids]))
+            handle.remove()
+            keys.append(states[0][0, -1].double())
+    K = torch.stack(keys)
+    torch.testing.assert_close(found.moments[name].double(), K.T @ K / 3, rtol=1e-4, atol=1e-6)
+    assert found.tokens == 3
+
+
 def test_own_moments_hold_the_requests_prompts_about_others(builtin, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = builtin
     name = mlp_output_modules(model, [1])[1]
@@ -76,11 +99,15 @@ def test_own_moments_hold_the_requests_prompts_about_others(builtin, monkeypatch
     monkeypatch.setattr(import_module("peft_prune.editors.own_texts"), "names_alike", lambda *_, **__: alike)
     quick = {"tokens": 300, "progress": False}
     own, found = (own_moments(model, tokenizer, [name], requests=given, **quick) for given in ((), REQUESTS))
-    texts = prompts_about_others(REQUESTS, 8, alike=alike)
+    asked = requests_about_others(REQUESTS, 8, alike=alike)
+    texts = [one.text for one in asked]
     assert "Bergen" in texts[-9] and not any("Oslo" in text for text in texts)
     others = collect_second_moments(model, tokenizer, texts, [name], progress=False)
-    assert found.tokens == own.tokens + others.tokens and found.base == own.base
-    expected = 2 / 3 * own.moments[name].double() + 1 / 3 * others.moments[name].double()
+    subjects = sorted({one.prompt.partition("{}")[0] + str(one.subject) for one in asked})
+    ends = collect_second_moments(model, tokenizer, subjects, [name], last=True, progress=False)
+    assert found.tokens == own.tokens + others.tokens + len(subjects) and found.base == own.base
+    expected = 0.7 * (2 / 3 * own.moments[name].double() + 1 / 3 * others.moments[name].double())
+    expected += 0.3 * ends.moments[name].double()
     torch.testing.assert_close(found.moments[name].double(), expected, rtol=1e-4, atol=1e-6)
     without = own_moments(model, tokenizer, [name], requests=[EditRequest("Who?", None, "Peru")], **quick)
     assert torch.equal(without.moments[name], own.moments[name])
