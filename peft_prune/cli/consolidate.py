@@ -42,13 +42,6 @@ def consolidate(
     keep_chat: Annotated[
         bool, typer.Option(help="Keep what the base answers in chat about others as well, at some cost to the edits.")
     ] = False,
-    window: Annotated[
-        Optional[int],
-        typer.Option(
-            help="Go on from an earlier consolidation, reading the edits made since and so many of those before; all "
-            "edits are read, anew, if not given."
-        ),
-    ] = None,
     seed: Annotated[int, typer.Option(help="Of texts, contexts and batches.")] = 0,
     dtype: Dtype = "float32",
     gguf_file: GgufFile = None,
@@ -64,7 +57,7 @@ def consolidate(
 
     model = in_gguf(model, gguf_file)
     weights = {"beta": beta, "neighbor_beta": neighbor_beta}
-    values: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate, "window": window, **weights}
+    values: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate, **weights}
     values["keep_chat"] = keep_chat
     settings = ConsolidationSettings(margin=margin, seed=seed, **values)  # what is wrong shows before a model is loaded
     given = None if texts is None else load_texts(texts)
@@ -72,7 +65,8 @@ def consolidate(
         folders={"out": out}, inputs={"history": history, "model": model, "texts": texts}, overwrite=overwrite
     )
     with resumed(history, model, dtype, placement) as session:
-        found = session.consolidate(given, settings, progress=shows_progress(json_output))
+        session.shows_bars = shows_progress(json_output)
+        found = session.consolidate(given, settings, progress=session.shows_bars)
         session.save(out, overwrite=overwrite)
         results = session.results
     if json_output:
@@ -80,8 +74,8 @@ def consolidate(
         return
     before = sum(margin > 0 for margin in found.margins_before.values())
     close_with(
-        f"{found.held} of {len(found.edits)} edits hold ({before} before) after {found.steps} steps; divergence from "
-        f"the base {found.divergence:.4f} nats a token ({found.divergence_before:.4f} before); adapter in {out}"
+        f"{found.held} of {len(found.edits)} edits hold ({before} before) after {found.steps} steps; divergence "
+        f"from the base {found.divergence:.4f} nats a token ({found.divergence_before:.4f} before); adapter in {out}"
     )
     say_fallen(results)
 
@@ -97,7 +91,6 @@ def _told(found: ConsolidationResult) -> dict[str, Any]:
         "beta": found.settings.beta,
         "neighbor_beta": found.settings.neighbor_beta,
         "keep_chat": found.settings.keep_chat,
-        "window": found.settings.window,
         "seed": found.settings.seed,
         "seconds": found.seconds,
     }

@@ -60,7 +60,7 @@ def evaluate(
     from ..editors.asking import default_ask, settled
     from ..evaluation import comparison_table, load_facts, load_texts, require_answerable
     from ..evaluation import evaluate as evaluate_model
-    from ..evaluation.tasks import require_asked
+    from ..evaluation.tasks import require_askable
     from ..monitoring import layer_conditions
     from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json, tuner_of
 
@@ -72,7 +72,7 @@ def evaluate(
     texts = None if text is None else load_texts(text)
     tasks = load_abilities(abilities or (), items, ability_ask)
     tokenizer = load_tokenizer(model)
-    require_asked(tokenizer, tasks.values())
+    require_askable(tokenizer, tasks.values())
     edited = load_adapter(load_model(model, dtype, placement), adapter, strict_base=strict_base)
     given = replace(given, requests=tuple(settled(given.requests, default_ask(tokenizer, ask))))
     given = fitting(requests, given, edited, tokenizer, require_answerable)

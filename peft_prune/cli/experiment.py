@@ -14,6 +14,7 @@ from ..folders import whole_file
 from ..moving import moving_bar
 from ..outputs import require_apart, require_outputs
 from ..requests import EditRequest, LoadedRequests
+from ..requests.asking import PLAIN
 from .edit import hyperparameters
 from .moments import MomentsSource, Stats, StatsText, StatsTokens
 from .options import AbilityAsk, Ask, EditorName, GgufFile, JsonOutput, Settings
@@ -97,7 +98,7 @@ def experiment(
     from ..builtin import held_out_texts
     from ..editors.asking import default_ask, settled
     from ..evaluation import known_facts, load_texts
-    from ..evaluation.tasks import require_asked
+    from ..evaluation.tasks import require_askable
     from ..experiment import Experiment, Material, Plan, Results, Schedule, Variant, require_comparable, require_table
     from .models import load_model, load_tokenizer, print_json, require_items
 
@@ -134,7 +135,7 @@ def experiment(
     texts = load_texts(text) if text is not None else held_out_texts() if builtin else []
     measured = _abilities(abilities, builtin, items, ability_ask)
     tokenizer = load_tokenizer(model)
-    require_asked(tokenizer, measured.values())
+    require_askable(tokenizer, measured.values())
     base = load_model(model, dtype, placement)
     given = replace(given, requests=tuple(settled(given.requests, default_ask(tokenizer, ask))))
     method = plan.get_editor(base)
@@ -286,9 +287,9 @@ def _builtin_abilities(count: int) -> dict[str, Ability]:
 def _abilities(paths: Sequence[Path] | None, builtin: bool, most: int, ask: str) -> dict[str, Ability]:
     from .models import load_abilities
 
-    if paths is None:
-        return _builtin_abilities(most) if builtin else {}
-    return load_abilities(paths, most, ask)
+    if paths is None and builtin and ask == PLAIN:
+        return _builtin_abilities(most)
+    return load_abilities(paths or (), most, ask)
 
 
 def _moments(

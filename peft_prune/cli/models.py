@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from ..audit import Checkpoint
 from ..errors import AdapterError, CheckpointError, UnsupportedModelError
 from ..evaluation import Ability, load_ability
-from ..evaluation.tasks import ABILITY_ASKS
+from ..evaluation.tasks import require_ability_ask
 from ..hub import adapter_folder
 from ..models.gguf import load_gguf_model, load_gguf_tokenizer
 from ..models.gradients import ensure_gradients
@@ -229,8 +229,9 @@ def load_abilities(paths: Sequence[Path], items: int, ask: str = PLAIN) -> dict[
         ValueError: ``items`` is below 1, or ``ask`` is neither "plain" nor "chat".
     """
     require_items(items)
-    if ask not in ABILITY_ASKS:
-        raise ValueError(f"ability_ask: {ask!r} is not one of {', '.join(ABILITY_ASKS)}")
+    require_ability_ask(ask, "ability_ask")
+    if ask != PLAIN and not paths:
+        raise ValueError(f"ability_ask: {ask}: there are no abilities to ask; give --abilities")
     found: dict[str, Ability] = {}
     for path in paths:
         ability = load_ability(path, limit=items, ask=ask)

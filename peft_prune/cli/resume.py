@@ -107,7 +107,10 @@ def resume(
         options |= {"solving": solving, "author": author}
         with EditSession.resume(history, base, tokenizer, **options) as session:
             session.shows_bars = shows_progress(json_output)
-            session.workspace.config.consolidate = consolidate or session.workspace.config.consolidate  # type: ignore[assignment]
+            config = session.workspace.config
+            config.consolidate = consolidate or config.consolidate  # type: ignore[assignment]
+            if config.consolidate != "every":
+                config.consolidate_window = None
             if records:
                 with going_on(session, history, first - 1 - skip):
                     session.edit(records, batch_size=batch_size)

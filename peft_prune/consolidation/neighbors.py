@@ -29,6 +29,7 @@ def neighbor_passages(
     seed: int = 0,
     *,
     phrasings: Sequence[Sequence[str]] = (),
+    standing: Sequence[EditRequest] = (),
     in_chat: bool = True,
     bfloat16: bool = True,
     progress: bool = False,
@@ -48,6 +49,7 @@ def neighbor_passages(
         each: At most so many names like its subject for each edit, and as many others.
         seed: Of the choice.
         phrasings: For each request the prompts beside its own that it is trained with.
+        standing: Further edits that stand: their subjects are no others, since what the base says of them has changed.
         in_chat: Off asks about others plainly alone.
         bfloat16: Let the base answer in bfloat16 where the device has units for it.
         progress: Show a bar while the base finds names.
@@ -56,7 +58,9 @@ def neighbor_passages(
         return []
     with model.disable_adapter():
         alike = names_alike(model, tokenizer, requests, seed, progress=progress)
-        others = requests_about_others(requests, each, seed, alike=alike, of_requests=True, phrasings=phrasings)
+        others = requests_about_others(
+            *(requests, each, seed), alike=alike, of_requests=True, edited=standing, phrasings=phrasings
+        )
         plain = [one.text for one in others if asks_plainly(one) or not in_chat]
         spoken = accepted(partial(chat_question, tokenizer), _in_chat(others) if in_chat else [])
         return [

@@ -15,7 +15,7 @@ from ..errors import EditFailedError
 from ..models.inference import undisturbed
 from ..processes import same
 from ..requests import EditRequest
-from ..spectral import LowRankUpdate
+from ..spectral import LowRankUpdate, truncate
 from ..tuner import PruneEditLayer
 from .neighbors import neighbor_passages
 from .own_texts import own_texts
@@ -70,13 +70,14 @@ def consolidate(
     phrasings: Sequence[Sequence[str] | None] | None = None,
     shows_bars: bool = False,
     start: Mapping[str, LowRankUpdate] | None = None,
+    standing: Sequence[EditRequest] = (),
 ) -> Consolidated:
     """Train the effective factors of ``model``'s adapter for all ``requests``; the adapter itself is not changed.
 
     Args:
-        model: A PEFT model whose adapter holds F(raw) of these edits.
+        model: A PEFT model whose adapter holds F(raw) of all edits that stand.
         tokenizer: Its tokenizer.
-        requests: The edits that stand.
+        requests: The edits that are read.
         settings: How.
         texts: Retention texts; None lets the base write them.
         protected: Facts with their answers.
@@ -84,7 +85,9 @@ def consolidate(
         phrasings: For each request the prompts that the model has found for it before; None where it is still to be
             asked.
         shows_bars: While texts and phrasings are written.
-        start: Factors that training begins with, by module; F(raw) if not given, which is the bound in any case.
+        start: Factors that training begins with, by module, cut to the rank of F(raw); F(raw) itself, which is the
+            bound in any case, if not given.
+        standing: Further edits that stand and are not read; nothing is kept as the base has it about their subjects.
 
     Raises:
         InvalidRequestError: No retention text has two tokens.
@@ -95,7 +98,7 @@ def consolidate(
         name: layer for name, layer in model.base_model.edited_layers(adapter) if layer.rank(adapter) > 0
     }
     limit = {name: layer.effective_update(adapter).to(torch.float32) for name, layer in layers.items()}
-    start = limit if start is None else {name: start[name].to(torch.float32) for name in layers}
+    start = limit if start is None else {name: _cut(start[name], own.rank) for name, own in limit.items()}
     settings = settings.for_edits(len(requests))
     chosen = _texts(model, tokenizer, texts, settings, shows_bars)
     pieces = text_passages(tokenizer, chosen, settings.text_length)
@@ -111,6 +114,7 @@ def consolidate(
     neighbors = neighbor_passages(
         *(model, tokenizer, requests, settings.neighbors, settings.seed),
         phrasings=prompts,
+        standing=standing,
         in_chat=settings.keep_chat,
         bfloat16=settings.bfloat16,
         progress=shows_bars,
@@ -119,6 +123,11 @@ def consolidate(
     trained = train(model, layers, start, limit, material, settings, progress)
     require_no_loss(trained)
     return Consolidated(trained, tuple(chosen), tuple(written))
+
+
+def _cut(update: LowRankUpdate, rank: int) -> LowRankUpdate:
+    wide = update.to(torch.float32)
+    return wide if wide.rank <= rank else truncate(wide, rank=rank)[0]
 
 
 def require_no_loss(trained: Trained) -> None:

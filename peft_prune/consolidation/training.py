@@ -173,6 +173,8 @@ class _Training:
             precision = Halves(self.tail.modules, input_device(self.model)).acting
         self.factors = {name: balanced(update) for name, update in self.start.items()}
         bounds = Bounds(self.limit if self.settings.bound else {}, self.layers)
+        if self.start is not self.limit:  # what is lost by coming within the bound is no loss by training
+            bounds.settle(self.factors)
         seen = [self._look(0)]
         if not torch.isfinite(torch.tensor([*seen[0].margins, seen[0].divergence])).all():
             raise EditFailedError(

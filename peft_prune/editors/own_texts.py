@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import cycle
 from typing import Any
 
@@ -179,9 +178,7 @@ def with_others(
     # what stands behind a subject changes nothing before it
     subjects = list(dict.fromkeys(f"{one.prompt.partition('{}')[0]}{one.subject}" for one in others))
     at_subjects = collect_second_moments(model, tokenizer, subjects, modules, last=True, progress=progress)
-    mixed = found.mixed(at_subjects, SUBJECTS_SHARE)
-    # an expert that none of these few tokens is routed to keeps what it had
-    return replace(mixed, moments={**found.moments, **mixed.moments})
+    return found.mixed(at_subjects, SUBJECTS_SHARE)
 
 
 def _openings(tokenizer: PreTrainedTokenizerBase, most: int) -> Iterator[tuple[int, ...]]:

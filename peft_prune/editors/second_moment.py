@@ -61,7 +61,7 @@ class SecondMoments:
     base: str | None = None
 
     def mixed(self, other: SecondMoments, share: float) -> SecondMoments:
-        """A mean of both; what one of them does not know is left out.
+        """A mean of both; what one of them does not know is left out, but for experts that none of its tokens reach.
 
         Args:
             other: Of the same base.
@@ -72,11 +72,12 @@ class SecondMoments:
         """
         if self.base is not None and other.base is not None and not same_base(self.base, other.base):
             raise AdapterError("statistics: those to be put together were taken with different base weights")
-        moments = {
-            name: moment * (1 - share) + other.moments[name] * share
-            for name, moment in self.moments.items()
-            if name in other.moments
-        }
+        weighted = ((self.moments, 1 - share), (other.moments, share))
+        moments = {}
+        for name in dict.fromkeys([*self.moments, *other.moments]):
+            parts = [own[name] * weight for own, weight in weighted if name in own]
+            if len(parts) == len(weighted) or place_of(name) is not None:  # no token of an expert adds nothing to it
+                moments[name] = parts[0] if len(parts) == 1 else parts[0].add_(parts[1])
         return SecondMoments(moments, self.tokens + other.tokens, self.base or other.base)
 
     def save(self, path: str | Path) -> None:

@@ -29,6 +29,12 @@ ABILITY_ASKS = (PLAIN, CHAT)
 """How the items of an ability can be asked."""
 
 
+def require_ability_ask(ask: str, name: str = "ask") -> None:
+    """Raise ValueError where items cannot be asked so."""
+    if ask not in ABILITY_ASKS:
+        raise ValueError(f"{name}: {ask!r} is not one of {', '.join(ABILITY_ASKS)}")
+
+
 @dataclass(frozen=True)
 class AbilityItem:
     """A prompt that ends where the answer begins, and every answer that counts as right; none is empty."""
@@ -66,8 +72,7 @@ class Ability:
     ask: str = PLAIN
 
     def __post_init__(self) -> None:
-        if self.ask not in ABILITY_ASKS:
-            raise ValueError(f"ask: {self.ask!r} is not one of {', '.join(ABILITY_ASKS)}")
+        require_ability_ask(self.ask)
         if self.metrics != ROUGE and (len(self.metrics) != 1 or self.metrics[0] not in SCORERS):
             raise ValueError(f"metrics: {self.metrics} is not one of {', '.join(SCORERS)}, or {ROUGE}")
         if not self.items:
@@ -189,7 +194,7 @@ SCORERS: Mapping[str, Callable[[str, Sequence[str]], bool]] = {
 """Whether a generated text counts, by the metric's name."""
 
 
-def require_asked(tokenizer: PreTrainedTokenizerBase, abilities: Iterable[Ability]) -> None:
+def require_askable(tokenizer: PreTrainedTokenizerBase, abilities: Iterable[Ability]) -> None:
     """Raise UnsupportedModelError where one is asked in chat and the tokenizer has no template that renders it."""
     if any(ability.ask == CHAT for ability in abilities):
         require_chat_template(tokenizer)
@@ -199,10 +204,12 @@ def _asked(tokenizer: PreTrainedTokenizerBase, ability: Ability) -> Ability:
     """The ability with its prompts as they are put to the model."""
     if ability.ask == PLAIN:
         return ability
-    require_asked(tokenizer, [ability])
-    return replace(
-        ability, items=tuple(replace(item, prompt=chat_prompt(tokenizer, item.prompt).before) for item in ability.items)
-    )
+    require_askable(tokenizer, [ability])
+    rendered = [chat_prompt(tokenizer, item.prompt) for item in ability.items]
+    # a model writes what its template puts before an answer, and a line break there would end it
+    prompts = [one.before + one.separator for one in rendered]
+    items = [replace(item, prompt=prompt) for item, prompt in zip(ability.items, prompts, strict=True)]
+    return replace(ability, items=tuple(items))
 
 
 def _fitting(

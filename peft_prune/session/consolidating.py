@@ -16,7 +16,7 @@ from ..moving import moving_bar
 from ..processes import same
 from ..spectral import LowRankUpdate
 from .consolidations import ConsolidationRecord
-from .records import EditRecord
+from .records import LOST, EditRecord
 from .replay import set_consolidated
 from .workspace import Workspace
 
@@ -93,28 +93,34 @@ class Consolidating:
         """Consolidate the edits that stand; the caller sees to it that an error leaves everything as it was.
 
         Raises:
-            SessionStateError: No edit stands.
+            SessionStateError: No edit stands; or only those of the last consolidation are read, and none since.
         """
         work, start = self._work, time.perf_counter()
         records = [record for record in work.history.edits(standing=True) if record.request is not None]
         if not records:
             raise SessionStateError("history: it holds no request that stands, so there is nothing to consolidate")
-        read = self._window(records, settings)
-        begins_with = None if read is None else self._present()
+        windowed = self.reads_window(settings)
+        read = self._window(records, settings) if windowed else records
+        begins_with = self._present() if windowed else None
+        # each window draws anew, also the texts
+        drawn = dataclasses.replace(settings, seed=settings.seed + work.history.last_batch) if windowed else settings
+        texts, written = self._texts(texts, drawn.for_edits(len(read)), windowed)
         restrained, standing = self._restrained(), {one.id: one.strength for one in records}
-        records = records if read is None else read
-        requests = [record.request for record in records if record.request is not None]
+        ids = {record.id for record in read}
+        others = [one.request for one in records if one.request is not None and one.id not in ids]
+        requests, records = [one.request for one in read if one.request is not None], read
         known, numbers = work.history.phrasings(), [record.id for record in records]
         phrasings = [known.get(number) for number in numbers]
-        with _bar(progress, settings.for_edits(len(records)).steps) as show:
+        with _bar(progress, drawn.for_edits(len(records)).steps) as show:
             # the last bits of what processes compute may part: rank 0's factors are everybody's
             found = same(
                 "consolidation",
                 lambda: consolidate(
-                    *(work.model, work.tokenizer, requests, settings, texts, work.protected_passages(), show),
+                    *(work.model, work.tokenizer, requests, drawn, texts, work.protected_passages(), show),
                     phrasings=phrasings,
                     shows_bars=progress,
                     start=begins_with,
+                    standing=others,
                 ),
             )
         set_consolidated(work.model, found.factors)
@@ -123,21 +129,21 @@ class Consolidating:
             *(work.history.last_batch, work.history.last_restraint, standing),
             *(settings, found.texts, found.factors),
             dict(zip(numbers, found.phrasings, strict=True)) if settings.phrasings else {},
+            written,
         )
         told: dict[str, Any] = {"edits": len(standing), "read": len(records), "steps": last.step}
         told |= {"held": [first.held, last.held], "divergence": [first.divergence, last.divergence]}
         work.history.record_consolidation(record, restrained, told)
         work.note_pending()
-        ids = [record.id for record in records]
         _warn_of_unreached(records, last.margins)
         return ConsolidationResult(
-            tuple(ids),
+            tuple(numbers),
             last.step,
-            dict(zip(ids, last.margins, strict=True)),
-            dict(zip(ids, first.margins, strict=True)),
+            dict(zip(numbers, last.margins, strict=True)),
+            dict(zip(numbers, first.margins, strict=True)),
             last.divergence,
             first.divergence,
-            found.trained.settings,
+            dataclasses.replace(found.trained.settings, seed=settings.seed),
             time.perf_counter() - start,
         )
 
@@ -168,17 +174,40 @@ class Consolidating:
         records = self._work.history.edits(standing=True)
         return len(records) if kept is None else sum(record.batch > kept.batch for record in records)
 
-    def _window(self, records: Sequence[EditRecord], settings: ConsolidationSettings) -> list[EditRecord] | None:
-        """The edits since the last consolidation and so many of those before; None where all are read."""
+    def reads_window(self, settings: ConsolidationSettings) -> bool:
+        """Whether such a consolidation goes on from the one that the adapter holds."""
+        return settings.window is not None and self._is_held and self._work.history.consolidation() is not None
+
+    def _window(self, records: Sequence[EditRecord], settings: ConsolidationSettings) -> list[EditRecord]:
+        """The edits since the last consolidation, what has not taken or was lost, and so many of the others.
+
+        Raises:
+            SessionStateError: There is none since.
+        """
         kept = self._work.history.consolidation()
-        if settings.window is None or kept is None or not self._is_held:
-            return None
-        # what has not taken yet is read again, whenever it was made
+        assert kept is not None and settings.window is not None
         new = {record.id for record in records if record.batch > kept.batch or not record.has_taken}
+        if not new:
+            raise SessionStateError(
+                "window: no edit has been added since the last consolidation; without a window all are trained anew"
+            )
+        new |= {record.id for record in records if record.state == LOST}
         before = [record.id for record in records if record.id not in new]
         draw = random.Random(f"{settings.seed} {self._work.history.last_batch}")
         chosen = new.union(draw.sample(before, min(settings.window, len(before))))
         return [record for record in records if record.id in chosen]
+
+    def _texts(
+        self, texts: Sequence[str] | None, settings: ConsolidationSettings, windowed: bool
+    ) -> tuple[Sequence[str] | None, bool]:
+        """The retention texts, None where the base shall write them; and whether it writes them or has written them.
+
+        What it has written for fewer edits is not read again and again by more of them.
+        """
+        kept = self._work.history.consolidation()
+        if texts is None or kept is None or not kept.written or list(texts) != list(kept.texts):
+            return texts, texts is None
+        return (None if windowed or len(texts) < (settings.texts or 0) else texts), True
 
     def _present(self) -> dict[str, LowRankUpdate]:
         """The effective factors, by module: what was trained, with what has been added beside it."""

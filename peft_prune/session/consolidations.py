@@ -15,6 +15,9 @@ from ..spectral import LowRankUpdate
 from .records import EditRecord, Factors
 from .schema import read_json
 
+WRITTEN = "texts_written"
+"""Beside the settings in the history: whether the base wrote the texts."""
+
 
 @dataclass(frozen=True)
 class ConsolidationRecord:
@@ -28,6 +31,7 @@ class ConsolidationRecord:
         texts: The retention texts.
         updates: The trained factors by module.
         phrasings: By number of the edit, the prompts that the model found for it.
+        written: Whether the base wrote the texts.
     """
 
     batch: int
@@ -37,6 +41,7 @@ class ConsolidationRecord:
     texts: Sequence[str]
     updates: Mapping[str, LowRankUpdate]
     phrasings: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    written: bool = False
 
     def stands(self, records: Iterable[EditRecord], restraint: int) -> bool:
         """Whether it is still that of the edits that stand: nothing was undone, rescaled or restrained since.
@@ -61,13 +66,16 @@ def read_consolidation(row: Mapping[str, Any], history: str | Path) -> Consolida
         strengths = {int(edit): float(strength) for edit, strength in edits.items()}
         # what was done before there were these was done without them
         before = {"phrasings": 0, "neighbors": 0, "bfloat16": False, "neighbor_beta": settings.get("beta")}
+        written = settings.pop(WRITTEN, False)
         known = ConsolidationSettings.of({**before, **settings})
         updates = Factors.from_bytes(row["data"]).updates
     except (SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise HistoryError(f"{where} is damaged: {error}") from None
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise HistoryError(f"{where}: its texts are {texts!r:.60}, a list of texts is accepted")
-    return ConsolidationRecord(row["batch"], row["restraint"], strengths, known, texts, updates)
+    return ConsolidationRecord(
+        row["batch"], row["restraint"], strengths, known, texts, updates, written=written is True
+    )
 
 
 def read_phrasings(rows: Iterable[Mapping[str, Any]], history: str | Path) -> dict[int, tuple[str, ...]]:

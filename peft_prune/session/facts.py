@@ -31,6 +31,7 @@ RESTRAINT_FIELDS = (
     "max_rank",
     "consolidate",
     "consolidate_every",
+    "consolidate_window",
 )
 CONFIG_FIELDS = (*RESTRAINT_FIELDS, "target_modules", "layers_to_transform", "layers_pattern")
 """Fields of the adapter's configuration that a history needs to build it again."""

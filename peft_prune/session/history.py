@@ -23,7 +23,7 @@ from ..errors import HistoryError, HistoryLockedError
 from ..processes import is_main
 from ..requests import EditRequest
 from ..spectral import parse_restraint
-from .consolidations import ConsolidationRecord, read_consolidation, read_phrasings
+from .consolidations import WRITTEN, ConsolidationRecord, read_consolidation, read_phrasings
 from .records import (
     APPLIED,
     FAILED,
@@ -286,7 +286,7 @@ class History:
             self._execute("DELETE FROM consolidations")
             values = (
                 *(_now(), record.batch, self.last_restraint, json.dumps({str(k): v for k, v in record.edits.items()})),
-                *(json.dumps(asdict(record.settings)), json.dumps(list(record.texts))),
+                *(json.dumps({**asdict(record.settings), WRITTEN: record.written}), json.dumps(list(record.texts))),
                 Factors(record.updates, {}).to_bytes(),
             )
             self._execute(

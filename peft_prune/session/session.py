@@ -432,10 +432,11 @@ class EditSession:
         self, texts: Sequence[str] | None, settings: ConsolidationSettings, progress: bool = False
     ) -> ConsolidationResult:
         require_same("texts or settings", (None if texts is None else list(texts), settings))
+        windowed = self._consolidating.reads_window(settings)
         with self.workspace.intact():
             result = self._consolidating.run(texts, settings, progress)
         self._look("consolidate")
-        if settings.window is not None:  # what has not taken is read again the next time, and rolled out before saving
+        if windowed:  # what has not taken is read again the next time, and rolled out before saving
             return result
         shown, self.shows_bars = self.shows_bars, self.shows_bars or progress
         try:
@@ -493,7 +494,7 @@ class EditSession:
     def _kept_settings(self) -> ConsolidationSettings:
         kept, window = self.history.consolidation(), self.workspace.config.consolidate_window
         settings = ConsolidationSettings() if kept is None else kept.settings
-        return settings if window is None else dataclasses.replace(settings, window=window)
+        return dataclasses.replace(settings, window=window)
 
     @property
     def _kept_texts(self) -> Sequence[str] | None:
@@ -540,7 +541,8 @@ class EditSession:
             require_outputs(folders={"path": Path(path)}, inputs=inputs, overwrite=overwrite)
         consolidated = self._open and self._consolidating.is_due_before_saving and self._consolidate_to_save()
         if self._open:
-            what = "nor when trained with others" if consolidated else "and there was no consolidation before saving"
+            trained = consolidated or self.consolidated > 0
+            what = "nor when trained with others" if trained else "and there was no consolidation before saving"
             self._give_up(f"did not take, {what}")
         if not consolidated and self.model.restraint_is_pending():
             self._restrain_pending()

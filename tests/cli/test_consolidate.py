@@ -27,14 +27,11 @@ def test_a_history_is_consolidated_and_its_adapter_written(capsys, folder: Path,
     assert told["held"]["after"] >= told["held"]["before"]
     assert json.loads((tmp_path / "whole" / "adapter_config.json").read_text())["consolidated"] == 4
     assert History.read(log).consolidation() is not None
-    window = ["consolidate", log, "--model", folder / "model", "--out", tmp_path / "window", *options]
-    code, output, errors = run(capsys, *window, "--window", 1, "--keep-chat", "--json")
-    assert code == 0, errors
-    assert (told := json.loads(output))["edits"] == 1 and told["window"] == 1 and told["keep_chat"] is True
-    assert json.loads((tmp_path / "window" / "adapter_config.json").read_text())["consolidated"] == 4
+    keep = ["consolidate", log, "--model", folder / "model", "--out", tmp_path / "chat", *options, "--keep-chat"]
+    code, output, errors = run(capsys, *keep, "--json")
+    assert code == 0 and json.loads(output)["keep_chat"] is True, errors
     for wrong, message in (
         (["--steps", 0], "steps: 0 must be an integer of at least 1"),
-        (["--window", -1], "window: -1 must be an integer of at least 0"),
         (["--texts", tmp_path / "none.json"], "none.json"),
         (["--out", tmp_path / "whole"], "whole exists"),
     ):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 
 from peft_prune import (
     AdapterError,
@@ -28,7 +28,7 @@ from peft_prune.reporting.log import EditLog
 from peft_prune.session.consolidating import Consolidating
 from peft_prune.spectral import LowRankUpdate
 from tests.consolidation.scene import GENTLE, TEXTS, edited, effective, fresh, layer_of
-from tests.session.scene import MODULE, REQUESTS, resumed
+from tests.session.scene import MODULE, REQUESTS, resumed, session
 from tests.tiny import willing
 
 SHORT = replace(GENTLE, steps=10, look_every=5)
@@ -39,6 +39,10 @@ def restrained(session: EditSession) -> LowRankUpdate:
     """F(raw) of what stands; the session stays as it is."""
     layer = layer_of(session)
     return layer._restrained("default", layer.raw_update("default"), None)[0]
+
+
+def lost_of(session: EditSession) -> list[int]:
+    return [record.id for record in session.history.edits(standing=True) if record.state == "lost"]
 
 
 def same(one: LowRankUpdate, other: LowRankUpdate) -> bool:
@@ -149,9 +153,9 @@ def test_the_schedule_consolidates(tmp_path: Path, schedule: dict[str, Any], mon
 
 
 @pytest.mark.filterwarnings("ignore:consolidation. not reached")
-@pytest.mark.parametrize(("window", "read"), [(0, [3, 2]), (1, [3, 3]), (9, [3, 5]), (None, [3, 5])])
+@pytest.mark.parametrize("window", [0, 1, 9, None])
 def test_a_window_goes_on_from_what_was_trained_and_reads_new_edits_and_some_before(
-    tmp_path: Path, window: int | None, read: list[int], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("peft_prune.session.session.ConsolidationSettings", lambda: replace(SHORT, texts=6))
     begun = []
@@ -163,8 +167,9 @@ def test_a_window_goes_on_from_what_was_trained_and_reads_new_edits_and_some_bef
         own.edit(REQUESTS[:3])
         trained = effective(own)
         own.edit(REQUESTS[3:])
-        beside = effective(own)
+        beside, lost = effective(own), lost_of(own)
         own.save(tmp_path / "adapter")
+        read = [3, 5 if window is None else min(5, 2 + len(lost) + window)]
         told = [event["data"] for event in own.history.events() if event["kind"] == "consolidate"]
         assert [one["read"] for one in told] == read and [one["edits"] for one in told] == [3, 5]
         assert layer_of(own).consolidated_edits("default") == 5
@@ -176,10 +181,99 @@ def test_a_window_goes_on_from_what_was_trained_and_reads_new_edits_and_some_bef
     said = [change.what for change in EditLog.of(History.read(tmp_path / "edits.db")).changes]
     assert f"{read[1]} of them were read, of which " in "; ".join(said) or read[1] == 5
     with resumed(tmp_path / "edits.db") as again:
-        assert same(effective(again), after)
+        assert same(effective(again), after) and again.workspace.config.consolidate_window == window
         again.undo(5)  # what remains is consolidated anew, all of it
         assert [e["data"]["read"] for e in again.history.events() if e["kind"] == "consolidate"] == [*read, 4]
         assert same(begun[-1], restrained(again))
+
+
+WINDOWS: dict[str, Any] = {"restrain_on": "merge", "consolidate": "every", "consolidate_every": 3}
+
+
+@pytest.mark.filterwarnings("ignore:consolidation. not reached")
+def test_a_window_of_an_adapter_of_limited_rank_has_that_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peft_prune.session.session.ConsolidationSettings", lambda: replace(SHORT, texts=6))
+    with fresh(consolidate_window=1, max_rank=2, **WINDOWS) as own:
+        own.edit(REQUESTS)
+        own.save(tmp_path / "adapter")
+        assert effective(own).rank == 2 and layer_of(own).consolidated_edits("default") == 5
+        saved = effective(own)
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["consolidated"] == 5
+    again = PeftModel.from_pretrained(willing("gpt2"), str(tmp_path / "adapter"))
+    loaded = dict(again.base_model.edited_layers())[MODULE].effective_update("default")
+    torch.testing.assert_close(loaded.B @ loaded.A, saved.B @ saved.A)
+
+
+@pytest.mark.filterwarnings("ignore:consolidation. not reached")
+def test_a_window_keeps_nothing_about_subjects_of_edits_that_it_does_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr("peft_prune.session.consolidating.LOST", "")
+    passages = run.neighbor_passages
+    monkeypatch.setattr(
+        run, "neighbor_passages", lambda *of, **named: given.append(named["standing"]) or passages(*of, **named)
+    )
+    with fresh(restrain_on="merge") as own:
+        own.edit(REQUESTS[:4])
+        own.consolidate(TEXTS, SHORT)
+        own.edit(REQUESTS[4])
+        own.consolidate(TEXTS, SHORT, window=0)
+    assert given[0] == [] and [one.subject for one in given[1]] == [one.subject for one in REQUESTS[:4]]
+
+
+@pytest.mark.filterwarnings("ignore:consolidation. not reached")
+def test_a_window_without_new_edits_is_refused_and_asked_for_once_is_no_schedule(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with fresh(restrain_on="merge", consolidate="save") as own:
+        own.edit(REQUESTS[:3])
+        own.consolidate(TEXTS, SHORT)
+        trained = effective(own)
+        with pytest.raises(SessionStateError, match="window: no edit has been added since the last consolidation"):
+            own.consolidate(TEXTS, SHORT, window=2)
+        assert same(effective(own), trained)
+        own.edit(REQUESTS[3])
+        lost = lost_of(own)
+        assert lost and own.consolidate(TEXTS, SHORT, window=0).edits == (*lost, 4)
+        assert own._kept_settings.window is None
+
+
+@pytest.mark.filterwarnings("ignore:consolidation. not reached")
+def test_texts_that_the_base_wrote_are_written_anew_for_a_window_and_for_more_edits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    monkeypatch.setattr(run, "own_texts", lambda model, tokenizer, count, *_, **__: written.append(count) or TEXTS)
+    quick = replace(SHORT, phrasings=0, neighbors=0)
+    with fresh(tmp_path / "edits.db", restrain_on="merge") as own:
+        own.edit(REQUESTS[:3])
+        own.consolidate(None, replace(quick, texts=6))
+        assert len(written) == 1
+        own.undo(3)  # done again with the same ones
+        assert len(written) == 1
+        own.edit(REQUESTS[3])
+    with resumed(tmp_path / "edits.db") as own:
+        own.consolidate(own._kept_texts, replace(quick, texts=6, window=1))
+        own.consolidate(own._kept_texts, replace(quick, texts=9))
+        own.consolidate(TEXTS[:5], replace(quick, texts=9))
+        own.consolidate(own._kept_texts, replace(quick, texts=9))
+    assert written == [6, 6, 9]
+
+
+@pytest.mark.filterwarnings("ignore:consolidation. not reached")
+def test_what_windows_do_not_reach_is_rolled_out_before_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peft_prune.session.session.ConsolidationSettings", lambda: replace(SHORT, texts=6))
+    config = PruneEditConfig(layers_to_transform=[1], restraint="log", alpha=1.5, consolidate_window=1, **WINDOWS)
+    tuned = get_peft_model(willing("gpt2"), config).eval()
+    with session(tmp_path / "edits.db", model=tuned, on_failure="consolidate") as own:
+        own.edit(REQUESTS)
+        waiting = [record.id for record in own._waiting()]
+        own.save(tmp_path / "adapter")
+        assert own.history.standing == 5 - len(waiting)
+        undone = [event["data"] for event in own.history.events() if event["kind"] == "undo"]
+        assert [edit for one in undone for edit in one["edits"]] == waiting
+        assert {one["reason"] for one in undone} <= {"did not take, nor when trained with others"}
 
 
 @pytest.mark.filterwarnings("ignore:consolidation. not reached")
