@@ -61,7 +61,10 @@ def _consolidation(config: PruneEditConfig, requests: int) -> str:
         of_many = f"that is for {CONSOLIDATED_FROM} restrained edits or more"
         return f"no, {'as told' if config.consolidate == 'demand' else of_many}; peft-prune consolidate does it later"
     often = f"every {config.consolidate_every} edits and " if config.consolidate == "every" else ""
-    trained = "all edits are trained together against the base's own answers, within what the restraint left"
+    read = (
+        "all edits" if config.consolidate_window is None else f"new edits and {config.consolidate_window} of the others"
+    )
+    trained = f"{read} are trained together against the base's own answers, within what the restraint left"
     return f"{often}before saving: {trained}"
 
 

@@ -51,7 +51,7 @@ class ConsolidationSettings:
             looked at in the model's own dtype all the same.
         window: Of the edits that were consolidated before, how many are read again beside those made since, so that the
             cost does not grow with the history: training goes on from the present factors, within the bound of F(raw).
-            None reads all edits and begins anew with F(raw), as the first consolidation does in any case.
+            None reads all edits and begins anew with F(raw), as it is in any case where no consolidation stands.
         seed: Of texts, contexts and batches.
 
     Raises:

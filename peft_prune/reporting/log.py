@@ -262,7 +262,8 @@ def _change(row: Mapping[str, Any], records: Sequence[EditRecord]) -> Change:
     elif kind == "look":
         what = f"seen after {CAUSES.get(data['cause'], data['cause'])}: {_seen(data['edits'])}"
     elif kind == "consolidate":
-        held, read = data["held"][-1], data.get("read", data["edits"])
+        held, read = data["held"][-1], data.get("read")
+        read = read if isinstance(read, int) else data["edits"]
         told = f"{held} hold" if read == data["edits"] else f"{read} of them were read, of which {held} hold"
         what = f"{data['edits']} edits consolidated in {data['steps']} steps: {told}"
     else:

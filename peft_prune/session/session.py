@@ -70,8 +70,8 @@ class EditSession:
         callbacks: Called at the session's events, in this order.
         on_failure: What becomes of an edit that does not take: "skip" rolls it out and goes on, "raise" does the same
             and raises `BatchFailedError` after its batch, "keep" leaves its factors in, "consolidate" leaves them in
-            for the next consolidation to reach it. What that does not reach is rolled out after it, and everything
-            before saving where there is none.
+            for the next consolidation to reach it. What that does not reach is rolled out after it (after a window
+            only before saving), and everything before saving where there is none.
         on_conflict: What becomes of an earlier edit of the same subject and relation with another target: "replace"
             undoes it when the new one takes, "keep" keeps both, "reject" rejects the new one.
         author: Who edits, for the log; the user of this process if not given.
@@ -407,6 +407,9 @@ class EditSession:
         **values: Any,
     ) -> ConsolidationResult:
         """Train the effective factors of all edits that stand together, within the restraint's singular values.
+
+        With ``window`` only those since the last consolidation and some of those before are read; see
+        `ConsolidationSettings`.
 
         The raw factors and the edits in the history stay what they were. What is consolidated stays so: an undo, a
         replacement, new strengths and a restraint on the schedule are followed by another consolidation with the same
