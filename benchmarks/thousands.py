@@ -76,7 +76,8 @@ def main() -> None:
         history = given.history or Path(folder, "edits.db")
         with EditSession(
             *(model, tokenizer, editor),
-            **{"statistics": moments, "history": history, "monitor": False, "look_again": False, "ask": "plain"},
+            **{"statistics": moments, "history": history, "monitor": False, "ask": "plain"},
+            look_again=bool(given.windows),  # a window reads again what was seen to be lost
             on_failure="consolidate" if given.consolidate else "keep" if given.keep else "skip",
         ) as session:
             print(HEADER, flush=True)
