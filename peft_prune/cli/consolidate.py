@@ -58,8 +58,8 @@ def consolidate(
     model = in_gguf(model, gguf_file)
     weights = {"beta": beta, "neighbor_beta": neighbor_beta}
     values: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate, **weights}
-    values["keep_chat"] = keep_chat
-    settings = ConsolidationSettings(margin=margin, seed=seed, **values)  # what is wrong shows before a model is loaded
+    # what is wrong shows before a model is loaded
+    settings = ConsolidationSettings(margin=margin, keep_chat=keep_chat, seed=seed, **values)
     given = None if texts is None else load_texts(texts)
     require_outputs(
         folders={"out": out}, inputs={"history": history, "model": model, "texts": texts}, overwrite=overwrite

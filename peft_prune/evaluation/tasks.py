@@ -16,6 +16,7 @@ from ..errors import InvalidRequestError
 from ..models.chat import chat_prompt, require_chat_template
 from ..models.generation import greedy_answers
 from ..models.inference import Progress, max_positions
+from ..models.joining import asked as separated
 from ..models.joining import joined
 from ..models.tokenization import continuation_ids, prompt_ids
 from ..requests import read_records, read_text
@@ -207,7 +208,7 @@ def _asked(tokenizer: PreTrainedTokenizerBase, ability: Ability) -> Ability:
     require_askable(tokenizer, [ability])
     rendered = [chat_prompt(tokenizer, item.prompt) for item in ability.items]
     # a model writes what its template puts before an answer, and a line break there would end it
-    prompts = [one.before + one.separator for one in rendered]
+    prompts = [separated(one.before, one.separator) for one in rendered]
     items = [replace(item, prompt=prompt) for item, prompt in zip(ability.items, prompts, strict=True)]
     return replace(ability, items=tuple(items))
 

@@ -176,7 +176,7 @@ class Consolidating:
 
     def reads_window(self, settings: ConsolidationSettings) -> bool:
         """Whether such a consolidation goes on from the one that the adapter holds."""
-        return settings.window is not None and self._is_held and self._work.history.consolidation() is not None
+        return settings.window is not None and self._is_held
 
     def _window(self, records: Sequence[EditRecord], settings: ConsolidationSettings) -> list[EditRecord]:
         """The edits since the last consolidation, what has not taken or was lost, and so many of the others.
