@@ -11,7 +11,7 @@ import typer
 from .options import AbilityAsk, Ask, Dtype, GgufFile, JsonOutput
 from .placement import Placement, placed
 from .places import in_gguf
-from .plain import close_with, plain
+from .plain import close_with, plain, say
 from .progress import progress_bar
 from .requested import OnBadRecord, bad_records, fitting, requested
 
@@ -62,6 +62,7 @@ def evaluate(
     from ..evaluation import evaluate as evaluate_model
     from ..evaluation.tasks import require_askable
     from ..monitoring import layer_conditions
+    from ..requests.asking import CHAT
     from .models import load_abilities, load_adapter, load_model, load_tokenizer, print_json, tuner_of
 
     model = in_gguf(model, gguf_file)
@@ -92,6 +93,7 @@ def evaluate(
     conditions = layer_conditions(edited)
     figures["layers"] = {name: asdict(condition) for name, condition in conditions.items()}
     figures["restrained"] = tuner_of(edited).peft_config["default"].restrained
+    figures |= {"ability_ask": ability_ask} if tasks else {}
     figures |= bad_records(given)
     if json_output:
         print_json(figures)
@@ -100,6 +102,8 @@ def evaluate(
     if full:
         Console().print(_difference_table(figures["difference"]))
     Console().print(_layer_table(figures["layers"]))
+    if ability_ask == CHAT and tasks:
+        say("Abilities were asked through the model's chat template.")
     close_with("The adapter has been restrained." if figures["restrained"] else "The adapter is not restrained.")
 
 

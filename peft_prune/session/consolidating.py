@@ -81,13 +81,13 @@ class Consolidating:
         config = self._work.config
         if config.consolidate != "every":
             return False
-        return self._added_since() >= config.consolidate_every
+        return self._work.history.unconsolidated >= config.consolidate_every
 
     @property
     def is_due_before_saving(self) -> bool:
         """Whether the schedule asks for one before the adapter leaves."""
         config, standing = self._work.config, self._work.history.standing
-        return config.consolidates(standing) and not (self._is_held and self._added_since() == 0)
+        return config.consolidates(standing) and not (self._is_held and self._work.history.unconsolidated == 0)
 
     def run(self, texts: Sequence[str] | None, settings: ConsolidationSettings, progress: bool) -> ConsolidationResult:
         """Consolidate the edits that stand; the caller sees to it that an error leaves everything as it was.
@@ -168,11 +168,6 @@ class Consolidating:
     @property
     def _is_held(self) -> bool:
         return self.edits > 0
-
-    def _added_since(self) -> int:
-        kept = self._work.history.consolidation()
-        records = self._work.history.edits(standing=True)
-        return len(records) if kept is None else sum(record.batch > kept.batch for record in records)
 
     def reads_window(self, settings: ConsolidationSettings) -> bool:
         """Whether such a consolidation goes on from the one that the adapter holds."""

@@ -313,6 +313,18 @@ class History:
         rows = self._rows("consolidations", "ORDER BY id DESC LIMIT 1") if self._has("consolidations") else []
         return read_consolidation(rows[0], self._name) if rows else None
 
+    @property
+    def consolidated_batch(self) -> int:
+        """Number of the last batch before the last consolidation; 0 where there is none."""
+        if not self._has("consolidations"):
+            return 0
+        return self._number("SELECT coalesce((SELECT batch FROM consolidations ORDER BY id DESC LIMIT 1), 0)")
+
+    @property
+    def unconsolidated(self) -> int:
+        """How many edits stand that were added since the last consolidation; all that stand where there is none."""
+        return self._number(f"SELECT count(*) FROM edits WHERE {_STANDING} AND batch > {self.consolidated_batch}")
+
     def phrasings(self) -> dict[int, tuple[str, ...]]:
         """The prompts that the model has found for edits, by their number.
 

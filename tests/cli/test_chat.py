@@ -63,6 +63,12 @@ def test_edit_and_evaluate_ask_both_ways_and_say_so(folder: Path, tmp_path: Path
     assert (after["efficacy_chat"]["n"], after["generalization_chat"]["n"]) == (1, 1)
     assert run(folder, "evaluate", "speaking", "--adapter", out, "--ask", "plain", "--json") == 0
     assert "efficacy_chat" not in json.loads(capsys.readouterr().out)["after"]
+    (tmp_path / "tasks.json").write_text(json.dumps([{"prompt": "tan tone seat", "answer": "ten"}]))
+    spoken = ("--adapter", out, "--abilities", tmp_path / "tasks.json", "--ability-ask", "chat")
+    assert run(folder, "evaluate", "speaking", *spoken, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["ability_ask"] == "chat"
+    assert run(folder, "evaluate", "speaking", *spoken) == 0
+    assert "Abilities were asked through the model's chat template." in capsys.readouterr().out
     assert main(["history", str(log)]) == 0
     assert "in chat" in capsys.readouterr().out
 

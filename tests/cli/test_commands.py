@@ -309,6 +309,7 @@ def test_evaluate_adds_abilities_fluency_and_differences_where_they_are_asked_fo
     code, output, errors = run(capsys, *arguments, "--fluency", 4, "--full", "--json")
     assert code == 0, errors
     figures = json.loads(output)
+    assert figures["ability_ask"] == "plain"
     for moment in ("before", "after"):
         assert set(figures[moment]["abilities"]) == {"other", "question_answering"}
         assert all(figure["n"] == 7 for figure in figures[moment]["abilities"].values())

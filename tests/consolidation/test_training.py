@@ -91,6 +91,17 @@ def test_neither_norm_nor_condition_number_exceed_what_the_restraint_left() -> N
         assert torch.linalg.matrix_norm(unbound, 2) > torch.linalg.matrix_norm(limit, 2)
 
 
+def test_what_training_goes_on_from_is_first_looked_at_within_the_bound() -> None:
+    model, layers, updates = adapted_layers()
+    above = {name: replace(update, B=update.B * 3) for name, update in updates.items()}
+    own = replace(GENTLE, steps=1, look_every=1, learning_rate=1e-12)
+    first = train(model, layers, above, updates, material(), own).seen[0]
+    same = train(model, layers, updates, updates, material(), own).seen[0]
+    free = train(model, layers, above, updates, material(), replace(own, bound=False)).seen[0]
+    assert first.margins == pytest.approx(same.margins, abs=1e-3) and first.held == same.held
+    assert free.margins != pytest.approx(same.margins, abs=1e-1)
+
+
 def test_training_ends_early_where_all_holds_and_retention_stands_still() -> None:
     model, layers, updates = adapted_layers()
     own = replace(GENTLE, bound=False, margin=0.0, still=0.0, steps=200, look_every=10, learning_rate=0.05)

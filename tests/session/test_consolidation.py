@@ -146,6 +146,7 @@ def test_the_schedule_consolidates(tmp_path: Path, schedule: dict[str, Any], mon
         own.edit(REQUESTS)
         done = layer_of(own).consolidated_edits("default")
         assert done == (0 if schedule["consolidate"] == "save" else 3)
+        assert own.history.unconsolidated == 5 - done and (own.history.consolidated_batch == 0) == (done == 0)
         own.save(tmp_path / "adapter")
         assert layer_of(own).consolidated_edits("default") == 5
         events = [event["data"]["edits"] for event in own.history.events() if event["kind"] == "consolidate"]
