@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import EditFailedError
-from ..models.decoder import hidden_size, unwrapped
+from ..errors import EditFailedError, UnsupportedModelError
+from ..models.decoder import unwrapped
 from ..models.experts import SHARED
 from ..models.mlp import features
+from ..models.weights import root_mean_square
 from ..requests import EditRequest
 from ..spectral import LowRankUpdate
 from .base import Edit, Editor, Prepared, register_editor
@@ -29,16 +30,19 @@ from .validation import check_above_zero, check_one_of, check_zero_or_above
 class FineTuningHyperparameters(EditorHyperparameters):
     """Steps, rate and constraint are those of the ROME authors' constrained fine-tuning of GPT-2 XL.
 
-    Where no layers are given it tunes ROME's, a third of the depth; the published baseline tunes layer 0.
+    Where no layers are given it tunes ROME's published place, 17/48 of the depth; the published baseline tunes layer 0.
 
     Args:
         form: "low_rank" trains the two factors of an adapter, "dense" the whole difference of the weight.
         rank: Of the low-rank form.
-        lr: Learning rate of Adam.
+        lr: Learning rate of Adam; None follows from ``norm_constraint``: ``num_steps`` steps in one direction add up to
+            it.
         num_steps: Most steps.
         weight_decay: Of Adam.
         norm_constraint: Largest change of an entry of the weight in the dense form; in the low-rank form the change
-            has at most the Frobenius norm of a matrix with this value everywhere.
+            has at most the Frobenius norm of a matrix with this value everywhere. None follows from the weight, by
+            ``relative_norm``.
+        relative_norm: ``norm_constraint`` as a multiple of rms(W) / √inputs, where none is given.
         energy: Share of the squared singular values of a dense difference that its factors keep.
         stop_probability: A request is done once its target has this probability.
         seed: Of the first values of the low-rank form.
@@ -46,10 +50,11 @@ class FineTuningHyperparameters(EditorHyperparameters):
 
     form: str = "low_rank"
     rank: int = 4
-    lr: float = 5e-4
+    lr: float | None = 5e-4
     num_steps: int = 25
     weight_decay: float = 0.0
-    norm_constraint: float = 5e-4
+    norm_constraint: float | None = 5e-4
+    relative_norm: float = 4.0
     energy: float = 0.99
     stop_probability: float = 0.99
     seed: int = 0
@@ -57,7 +62,7 @@ class FineTuningHyperparameters(EditorHyperparameters):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_one_of(self, "form", ("low_rank", "dense"))
-        check_above_zero(self, "rank", "lr", "num_steps", "norm_constraint")
+        check_above_zero(self, "rank", "lr", "num_steps", "norm_constraint", "relative_norm")
         check_zero_or_above(self, "weight_decay", "seed")
         for name in ("energy", "stop_probability"):
             if not 0 < getattr(self, name) <= 1:
@@ -65,16 +70,45 @@ class FineTuningHyperparameters(EditorHyperparameters):
 
     def pushed(self) -> dict[str, Any]:
         """Values that push harder: twice the steps and twice the room."""
-        return {"num_steps": 2 * self.num_steps, "norm_constraint": 2 * self.norm_constraint}
+        room = {"relative_norm": 2 * self.relative_norm}
+        if self.norm_constraint is not None:
+            room = {"norm_constraint": 2 * self.norm_constraint}
+        return {"num_steps": 2 * self.num_steps, **room}
+
+    def limit(self, size: float, inputs: int) -> float:
+        """``norm_constraint``, or what follows from a weight.
+
+        The least change that moves an output y = W k by δ at one key has the Frobenius norm ‖δ‖ / ‖k‖. Where the
+        entries of W are independent of each other, ‖y‖ is rms(W) √outputs ‖k‖, so that this is a matrix with
+        ‖δ‖ / ‖y‖ · rms(W) / √inputs everywhere.
+
+        Args:
+            size: Root mean square of the weight's entries.
+            inputs: How many inputs it has.
+        """
+        return self.relative_norm * size / math.sqrt(inputs) if self.norm_constraint is None else self.norm_constraint
+
+    def rate(self, limit: float, inputs: int) -> float:
+        """``lr``, or the rate at which ``num_steps`` steps in one direction reach a limit.
+
+        In the low-rank form the right factor's rows have the norm 1/√3, and each step moves every entry of the left one
+        by the rate.
+
+        Args:
+            limit: Of the change.
+            inputs: How many inputs the weight has.
+        """
+        if self.lr is not None:
+            return self.lr
+        spread = math.sqrt(3 * inputs / self.rank) if self.form == "low_rank" else 1.0
+        return limit * spread / self.num_steps
 
 
 PUBLISHED: dict[str, Any] = {"layers": (0,), "form": "dense", "second_try": False}
 """What makes the defaults those of the ROME authors' baseline: `get_editor("ft", published=True)`."""
 
-SMALL_WIDTH = 1024
-
-SMALL: dict[str, Any] = {"lr": 5e-3, "norm_constraint": 1e-2}
-"""Values for small models, whose weights are larger and fewer."""
+ADAPTED: dict[str, Any] = {"lr": None, "norm_constraint": None}
+"""For a model that nothing was published for: both follow from the weight."""
 
 
 @register_editor
@@ -98,8 +132,8 @@ class FineTuning(Editor):
 
     @classmethod
     def adapted(cls, model: Any, experts: str = SHARED) -> dict[str, Any]:
-        """`SMALL` for a model narrower than `SMALL_WIDTH`, nothing for others."""
-        return dict(SMALL) if hidden_size(model) < SMALL_WIDTH else {}
+        """`ADAPTED`."""
+        return dict(ADAPTED)
 
     def default_layers(self, depth: int) -> tuple[int, ...]:
         return (round(depth * 17 / 48),)
@@ -127,12 +161,22 @@ class FineTuning(Editor):
         batch = self._batch(model, tokenizer, requests)
         with frozen(model):
             changes = {
-                name: Change.start(unwrapped(model).get_submodule(name), own, index)
+                name: Change.start(unwrapped(model).get_submodule(name), own, index, self._size(model, name, prepared))
                 for index, name in enumerate(self.modules(model))
             }
             before, probability, steps = self._descend(model, batch, changes, requests)
         updates = {name: change.factors(own.energy) for name, change in changes.items()}
         return Edit(tuple(requests), updates, before, probability, (steps,) * len(requests))
+
+    def _size(self, model: Any, name: str, prepared: Prepared) -> float:
+        """Root mean square of the weight's entries; of no account where nothing follows from it."""
+        own = self.hyperparameters
+        if own.lr is not None and own.norm_constraint is not None:
+            return 1.0
+        found: float | None = prepared.once(("size", name), lambda: root_mean_square(model, name))
+        if found is None:
+            raise UnsupportedModelError(f"{name}: its weight cannot be read; give lr and norm_constraint")
+        return found
 
     def _batch(self, model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest]) -> TargetBatch:
         """What is asked for."""
@@ -141,8 +185,7 @@ class FineTuning(Editor):
     def _descend(
         self, model: Any, batch: TargetBatch, changes: dict[str, Change], requests: Sequence[EditRequest]
     ) -> tuple[tuple[float, ...], tuple[float, ...], int]:
-        own = self.hyperparameters
-        optimizer = self._optimizer(changes)
+        own, optimizer = self.hyperparameters, self._optimizer(changes)
         before: tuple[float, ...] = ()
         for step in range(own.num_steps + 1):
             scores = self._scores(model, batch, changes, requests)
@@ -154,12 +197,12 @@ class FineTuning(Editor):
             (-scores.mean()).backward()
             optimizer.step()
             for change in changes.values():
-                change.constrain(own.norm_constraint)
+                change.constrain()
         return before, probability, step
 
     def _optimizer(self, changes: Mapping[str, Change]) -> torch.optim.Adam:
-        parameters = [parameter for change in changes.values() for parameter in change.parameters]
-        return torch.optim.Adam(parameters, lr=self.hyperparameters.lr, weight_decay=self.hyperparameters.weight_decay)
+        groups = [{"params": change.parameters, "lr": change.rate} for change in changes.values()]
+        return torch.optim.Adam(groups, weight_decay=self.hyperparameters.weight_decay)
 
     @staticmethod
     def _scores(
@@ -183,21 +226,24 @@ class FineTuning(Editor):
 class Change:
     """The trained difference of one weight (out, in): two factors, or one matrix beside the identity."""
 
-    def __init__(self, left: Tensor, right: Tensor | None) -> None:
-        self._left, self._right = left, right
+    def __init__(self, left: Tensor, right: Tensor | None, limit: float, rate: float) -> None:
+        self._left, self._right, self._limit = left, right, limit
         self.parameters = [left] if right is None else [left, right]
+        self.rate = rate
 
     @classmethod
-    def start(cls, module: Any, own: FineTuningHyperparameters, index: int) -> Change:
+    def start(cls, module: Any, own: FineTuningHyperparameters, index: int, size: float) -> Change:
         """A change of zero; the right factor of the low-rank form is drawn as LoRA draws it."""
         wide, high = features(module) or (0, 0)
         device = next(module.parameters()).device
+        limit = own.limit(size, wide)
+        rate = own.rate(limit, wide)
         if own.form == "dense":
-            return cls(torch.zeros(high, wide, device=device, requires_grad=True), None)
+            return cls(torch.zeros(high, wide, device=device, requires_grad=True), None, limit, rate)
         generator = torch.Generator().manual_seed(own.seed + index)
         right = (torch.rand(own.rank, wide, generator=generator) * 2 - 1) / math.sqrt(wide)
         left = torch.zeros(high, own.rank, device=device, requires_grad=True)
-        return cls(left, right.to(device).requires_grad_())
+        return cls(left, right.to(device).requires_grad_(), limit, rate)
 
     def hook(self, module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = args[0].float()
@@ -205,7 +251,8 @@ class Change:
         return output + change.to(output.dtype)
 
     @torch.no_grad()
-    def constrain(self, limit: float) -> None:
+    def constrain(self) -> None:
+        limit = self._limit
         if self._right is None:
             self._left.clamp_(-limit, limit)
             return

@@ -28,8 +28,9 @@ SEARCH: dict[str, Any] = {
     "v_num_grad_steps": 31,  # 30 updates; most requests arrive in 6 to 12
     "clamp_norm_factor": 6.0,
     "stop_probability": 0.95,
+    "last_at": 1 / 6,
 }
-"""How v* is searched in a model that nothing was published for: nothing here depends on its width."""
+"""Where and how v* is searched in a model that nothing was published for: nothing here depends on its width."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class ValueHyperparameters(EditorHyperparameters):
             arXiv 2602.02543); 0 for no anchor, 1000 there. They are searched for on the unedited model, once.
         anchor_limit: A v* that is longer than this multiple of that norm is not written; 2 is published for editors of
             several layers, 5 for ROME.
+        last_at: Where no layers are given, the last one that is edited, at whose output v* is sought, as a share of the
+            depth; 17/48 is published for GPT-2 XL.
         experts: What is edited in a mixture of experts: "shared", the expert that all tokens share, and the routed ones
             where there is none; "routed", the routed ones also beside a shared one.
     """
@@ -96,6 +99,7 @@ class ValueHyperparameters(EditorHyperparameters):
     max_tokens: int | None = None
     norm_anchor: int = 0
     anchor_limit: float = 2.0
+    last_at: float = 17 / 48
     experts: str = SHARED
 
     def __post_init__(self) -> None:
@@ -105,13 +109,17 @@ class ValueHyperparameters(EditorHyperparameters):
         check_one_of(self, "v_optimizer", ("adam", "polyak"))
         check_one_of(self, "autocast", tuple(AUTOCAST))
         check_one_of(self, "experts", CHOICES)
-        check_share(self, "stop_probability")
+        check_share(self, "stop_probability", "last_at")
         check_above_zero(self, "v_lr", "v_longest_step", "clamp_norm_factor", "stop_loss", "max_tokens", "anchor_limit")
         check_zero_or_above(self, "v_weight_decay", "kl_factor", "context_seed", "norm_anchor")
         if self.v_num_grad_steps < 2:
             raise ValueError(
                 f"v_num_grad_steps: {self.v_num_grad_steps} must be at least 2; the last of them makes no update"
             )
+
+    def last_layer(self, depth: int) -> int:
+        """The layer at ``last_at`` of the depth."""
+        return round(depth * self.last_at)
 
     def pushed(self) -> dict[str, Any]:
         """Values that push harder: twice the steps, half as far again, and half of what is missing to certainty."""

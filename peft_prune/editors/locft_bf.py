@@ -11,11 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UnsupportedModelError
-from ..models.decoder import hidden_size
 from ..models.experts import SHARED
 from ..requests import EditRequest
 from .base import register_editor
-from .ft import SMALL_WIDTH, Change, FineTuning, FineTuningHyperparameters
+from .ft import Change, FineTuning, FineTuningHyperparameters
 from .target_likelihood import TargetBatch
 from .validation import check_above_zero
 
@@ -24,7 +23,7 @@ from .validation import check_above_zero
 class LocFTBFHyperparameters(FineTuningHyperparameters):
     """Defaults are those of the authors' file for Llama-3 8B; ``num_steps`` counts epochs.
 
-    ``norm_constraint`` and ``stop_probability`` are not read: nothing bounds the change but the number of epochs.
+    ``norm_constraint`` and ``stop_probability`` bound nothing: the change ends with the number of epochs.
 
     Args:
         mini_batch: Rows of one step.
@@ -48,7 +47,8 @@ class LocFTBFHyperparameters(FineTuningHyperparameters):
 
 
 ADAPTED: dict[str, Any] = {"form": "low_rank", "rank": 16, "mini_batch": 16, "end": False}
-"""Values for a model that nothing was published for: factors of an adapter, and targets within a sentence."""
+ADAPTED |= {"lr": None, "norm_constraint": None}
+"""Where nothing was published: factors of an adapter, targets within a sentence, a rate that the weight gives."""
 
 
 @register_editor
@@ -72,8 +72,8 @@ class LocFTBF(FineTuning):
 
     @classmethod
     def adapted(cls, model: Any, experts: str = SHARED) -> dict[str, Any]:
-        """`ADAPTED`, with ten times the rate for a model narrower than `SMALL_WIDTH`."""
-        return {**ADAPTED, **({"lr": 5e-3} if hidden_size(model) < SMALL_WIDTH else {})}
+        """`ADAPTED`."""
+        return dict(ADAPTED)
 
     def default_layers(self, depth: int) -> tuple[int, ...]:
         return (min(depth - 1, round(depth * 22 / 32)),)  # published for Llama-3 8B: layer 22 of 32

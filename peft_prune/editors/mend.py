@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UnsupportedModelError
-from ..models.decoder import hidden_size, unwrapped
+from ..models.decoder import unwrapped
 from ..models.experts import SHARED
 from ..models.fingerprint import base_fingerprint
 from ..models.mlp import features
@@ -28,8 +28,6 @@ from .mend_training import Trainer
 from .second_moment import SecondMoments
 from .target_likelihood import TargetBatch, frozen
 from .validation import check_above_zero, check_zero_or_above
-
-SMALL_WIDTH = 1024
 
 
 @dataclass(frozen=True)
@@ -68,8 +66,8 @@ class MENDHyperparameters(EditorHyperparameters):
         check_zero_or_above(self, "cedit", "cloc")
 
 
-SMALL: dict[str, Any] = {"lr": 3e-4, "lr_lr": 1e-2, "edit_lr": 1e-2}
-"""Training rates for small models, whose networks can be trained in minutes."""
+ADAPTED: dict[str, Any] = {"lr": 3e-4, "lr_lr": 1e-2, "edit_lr": 1e-2}
+"""Rates for a network that is trained for a thousand steps, not for the published hundred thousands."""
 
 
 @register_editor
@@ -93,8 +91,8 @@ class MEND(Editor):
 
     @classmethod
     def adapted(cls, model: Any, experts: str = SHARED) -> dict[str, Any]:
-        """`SMALL` for a model narrower than `SMALL_WIDTH`, nothing for others."""
-        return dict(SMALL) if hidden_size(model) < SMALL_WIDTH else {}
+        """`ADAPTED`."""
+        return dict(ADAPTED)
 
     def default_layers(self, depth: int) -> tuple[int, ...]:
         return tuple(range(max(0, depth - 3), depth))

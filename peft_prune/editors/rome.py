@@ -27,8 +27,8 @@ from .values import optimize_values
 class ROMEHyperparameters(ValueHyperparameters):
     """Defaults are those of the authors' file for GPT-2 XL; ``stop="probability"`` is not theirs (see `PUBLISHED`).
 
-    ``layers`` is the one layer that is edited; None picks the middle of the first half (layer 17 of GPT-2 XL's 48 in
-    the paper, about a third of the depth).
+    ``layers`` is the one layer that is edited; None takes that at ``last_at`` of the depth (in the paper layer 17 of
+    GPT-2 XL's 48).
 
     Args:
         mom2_adjustment: Whether keys are whitened by the second moment.
@@ -87,7 +87,7 @@ class ROME(Editor):
         return self.hyperparameters.mom2_adjustment
 
     def default_layers(self, depth: int) -> tuple[int, ...]:
-        return (round(depth * 17 / 48),)
+        return (self.hyperparameters.last_layer(depth),)
 
     def prepare(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, statistics: SecondMoments | None = None

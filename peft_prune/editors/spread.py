@@ -53,13 +53,13 @@ class SpreadEditor(Editor):
     searches_values: ClassVar[bool] = True
     edits_experts: ClassVar[bool] = True
     share_of_depth: ClassVar[float] = 5 / 48  # published for GPT-2 XL: layers 13 to 17 of 48
-    last_at: ClassVar[float] = 17 / 48
     system_fields: ClassVar[tuple[str, ...]]
     """Hyperparameters that `system` reads: editors that differ in none of them share what is prepared."""
 
     def default_layers(self, depth: int) -> tuple[int, ...]:
-        last, count = round(depth * self.last_at), max(2, round(depth * self.share_of_depth))
-        return tuple(range(max(0, last - count + 1), last + 1))
+        count = min(depth, max(2, round(depth * self.share_of_depth)))
+        last = max(count - 1, self.hyperparameters.last_layer(depth))
+        return tuple(range(last - count + 1, last + 1))
 
     def prepare(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, statistics: SecondMoments | None = None

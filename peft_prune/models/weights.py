@@ -12,12 +12,16 @@ from accelerate.utils import align_module_device, has_offloaded_params
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from .decoder import unwrapped
 from .experts import PLACE, is_experts
 from .mlp import features
 from .quantization import dequantized, form_of
 
 Rows = Callable[[int, int], Tensor]
 """Rows from one to another of a weight, as a matrix in its own floating dtype."""
+
+_ROWS = 1024
+"""Rows of a weight that are widened at a time."""
 
 _TRANSPARENT = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
@@ -77,6 +81,24 @@ def base_weights(model: nn.Module) -> Iterator[BaseWeight]:
                 "absent" if absent else None,
                 _Opened(module, own, None, outer),
             )
+
+
+def root_mean_square(model: nn.Module, module: str) -> float | None:
+    """Root mean square of the entries of a module's base weight; None where the weight cannot be read.
+
+    Args:
+        model: The model, unwrapped or not.
+        module: Name of a linear map in the unwrapped model.
+    """
+    own = next((weight for weight in base_weights(unwrapped(model)) if weight.name == f"{module}.weight"), None)
+    if own is None:
+        return None
+    with own.opened() as rows:
+        if rows is None:
+            return None
+        parts = (rows(start, start + _ROWS) for start in range(0, own.rows, _ROWS))
+        squares = sum(float(torch.linalg.vector_norm(part.float())) ** 2 for part in parts)
+    return (squares / (own.rows * own.shape[-1])) ** 0.5
 
 
 def wrapped_modules(model: nn.Module) -> list[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from .records import LOST, EditRecord
 from .replay import set_consolidated
 from .workspace import Workspace
 
+GOES_ON = 5
+"""Where edits that were not reached are rolled out, training goes on for one in so many of its steps."""
 NAMED = 3
 """Edits that are named in a warning before the rest is counted."""
 
@@ -89,22 +92,38 @@ class Consolidating:
         config, standing = self._work.config, self._work.history.standing
         return config.consolidates(standing) and not (self._is_held and self._work.history.unconsolidated == 0)
 
-    def run(self, texts: Sequence[str] | None, settings: ConsolidationSettings, progress: bool) -> ConsolidationResult:
+    def run(
+        self,
+        texts: Sequence[str] | None,
+        settings: ConsolidationSettings,
+        progress: bool,
+        start: Mapping[str, LowRankUpdate] | None = None,
+    ) -> ConsolidationResult:
         """Consolidate the edits that stand; the caller sees to it that an error leaves everything as it was.
+
+        Args:
+            texts: Retention texts; None lets the base write them.
+            settings: How.
+            progress: Show a bar.
+            start: Factors trained for these edits among others, from which training goes on for one in `GOES_ON` of its
+                steps.
 
         Raises:
             SessionStateError: No edit stands; or only those of the last consolidation are read, and none since.
         """
-        work, start = self._work, time.perf_counter()
+        work, begun = self._work, time.perf_counter()
         records = [record for record in work.history.edits(standing=True) if record.request is not None]
         if not records:
             raise SessionStateError("history: it holds no request that stands, so there is nothing to consolidate")
         windowed = self.reads_window(settings)
         read = self._window(records, settings) if windowed else records
-        begins_with = self._present() if windowed else None
+        begins_with = self.present() if windowed else start
         # each window draws anew, also the texts
         drawn = dataclasses.replace(settings, seed=settings.seed + work.history.last_batch) if windowed else settings
         texts, written = self._texts(texts, drawn.for_edits(len(read)), windowed)
+        if start is not None:
+            full = drawn.for_edits(len(read))
+            drawn = dataclasses.replace(full, steps=math.ceil((full.steps or 0) / GOES_ON))
         restrained, standing = self._restrained(), {one.id: one.strength for one in records}
         ids = {record.id for record in read}
         others = [one.request for one in records if one.request is not None and one.id not in ids]
@@ -144,15 +163,20 @@ class Consolidating:
             last.divergence,
             first.divergence,
             dataclasses.replace(found.trained.settings, seed=settings.seed),
-            time.perf_counter() - start,
+            time.perf_counter() - begun,
         )
 
-    def again(self, progress: bool) -> ConsolidationResult | None:
-        """Consolidate as the last time: with its settings, its seed and its texts; None where no edit stands."""
+    def again(self, progress: bool, start: Mapping[str, LowRankUpdate] | None = None) -> ConsolidationResult | None:
+        """Consolidate as the last time: with its settings, its seed and its texts; None where no edit stands.
+
+        Args:
+            progress: Show a bar.
+            start: As for `run`.
+        """
         kept = self._work.history.consolidation()
         if kept is None or not self._work.history.standing:
             return None
-        return self.run(kept.texts, kept.settings, progress)
+        return self.run(kept.texts, kept.settings, progress, start)
 
     def drop(self) -> None:
         """Forget the last consolidation, so that it is not done again."""
@@ -204,7 +228,7 @@ class Consolidating:
             return texts, texts is None
         return (None if windowed or len(texts) < (settings.texts or 0) else texts), True
 
-    def _present(self) -> dict[str, LowRankUpdate]:
+    def present(self) -> dict[str, LowRankUpdate]:
         """The effective factors, by module: what was trained, with what has been added beside it."""
         adapter = self._work.adapter
         return {name: layer.effective_update(adapter) for name, layer in self._work.model.edited_layers()}

@@ -26,6 +26,7 @@ from ..processes import is_main, require_same, together, warn_if_unaware
 from ..publishing import publisher
 from ..requests import EditRequest
 from ..requests.asking import PLAIN
+from ..spectral import LowRankUpdate
 from ..tuner import PruneEditConfig
 from .asking import Asking
 from .base import require_base
@@ -357,8 +358,16 @@ class EditSession:
         self._require_open()
         self._undo([edits] if isinstance(edits, int) else list(edits), reason)
 
-    def _undo(self, chosen: Sequence[int], reason: str) -> ConsolidationResult | None:
-        """What an undo is followed by."""
+    def _undo(
+        self, chosen: Sequence[int], reason: str, start: Mapping[str, LowRankUpdate] | None = None
+    ) -> ConsolidationResult | None:
+        """What an undo is followed by.
+
+        Args:
+            chosen: Numbers of the edits.
+            reason: For the history.
+            start: Factors from which a consolidation of the others goes on, and is not done anew.
+        """
         standing = {record.id: record for record in self.history.edits(standing=True)}
         for edit in chosen:
             if edit not in standing:
@@ -374,7 +383,7 @@ class EditSession:
         with self.workspace.intact():
             self.workspace.rebuild(without=chosen)
             self.history.record_undo(chosen, reason)
-        again = self._consolidate_again()
+        again = self._consolidate_again(start)
         self._look("undo")
         self._call("on_undo", chosen)
         return again
@@ -443,17 +452,24 @@ class EditSession:
             return result
         shown, self.shows_bars = self.shows_bars, self.shows_bars or progress
         try:
-            return self._give_up("did not take, nor when all were trained together") or result
+            return self._give_up("did not take, nor when all were trained together", goes_on=True) or result
         finally:
             self.shows_bars = shown
 
-    def _give_up(self, reason: str) -> ConsolidationResult | None:
-        """Roll out what waits for a consolidation; that of the others where there was one."""
+    def _give_up(self, reason: str, *, goes_on: bool = False) -> ConsolidationResult | None:
+        """Roll out what waits for a consolidation; that of the others where there was one.
+
+        Args:
+            reason: For the history.
+            goes_on: Whether that of the others goes on from what was just trained for all; it is done anew otherwise.
+        """
         if self.on_failure != CONSOLIDATE:
             return None
         self.workspace.look_at(self._waiting(), "consolidate")
         waiting = [record.id for record in self._waiting()]
-        return self._undo(waiting, reason) if waiting else None
+        # their targets are no answers of the factors that were trained, which are the others' all but entirely
+        start = self._consolidating.present() if goes_on else None
+        return self._undo(waiting, reason, start) if waiting else None
 
     def _waiting(self) -> list[EditRecord]:
         """Edits that stand and have not taken."""
@@ -474,14 +490,16 @@ class EditSession:
             warnings.warn(f"{error}; the adapter is saved restrained and not consolidated")
         return self.consolidated > 0
 
-    def _consolidate_again(self) -> ConsolidationResult | None:
+    def _consolidate_again(self, start: Mapping[str, LowRankUpdate] | None = None) -> ConsolidationResult | None:
         """Do again what something has taken away since."""
         again = None
         if self._consolidating.was_taken_away:
             try:
                 with self.workspace.intact():
-                    again = self._consolidating.again(self.shows_bars)
+                    again = self._consolidating.again(self.shows_bars, start)
             except EditFailedError as error:
+                if start is not None:
+                    return self._consolidate_again()
                 # what led here, an undo for instance, is written and stays
                 warnings.warn(f"{error}; the adapter is restrained and no longer consolidated")
                 return None

@@ -15,6 +15,7 @@ from peft_prune.cli.command import SHARED
 from peft_prune.cli.config_file import read_settings
 from peft_prune.cli.progress import Lines
 from peft_prune.editors import get_editor
+from peft_prune.editors.hyperparameters import SEARCH
 from peft_prune.moving import SECONDS
 from tests.tiny import tiny_gpt2
 
@@ -121,6 +122,6 @@ def test_the_doctor_names_what_keeps_a_model_from_being_edited(capsys, tmp_path:
     assert told["can_be_edited"] is False and told["files"] is None and told["tokenizer"] is None
     assert any("holds no weights as safetensors" in problem for problem in told["problems"])
     assert any("tokenizer: " in problem and "holds none" in problem for problem in told["problems"])
-    assert [one["layer"] for one in told["edited"].values()] == list(get_editor("rome").default_layers(3))
+    assert [one["layer"] for one in told["edited"].values()] == list(get_editor("rome", **SEARCH).default_layers(3))
     assert main(["doctor", str(tmp_path / "nowhere")]) == 2
     assert "does not exist" in capsys.readouterr().err

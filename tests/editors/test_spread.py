@@ -145,8 +145,19 @@ def test_editors_say_what_they_need() -> None:
             get_editor(name, **{field: value})
 
 
-def test_layers_follow_the_published_share_of_the_depth() -> None:
+def test_layers_follow_a_share_of_the_depth() -> None:
     assert get_editor("memit").default_layers(48) == (13, 14, 15, 16, 17)
+    for name in ("memit", "emmet", "alphaedit"):
+        own, published = (get_editor(name, model=willing("gpt2"), published=yes) for yes in (False, True))
+        assert [own.default_layers(depth) for depth in (1, 3, 6, 18, 30, 32)] == [
+            *((0,), (0, 1), (0, 1), (2, 3), (3, 4, 5), (3, 4, 5))
+        ]
+        assert published.default_layers(30) == (9, 10, 11)
+    assert get_editor("rome", model=willing("gpt2")).default_layers(30) == (5,)
+    assert get_editor("rome").default_layers(48) == (17,)
+    assert get_editor("memit", last_at=0.5).default_layers(30) == (13, 14, 15)
+    with pytest.raises(ValueError, match=r"last_at: 1\.5 must be between 0 and 1"):
+        get_editor("memit", last_at=1.5)
     assert get_editor("memit").layers(willing("gpt2")) == (0, 1)
     assert mlp_output_module(willing("gpt2"), 1)[0] == get_editor("memit").modules(willing("gpt2"))[1]
 

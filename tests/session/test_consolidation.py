@@ -306,7 +306,7 @@ def test_whoever_asks_for_bars_sees_them_on_the_schedule_and_again(
     monkeypatch.setattr("peft_prune.session.session.ConsolidationSettings", lambda: replace(SHORT, texts=6))
     shown: list[bool] = []
     run = Consolidating.run
-    monkeypatch.setattr(Consolidating, "run", lambda self, *given: shown.append(given[-1]) or run(self, *given))
+    monkeypatch.setattr(Consolidating, "run", lambda self, *given: shown.append(given[2]) or run(self, *given))
     with fresh(consolidate="save") as own:
         own.edit(REQUESTS)
         own.shows_bars = True

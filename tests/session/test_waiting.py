@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from peft_prune.consolidation import run as consolidation
 from peft_prune.editors import Edit
 from peft_prune.editors.rome import ROME
-from peft_prune.errors import HistoryError
+from peft_prune.errors import EditFailedError, HistoryError
 from peft_prune.reporting.log import EditLog
 from peft_prune.session import EditSession, History
 from peft_prune.session.consolidating import Consolidating
-from peft_prune.spectral import LowRankUpdate
+from peft_prune.spectral import LowRankUpdate, truncate
 from tests.consolidation.scene import GENTLE, RESTRAINED, TEXTS, effective
 from tests.editors.test_rome import EASY
 from tests.session.scene import MODULE, REQUESTS, adapted, resumed, session
@@ -37,6 +39,10 @@ class _Weak(ROME):
         return dataclasses.replace(
             edit, updates={MODULE: LowRankUpdate(update.B * update.B.new_tensor(scale), update.A)}
         )
+
+
+def dense(factors: Any) -> torch.Tensor:
+    return factors[MODULE].B @ factors[MODULE].A
 
 
 def waiting(history: Path | None = None, **options: Any) -> EditSession:
@@ -68,28 +74,67 @@ def test_what_was_reached_and_is_lost_again_is_lost_and_not_failed() -> None:
         assert run.results[2].status == "lost" and "took, and was lost" in run.results[2].reason
 
 
-def test_what_a_consolidation_does_not_reach_is_rolled_out_as_if_it_had_never_been_there(tmp_path: Path) -> None:
+def test_what_a_consolidation_does_not_reach_is_rolled_out() -> None:
     short = dataclasses.replace(GENTLE, steps=1, learning_rate=1e-5)
     with waiting() as run, waiting(on_failure="skip") as plain:
         run.edit(REQUESTS, batch_size=5)
         plain.edit(REQUESTS, batch_size=5)
         with pytest.warns(UserWarning, match="not reached under the bound"):
             found = run.consolidate(TEXTS, short)
-        plain.consolidate(TEXTS, short)
         assert found.edits == (1, 2, 4, 5)
         result = run.results[2]
         assert result.status == "failed" and not result.took and not result.stands and "did not take" in result.reason
         assert run.history.edit(3).undone_reason == "did not take, nor when all were trained together"
-        one, other = effective(run), effective(plain)
+        run.restrain()
+        plain.restrain()
+        one, other = effective(run), effective(plain)  # of its factors nothing is left
         assert bool((one.B @ one.A - other.B @ other.A).abs().max() < 1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:consolidation. not reached")
+@pytest.mark.parametrize("loses", [False, True])
+def test_after_a_rolling_out_training_goes_on_from_what_was_trained_unless_that_loses_edits(
+    tmp_path: Path, loses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Edit 3 cannot be reached; the other four are trained on for a fifth of the steps, or anew."""
+    begun: list[Any] = []
+    done: list[Any] = []
+    train = consolidation.train
+
+    def trained(*given: Any) -> Any:
+        begun.append((given[2], given[3]))
+        if loses and len(begun) == 2:
+            raise EditFailedError("consolidation: 3 of 4 edits hold")
+        done.append(train(*given))
+        return done[-1]
+
+    monkeypatch.setattr(consolidation, "train", trained)
+    short = dataclasses.replace(GENTLE, steps=10, learning_rate=1e-5)
+    with waiting(tmp_path / "edits.db") as run:
+        run.edit(REQUESTS, batch_size=5)
+        found = run.consolidate(TEXTS, short)
+        assert found.edits == (1, 2, 4, 5) and run.consolidated == 4
+        assert [one.seen[-1].step for one in done] == [10, 10 if loses else 2]
+        goes_on, bound = begun[1]
+        assert bound[MODULE].rank == 4  # F(raw) of the four
+        torch.testing.assert_close(dense(goes_on), dense({MODULE: truncate(done[0].factors[MODULE], rank=4)[0]}))
+        assert (begun[-1][0] is begun[-1][1]) == loses
+        after = effective(run)
+        norms = [torch.linalg.matrix_norm(one.B.double() @ one.A.double(), 2) for one in (after, bound[MODULE])]
+        assert norms[0] <= norms[1]
+        assert [event["data"]["read"] for event in run.history.events() if event["kind"] == "consolidate"] == [5, 4]
+    with resumed(tmp_path / "edits.db", _Weak(EASY)) as again:
+        assert torch.equal(effective(again).B, after.B)
+        again.undo(5)  # and an undo has what remains trained anew
+        assert done[-1].seen[-1].step == 10 and begun[-1][0] is begun[-1][1]
 
 
 def test_the_second_training_shows_how_far_it_is_as_the_first_does(monkeypatch: pytest.MonkeyPatch) -> None:
     shown, run_of = [], Consolidating.run
 
-    def run(self: Consolidating, texts: Any, settings: Any, progress: bool) -> Any:
+    def run(self: Consolidating, texts: Any, settings: Any, progress: bool, *start: Any) -> Any:
         shown.append(progress)
-        return run_of(self, texts, settings, progress)
+        return run_of(self, texts, settings, progress, *start)
 
     monkeypatch.setattr(Consolidating, "run", run)
     with waiting() as session_, pytest.warns(UserWarning, match="not reached under the bound"):
