@@ -25,6 +25,9 @@ from .second_moment import SecondMoments
 from .target_likelihood import TargetBatch, frozen, target_log_probs
 from .validation import check_above_zero, check_one_of, check_zero_or_above
 
+STEP = 0.16
+"""Of the right factor's largest entry, by which a step moves each: more, and what it began with is gone in a few."""
+
 
 @dataclass(frozen=True)
 class FineTuningHyperparameters(EditorHyperparameters):
@@ -35,8 +38,7 @@ class FineTuningHyperparameters(EditorHyperparameters):
     Args:
         form: "low_rank" trains the two factors of an adapter, "dense" the whole difference of the weight.
         rank: Of the low-rank form.
-        lr: Learning rate of Adam; None follows from ``norm_constraint``: ``num_steps`` steps in one direction add up to
-            it.
+        lr: Learning rate of Adam; None follows from the form and the weight's width, see `rate`.
         num_steps: Most steps.
         weight_decay: Of Adam.
         norm_constraint: Largest change of an entry of the weight in the dense form; in the low-rank form the change
@@ -54,7 +56,7 @@ class FineTuningHyperparameters(EditorHyperparameters):
     num_steps: int = 25
     weight_decay: float = 0.0
     norm_constraint: float | None = 5e-4
-    relative_norm: float = 4.0
+    relative_norm: float = 2.0
     energy: float = 0.99
     stop_probability: float = 0.99
     seed: int = 0
@@ -89,10 +91,10 @@ class FineTuningHyperparameters(EditorHyperparameters):
         return self.relative_norm * size / math.sqrt(inputs) if self.norm_constraint is None else self.norm_constraint
 
     def rate(self, limit: float, inputs: int) -> float:
-        """``lr``, or the rate at which ``num_steps`` steps in one direction reach a limit.
+        """``lr``, or what follows from the form.
 
-        In the low-rank form the right factor's rows have the norm 1/√3, and each step moves every entry of the left one
-        by the rate.
+        In the low-rank form each step moves an entry of the right factor by `STEP` of the largest that it begins with,
+        1 / √inputs; in the dense one ``num_steps`` steps in one direction reach the limit.
 
         Args:
             limit: Of the change.
@@ -100,8 +102,7 @@ class FineTuningHyperparameters(EditorHyperparameters):
         """
         if self.lr is not None:
             return self.lr
-        spread = math.sqrt(3 * inputs / self.rank) if self.form == "low_rank" else 1.0
-        return limit * spread / self.num_steps
+        return STEP / math.sqrt(inputs) if self.form == "low_rank" else limit / self.num_steps
 
 
 PUBLISHED: dict[str, Any] = {"layers": (0,), "form": "dense", "second_try": False}
