@@ -171,12 +171,11 @@ class FineTuning(Editor):
 
     def _size(self, model: Any, name: str, prepared: Prepared) -> float:
         """Root mean square of the weight's entries; of no account where nothing follows from it."""
-        own = self.hyperparameters
-        if own.lr is not None and own.norm_constraint is not None:
+        if self.hyperparameters.norm_constraint is not None:
             return 1.0
         found: float | None = prepared.once(("size", name), lambda: root_mean_square(model, name))
         if found is None:
-            raise UnsupportedModelError(f"{name}: its weight cannot be read; give lr and norm_constraint")
+            raise UnsupportedModelError(f"{name}: its weight cannot be read; give norm_constraint")
         return found
 
     def _batch(self, model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest]) -> TargetBatch:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UnsupportedModelError
 from ..models.experts import SHARED
 from ..requests import EditRequest
-from .base import register_editor
+from .base import Prepared, register_editor
 from .ft import Change, FineTuning, FineTuningHyperparameters
 from .target_likelihood import TargetBatch
 from .validation import check_above_zero
@@ -48,7 +48,7 @@ class LocFTBFHyperparameters(FineTuningHyperparameters):
 
 ADAPTED: dict[str, Any] = {"form": "low_rank", "rank": 16, "mini_batch": 16, "end": False}
 ADAPTED |= {"lr": None, "norm_constraint": None}
-"""Where nothing was published: factors of an adapter, targets within a sentence, a rate that the weight gives."""
+"""Where nothing was published: factors of an adapter, targets within a sentence, a rate by the width."""
 
 
 @register_editor
@@ -77,6 +77,10 @@ class LocFTBF(FineTuning):
 
     def default_layers(self, depth: int) -> tuple[int, ...]:
         return (min(depth - 1, round(depth * 22 / 32)),)  # published for Llama-3 8B: layer 22 of 32
+
+    def _size(self, model: Any, name: str, prepared: Prepared) -> float:
+        # the low-rank form's rate does not depend on it, and nothing bounds the change
+        return 1.0 if self.hyperparameters.form == "low_rank" else super()._size(model, name, prepared)
 
     def _batch(self, model: Any, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest]) -> TargetBatch:
         batch = super()._batch(model, tokenizer, requests)

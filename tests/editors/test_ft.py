@@ -107,13 +107,15 @@ def test_room_and_rate_follow_from_the_weight(form: str, scale: float) -> None:
 
 def test_a_weight_that_cannot_be_read_asks_for_both_values() -> None:
     base, tokenizer = willing("gpt2"), spaced_tokenizer()
-    for name, values in (("ft", {}), ("locft_bf", {"mini_batch": 4})):
+    for name, values in (("ft", {}), ("locft_bf", {"mini_batch": 4, "form": "dense"})):
         editor = get_editor(name, model=base, layers=(1,), **values)
         assert editor.hyperparameters.lr is None and editor.hyperparameters.norm_constraint is None
         prepared = editor.prepare(base, tokenizer)
         prepared.once(("size", mlp_output_module(base, 1)[0]), lambda: None)
-        with pytest.raises(UnsupportedModelError, match="weight cannot be read; give lr and norm_constraint"):
+        with pytest.raises(UnsupportedModelError, match="weight cannot be read; give norm_constraint"):
             editor.compute(base, tokenizer, [REQUEST], prepared)
+        free = get_editor(name, model=base, layers=(1,), mini_batch=4) if name == "locft_bf" else None
+        assert free is None or free.compute(base, tokenizer, [REQUEST], prepared).updates
 
 
 @pytest.mark.parametrize(("field", "value"), [("form", "thin"), ("rank", 0), ("energy", 2.0), ("layers", (2, 1))])
