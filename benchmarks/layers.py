@@ -25,7 +25,7 @@ from peft import get_peft_model
 from peft_prune import EditSession, PruneEditConfig, get_editor, load_requests, load_texts, own_moments
 from peft_prune.cli.models import load_model, load_tokenizer, serve_dtype
 from peft_prune.editors.asking import default_ask
-from peft_prune.evaluation import Evaluation, exclude_subjects, load_facts, recalled
+from peft_prune.evaluation import Evaluation, exclude_subjects, known_facts, load_facts
 
 FIGURES = {
     "efficacy_greedy": "efficacy",
@@ -56,8 +56,7 @@ def main() -> None:
     facts = None
     if given.facts is not None:
         asked = exclude_subjects(load_facts(given.facts), requests)
-        knows = recalled(load_model(given.model), tokenizer, asked)
-        facts = [fact for fact, known in zip(asked, knows, strict=True) if known]
+        facts = known_facts(load_model(given.model), tokenizer, asked)
     print(f"| layers | took | {' | '.join(FIGURES.values())} | perplexity | seconds an edit |")
     print("|---" * (len(FIGURES) + 4) + "|", flush=True)
     for wanted in given.layers:

@@ -119,18 +119,18 @@ class Consolidating:
         read = self._window(records, settings) if windowed else records
         begins_with = self.present() if windowed else start
         # each window draws anew, also the texts
-        drawn = dataclasses.replace(settings, seed=settings.seed + work.history.last_batch) if windowed else settings
-        texts, written = self._texts(texts, drawn.for_edits(len(read)), windowed)
+        seed = settings.seed + work.history.last_batch if windowed else settings.seed
+        drawn = dataclasses.replace(settings, seed=seed).for_edits(len(read))
+        texts, written = self._texts(texts, drawn, windowed)
         if start is not None:
-            full = drawn.for_edits(len(read))
-            drawn = dataclasses.replace(full, steps=math.ceil((full.steps or 0) / GOES_ON))
+            drawn = dataclasses.replace(drawn, steps=math.ceil((drawn.steps or 0) / GOES_ON))
         restrained, standing = self._restrained(), {one.id: one.strength for one in records}
         ids = {record.id for record in read}
         others = [one.request for one in records if one.request is not None and one.id not in ids]
         requests, records = [one.request for one in read if one.request is not None], read
         known, numbers = work.history.phrasings(), [record.id for record in records]
         phrasings = [known.get(number) for number in numbers]
-        with _bar(progress, drawn.for_edits(len(records)).steps) as show:
+        with _bar(progress, drawn.steps) as show:
             # the last bits of what processes compute may part: rank 0's factors are everybody's
             found = same(
                 "consolidation",
